@@ -1,0 +1,1 @@
+"""What runs inside Triton: the front model, its pipeline, the engine runner and the embedded server."""
