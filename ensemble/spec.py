@@ -24,8 +24,8 @@ MAX_IMAGE_BYTES = 48 * 1024 * 1024
 """Bytes of one encoded frame; Triton itself refuses HTTP bodies above 64 MB."""
 
 MASK_FORMATS = ("none", "bits", "rle")
-STAGES = ("queue", "decode", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
-"""Order of `stage_ms`. `queue` is the wait inside the front model's batch for the other frames' turn, not Triton's own queue."""
+STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
+"""Order of `stage_ms`: milliseconds that a frame spent in each stage of the front model, the wait for its batch's other frames included."""
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MAX_DETECTIONS = 100
 
@@ -121,7 +121,8 @@ class Variant:
 
     `resolution` is in pixels a side; `queries` is how many object queries the decoder keeps (at most the checkpoint's); `precision` is one of
     `FLOAT_DTYPES`; `max_batch` is frames per vision-encoder call; `max_pairs` is (image, class) pairs per decoder call; `max_boxes` is exemplar
-    boxes per class; `max_picks` is selected queries per mask-head row.
+    boxes per class; `max_picks` is selected queries per mask-head row. `front_instances` front models work side by side, so that one decodes and
+    packs while the other's frames are on the GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames.
     """
 
     resolution: int = 1008
@@ -131,6 +132,8 @@ class Variant:
     max_pairs: int = 32
     max_boxes: int = 8
     max_picks: int = 20
+    front_instances: int = 2
+    queue_delay_us: int = 5000
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
     def __post_init__(self) -> None:
@@ -141,7 +144,7 @@ class Variant:
             )
         if self.precision not in FLOAT_DTYPES:
             raise ValueError(f"precision must be one of {', '.join(FLOAT_DTYPES)}, got {self.precision!r}")
-        for name in ("max_batch", "max_pairs", "max_boxes", "max_picks"):
+        for name in ("max_batch", "max_pairs", "max_boxes", "max_picks", "front_instances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 

@@ -1,0 +1,76 @@
+"""Runs one sub-model's artifact inside Triton's python backend, for the engines that have no Triton backend where this server runs.
+
+The model's own configuration says what flows in and out, and which engine: `onnxruntime` opens `model.onnx`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+
+from ensemble.spec import ARTIFACTS
+
+
+class Runner(Protocol):
+    """Runs one artifact: arrays by input name in, arrays of the wanted outputs out."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]: ...
+
+
+class OnnxRuntimeRunner:
+    """ONNX Runtime on the CUDA provider where Triton placed the instance on a GPU, on the CPU otherwise."""
+
+    def __init__(self, path: Path, on_gpu: bool, device_id: int) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = os.cpu_count() or 1
+        # Five sessions share the cores: threads that spin while they wait would take them from the session that has work.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        cuda = [("CUDAExecutionProvider", {"device_id": device_id})] if on_gpu else []
+        self._session = ort.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
+        if on_gpu and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise RuntimeError(
+                f"{path}: expected ONNX Runtime's CUDA provider, got {self._session.get_providers()}; install onnxruntime-gpu"
+            )
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        return self._session.run(list(outputs), dict(inputs))
+
+
+class TritonPythonModel:
+    """Triton calls `initialize` once and `execute` for each batch of requests; each request is one call of the artifact."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        config = json.loads(args["model_config"])
+        engine = config["parameters"]["engine"]["string_value"]
+        path = Path(args["model_repository"]) / args["model_version"] / ARTIFACTS[engine]
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{args['model_name']}: expected {path}; run sam3-export --engine {engine} for this repository"
+            )
+        self.outputs = [output["name"] for output in config["output"]]
+        if engine != "onnxruntime":
+            raise ValueError(
+                f"{args['model_name']}: expected engine onnxruntime, got {engine!r}; export again with an engine this server runs"
+            )
+        self.runner: Runner = OnnxRuntimeRunner(
+            path, args["model_instance_kind"] == "GPU", int(args["model_instance_device_id"] or 0)
+        )
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        wanted = [name for name in self.outputs if name in request.requested_output_names()]
+        try:
+            results = self.runner.run({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, wanted)
+        except Exception as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(wanted, results, strict=True)])

@@ -1,0 +1,101 @@
+"""Model records in, the text of `config.pbtxt` and of the python backend's `model.py` out, so that no configuration is written by hand.
+
+The rendering is checked against Triton's own protobuf schema in the tests, and the committed repository against this rendering.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, Model, Tensor, Variant
+
+_TYPES = {"BYTES": "TYPE_STRING"}
+_GPU_ENGINES = ("tensorrt", "aoti")
+
+
+def render(model: Model, variant: Variant, engine: str) -> str:
+    """The `config.pbtxt` of `model` when `engine` (one of `spec.ENGINES`) runs the sub-models. Raises ValueError on an unknown engine."""
+    return "\n".join(_lines(model, variant, _known(engine))) + "\n"
+
+
+def model_py(part: str, engine: str) -> str | None:
+    """The text of `1/model.py`: the front model and every engine without a Triton backend of its own need one; None where there is none."""
+    if part == "front":
+        return 'from ensemble.front import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
+    if _known(engine) == "tensorrt":
+        return None
+    return 'from ensemble.engine import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
+
+
+def write(model: Model, variant: Variant, engine: str, repository: Path) -> Path:
+    """Writes `config.pbtxt`, and `1/model.py` where there is one, below `repository`; returns the model's folder."""
+    folder = repository / model.name
+    (folder / "1").mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(render(model, variant, engine))
+    script = model_py(model.part, engine)
+    if script is not None:
+        (folder / "1" / "model.py").write_text(script)
+    return folder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the configurations of the committed repository: every real resolution, TensorRT plans, artifacts left to sam3-export."""
+    parser = argparse.ArgumentParser(prog="python -m ensemble.pbtxt", description=main.__doc__)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    options = parser.parse_args(argv)
+    names = set()
+    for variant in (Variant(resolution=resolution) for resolution in RESOLUTIONS):
+        for model in (*variant.sub_models, variant.front):
+            names.add(write(model, variant, "tensorrt", options.repository).name)
+    print(json.dumps({"repository": str(options.repository), "models": sorted(names)}))
+    return 0
+
+
+def _known(engine: str) -> str:
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    return engine
+
+
+def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
+    front = model.part == "front"
+    yield "# Generated from ensemble/spec.py; `python -m ensemble.pbtxt` writes the committed ones again."
+    yield f'name: "{model.name}"'
+    yield f'backend: "{"tensorrt" if engine == "tensorrt" and not front else "python"}"'
+    if not front and engine == "tensorrt":
+        yield f'default_model_filename: "{ARTIFACTS[engine]}"'
+    yield f"max_batch_size: {model.max_batch_size}"
+    yield from _tensors("input", model.inputs, model)
+    yield from _tensors("output", model.outputs, model)
+    kind = "KIND_GPU" if engine in _GPU_ENGINES and not front else "KIND_CPU"
+    yield f"instance_group [{{ kind: {kind}, count: {variant.front_instances if front else 1} }}]"
+    if front:
+        yield f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"
+        yield from _parameter("variant", json.dumps(variant.to_dict(), separators=(",", ":")))
+    elif engine != "tensorrt":
+        yield from _parameter("engine", engine)
+        # Without this the python backend copies every GPU input to the host before the runner sees it.
+        yield from _parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
+
+
+def _tensors(kind: str, tensors: tuple[Tensor, ...], model: Model) -> Iterator[str]:
+    yield f"{kind} ["
+    for i, tensor in enumerate(tensors):
+        dims = tensor.dims[1:] if model.batch_axis else tensor.dims
+        sizes = ", ".join("-1" if isinstance(d, Axis) else str(d) for d in dims)
+        flags = ", optional: true" if tensor.optional else ""
+        flags += ", allow_ragged_batch: true" if model.ragged and kind == "input" else ""
+        comma = "," if i + 1 < len(tensors) else ""
+        yield f'  {{ name: "{tensor.name}", data_type: {_TYPES.get(tensor.dtype, f"TYPE_{tensor.dtype}")}, dims: [ {sizes} ]{flags} }}{comma}'
+    yield "]"
+
+
+def _parameter(key: str, value: str) -> Iterator[str]:
+    yield f'parameters {{ key: "{key}", value: {{ string_value: {json.dumps(value)} }} }}'
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

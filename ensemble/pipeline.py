@@ -1,0 +1,221 @@
+"""Frames of several cameras in, their detections out: the whole flow between the sub-models, without Triton and without torch.
+
+`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays where the specification says that the
+front model reads them (`Tensor.host`), opaque handles otherwise, which are passed on as they are. That keeps features where they were made, and lets
+the flow be tested without a server.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ensemble.postprocess import Detections, best_first, scores, select, to_rle
+from ensemble.prompts import Prompt, PromptCache, PromptTokenizer
+from ensemble.request import FrameRequest
+from ensemble.spec import FLOAT_DTYPES, Model, Variant
+
+Call = Callable[[Model, Mapping[str, Any], Sequence[str]], dict[str, Any]]
+_NUMPY = {"FP32": np.float32, "FP16": np.float16}
+PADDING_LABEL = -10
+"""SAM3's label of an unused box slot."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One frame of a batch: its request, its pixels uint8 [3,R,R], its tokens, its size, and the milliseconds each stage took."""
+
+    request: FrameRequest
+    pixel_values: np.ndarray
+    tokens: list[tuple[np.ndarray, np.ndarray]]
+    frame_size: tuple[int, int]  # height, width of the upright frame
+    stage_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Pair:
+    """One (image, class) pair: indices into the batch and into that frame's classes, and the prompt."""
+
+    image: int
+    class_id: int
+    prompt: Prompt
+
+
+class Pipeline:
+    """One variant's flow. Not safe for use by two threads at once: each front-model instance has its own."""
+
+    def __init__(self, variant: Variant, tokenizer: PromptTokenizer, call: Call, cache_size: int = 1024) -> None:
+        self.variant, self._call = variant, call
+        self.prompts = PromptCache(tokenizer, self._encode_text, cache_size)
+        self.calls: dict[str, int] = {}
+        self._float = _NUMPY[FLOAT_DTYPES[variant.precision]]
+
+    def prepare(self, request: FrameRequest, pixel_values: np.ndarray, frame_size: tuple[int, int]) -> Job:
+        """A `Job`; raises RequestError where a name is too long for the text encoder. Safe to call from several threads."""
+        return Job(request, pixel_values, self.prompts.tokenize(request.classes), frame_size)
+
+    def run(self, jobs: Sequence[Job]) -> list[Detections]:
+        """Detections of each job, in order. At most `variant.max_batch` jobs. Whatever `call` raises passes through."""
+        times: dict[str, float] = {}
+        with _timed(times, "text"):
+            pairs = self._pairs(jobs)
+        with _timed(times, "vision"):
+            pixel_values = np.stack([job.pixel_values for job in jobs])
+            features = self._run(self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2"))
+        with _timed(times, "geometry"):
+            self._add_exemplars(jobs, pairs, features)
+        found: list[list[Detections]] = [[] for _ in jobs]
+        presence = [np.zeros(len(job.request.classes), np.float32) for job in jobs]
+        for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.variant.max_pairs):
+            self._decode(jobs, chunk, features, found, presence, times)
+        with _timed(times, "pack"):
+            results = [self._finish(job, f, p) for job, f, p in zip(jobs, found, presence, strict=True)]
+        for job in jobs:
+            job.stage_ms |= times
+        return results
+
+    # ---- prompts
+    def _pairs(self, jobs: Sequence[Job]) -> list[Pair]:
+        prompts = iter(self.prompts.lookup([tokens for job in jobs for tokens in job.tokens]))
+        return [Pair(image, class_id, next(prompts)) for image, job in enumerate(jobs) for class_id in range(len(job.tokens))]
+
+    def _encode_text(self, input_ids: np.ndarray) -> np.ndarray:
+        model = self.variant.text_encoder
+        limit = self.variant.max_pairs
+        parts = [
+            self._run(model, {"input_ids": input_ids[i : i + limit]}, ("text_features",))["text_features"]
+            for i in range(0, len(input_ids), limit)
+        ]
+        return np.concatenate(parts)
+
+    def _add_exemplars(self, jobs: Sequence[Job], pairs: list[Pair], features: Mapping[str, Any]) -> None:
+        """Appends the geometry features of exemplar boxes to the prompts of the pairs that have any."""
+        boxed = [pair for pair in pairs if pair.class_id in jobs[pair.image].request.exemplars]
+        for chunk in _chunks(boxed, self.variant.max_pairs):
+            boxes = np.full((len(chunk), self.variant.max_boxes, 4), 0.5, np.float32)
+            labels = np.full((len(chunk), self.variant.max_boxes), PADDING_LABEL, np.int32)
+            for row, pair in enumerate(chunk):
+                shown = jobs[pair.image].request.exemplars[pair.class_id]
+                boxes[row, : len(shown.boxes)], labels[row, : len(shown.boxes)] = shown.boxes, shown.labels
+            inputs = {"fpn_2": features["fpn_2"], "image_index": _images(chunk), "boxes": boxes, "box_labels": labels}
+            encoded = self._run(self.variant.geometry_encoder, inputs, ("geometry_features",))["geometry_features"]
+            for row, pair in enumerate(chunk):
+                real = np.concatenate([[1], labels[row] != PADDING_LABEL]).astype(np.int32)  # the class token leads
+                pair.prompt = Prompt(
+                    np.concatenate([pair.prompt.features, encoded[row]]), np.concatenate([pair.prompt.mask, real])
+                )
+
+    # ---- decoder and masks
+    def _decode(
+        self,
+        jobs: Sequence[Job],
+        chunk: Sequence[Pair],
+        features: Mapping[str, Any],
+        found: list[list[Detections]],
+        presence: list[np.ndarray],
+        times: dict[str, float],
+    ) -> None:
+        """Decodes one chunk of pairs, and its masks while the decoder's memory is at hand; it is released before the next chunk."""
+        with _timed(times, "decoder"):
+            length = max(len(pair.prompt.mask) for pair in chunk)
+            prompt_features = np.zeros((len(chunk), length, self.variant.checkpoint.hidden_size), self._float)
+            prompt_mask = np.zeros((len(chunk), length), np.int32)
+            for row, pair in enumerate(chunk):
+                tokens = len(pair.prompt.mask)
+                prompt_features[row, :tokens], prompt_mask[row, :tokens] = pair.prompt.features, pair.prompt.mask
+            prompt = {"prompt_features": prompt_features, "prompt_mask": prompt_mask}
+            outputs = self._run(
+                self.variant.decoder,
+                {"fpn_2": features["fpn_2"], "image_index": _images(chunk), **prompt},
+                tuple(tensor.name for tensor in self.variant.decoder.outputs if tensor.host or self._wants_masks(jobs, chunk)),
+            )
+            values = scores(outputs["pred_logits"], outputs["presence_logits"])
+            picks = [
+                select(values[row], jobs[p.image].request.threshold, jobs[p.image].request.max_detections)
+                for row, p in enumerate(chunk)
+            ]
+        with _timed(times, "masks"):
+            masks = self._masks(jobs, chunk, picks, features, {**prompt, **outputs})
+        present = 1 / (1 + np.exp(-outputs["presence_logits"][:, 0]))
+        for row, pair in enumerate(chunk):
+            presence[pair.image][pair.class_id] = present[row]
+            if len(picks[row]):
+                class_ids = np.full(len(picks[row]), pair.class_id, np.int32)
+                boxes = np.clip(outputs["pred_boxes"][row, picks[row]], 0, 1).astype(np.float32)
+                found[pair.image].append(Detections(boxes, values[row, picks[row]], class_ids, presence[pair.image], masks[row]))
+
+    @staticmethod
+    def _wants_masks(jobs: Sequence[Job], chunk: Sequence[Pair]) -> bool:
+        return any(jobs[pair.image].request.mask_format != "none" for pair in chunk)
+
+    def _masks(
+        self,
+        jobs: Sequence[Job],
+        chunk: Sequence[Pair],
+        picks: Sequence[np.ndarray],
+        features: Mapping[str, Any],
+        decoded: Mapping[str, Any],
+    ) -> list[np.ndarray]:
+        """Packed masks of each pair's picks, empty for frames that want none. A row of the mask head is up to `max_picks` queries of one pair."""
+        variant = self.variant
+        empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
+        masks: list[list[np.ndarray]] = [[empty] for _ in chunk]
+        rows = [
+            (pair_row, queries)
+            for pair_row, pair in enumerate(chunk)
+            if jobs[pair.image].request.mask_format != "none"
+            for queries in _chunks(picks[pair_row], variant.max_picks)
+        ]
+        for part in _chunks(rows, variant.max_pairs):
+            width = max(len(queries) for _, queries in part)
+            query_index = np.zeros((len(part), width), np.int32)
+            for i, (_, queries) in enumerate(part):
+                query_index[i, : len(queries)] = queries
+            pair_index = np.array([pair_row for pair_row, _ in part], np.int32)
+            inputs = {
+                "fpn_0": features["fpn_0"],
+                "fpn_1": features["fpn_1"],
+                **{name: decoded[name] for name in ("memory", "query_features", "prompt_features", "prompt_mask")},
+                "image_index": _images(chunk)[pair_index],
+                "pair_index": pair_index,
+                "query_index": query_index,
+            }
+            bits = self._run(variant.mask_head, inputs, ("mask_bits",))["mask_bits"]
+            for i, (pair_row, queries) in enumerate(part):
+                masks[pair_row].append(bits[i, : len(queries)])
+        return [np.concatenate(parts) for parts in masks]
+
+    def _finish(self, job: Job, found: list[Detections], presence: np.ndarray) -> Detections:
+        empty = np.zeros((0, self.variant.mask_size, self.variant.mask_row_bytes), np.uint8)
+        found.sort(key=lambda part: part.class_ids[0])
+        result = best_first(found, presence, job.request.max_detections, empty)
+        if job.request.mask_format == "rle":
+            result.mask_rle, result.mask_bits = to_rle(result.mask_bits, self.variant.mask_size), empty
+        return result
+
+    def _run(self, model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        self.calls[model.part] = self.calls.get(model.part, 0) + 1
+        return self._call(model, inputs, outputs)
+
+
+def _images(chunk: Sequence[Pair]) -> np.ndarray:
+    return np.array([pair.image for pair in chunk], np.int32)
+
+
+def _chunks(items: Any, size: int) -> Iterator[Any]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+@contextmanager
+def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        times[stage] = times.get(stage, 0.0) + (time.perf_counter() - start) * 1e3

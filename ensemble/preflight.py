@@ -1,0 +1,114 @@
+"""What the embedded Triton needs, looked for before it starts: its own messages name symptoms, these name the cause and the remedy.
+
+A repository and this Python's environment go in; the package's folder, the libpython folder, the backend directory and the environment variables come out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+
+class ServerError(RuntimeError):
+    """The server cannot start or has stopped; the message says why and what to do."""
+
+
+def check_repository(repository: Path) -> None:
+    """Raises ServerError unless the folder holds at least one model and each model has what it serves."""
+    models = sorted(config.parent for config in repository.glob("*/config.pbtxt")) if repository.is_dir() else []
+    if not models:
+        raise ServerError(
+            f"expected a model repository at {repository}, found no */config.pbtxt; write one with sam3-export --repository {repository}"
+        )
+    for model in models:
+        text = (model / "config.pbtxt").read_text()
+        # Triton hangs while it loads a python model without model.py, so this is looked at here.
+        if 'backend: "python"' in text and not list(model.glob("[0-9]*/model.py")):
+            raise ServerError(
+                f"{model.name}: expected {model / '1' / 'model.py'}; write it with sam3-export --repository {repository}"
+            )
+        if 'backend: "tensorrt"' in text:
+            raise ServerError(
+                f"{model.name} is a TensorRT plan, which the embedded server cannot run; start it with docker compose up,"
+                " or export for this server with sam3-export --engine onnxruntime"
+            )
+
+
+def find_triton() -> Path:
+    """The folder of the `pytriton` package, found without importing it. Raises ServerError where it is not installed."""
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError(
+            'expected the nvidia-pytriton package, which carries the Triton server; install it with pip install -e ".[serve]"'
+        )
+    package = Path(next(iter(spec.submodule_search_locations)))
+    stub = package / "tritonserver" / "python_backend_stubs" / _python_version()
+    if not stub.is_dir():
+        have = ", ".join(sorted(p.name for p in stub.parent.iterdir()))
+        raise ServerError(
+            f"expected Python {have} (nvidia-pytriton's stubs), this is {_python_version()}; make the environment with one of those"
+        )
+    return package
+
+
+def check_numpy() -> None:
+    """Raises ServerError on NumPy 2: the python backend of Triton 24.10 reads its arrays wrongly and crashes."""
+    import numpy
+
+    if int(numpy.__version__.split(".")[0]) >= 2:
+        raise ServerError(
+            f"expected NumPy 1.26 (the embedded Triton's python backend crashes with 2), got {numpy.__version__}; pip install 'numpy<2'"
+        )
+
+
+def find_libpython() -> Path | None:
+    """The folder of the shared libpython that the stub links to, None where the system's linker finds it. Raises ServerError where there is none."""
+    name = f"libpython{_python_version()}.so.1.0"
+    for folder in (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib")):
+        if folder and (Path(folder) / name).exists():
+            return Path(folder)
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        raise ServerError(
+            f"expected a shared {name} for Triton's python backend, found none; on Debian or Ubuntu: apt-get install libpython{_python_version()},"
+            " elsewhere use a Python that was built with --enable-shared"
+        ) from None
+    return None
+
+
+def lay_out_backends(package: Path, folder: Path) -> Path:
+    """Copies the python backend and the stub of this Python beside each other, as Triton expects them; returns the backend directory."""
+    python = folder / "backends" / "python"
+    shutil.copytree(package / "tritonserver" / "backends" / "python", python)
+    stub = python / "triton_python_backend_stub"
+    shutil.copy2(package / "tritonserver" / "python_backend_stubs" / _python_version() / stub.name, stub)
+    stub.chmod(0o755)
+    return python.parent
+
+
+def environment(package: Path, libpython: Path | None) -> dict[str, str]:
+    environment = dict(os.environ)
+    libraries = [
+        str(package.parent / "nvidia_pytriton.libs"),
+        str(libpython) if libpython else "",
+        environment.get("LD_LIBRARY_PATH", ""),
+    ]
+    return environment | {
+        "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        # The stub takes the environment of the first python3 on PATH.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+        # Frames are megabytes that come and go: without these every one is mapped and page-faulted anew.
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+        "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+    }
+
+
+def _python_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"

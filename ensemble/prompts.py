@@ -1,0 +1,77 @@
+"""Class names in, text features out, encoded once: a camera asks for the same few words in every frame.
+
+The cache is least-recently-used and lives in one front-model instance; its key is the token ids, so "Dog " and "dog" share an entry where the tokenizer
+treats them alike.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ensemble.request import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the decoder attends to for one class: `features` [S,C], `mask` int32 [S], 1 where a token is real."""
+
+    features: np.ndarray
+    mask: np.ndarray
+
+
+class PromptTokenizer:
+    """Turns names into fixed-length token ids with the checkpoint's own tokenizer file."""
+
+    def __init__(self, path: Path, context_length: int) -> None:
+        """`path` is a Hugging Face `tokenizer.json` whose padding is `context_length`. Raises FileNotFoundError naming the command that writes it."""
+        if not path.is_file():
+            raise FileNotFoundError(f"expected the checkpoint's tokenizer at {path}; run sam3-export for this repository again")
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._length = context_length
+
+    def __call__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(ids int32 [L], mask int32 [L]). Raises RequestError where the name has more tokens than the text encoder reads."""
+        encoding = self._tokenizer.encode(name)
+        tokens = sum(encoding.attention_mask)
+        if tokens > self._length:
+            raise RequestError(
+                f"classes: {name[:40]!r}... is {tokens} tokens long, the text encoder reads {self._length}; use fewer words"
+            )
+        return np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, np.int32)
+
+
+class PromptCache:
+    """Least-recently-used text features, filled by one text-encoder call for all the names that are missing."""
+
+    def __init__(self, tokenizer: PromptTokenizer, encode: Callable[[np.ndarray], np.ndarray], capacity: int = 1024) -> None:
+        """`encode` maps ids int32 [N,L] to features [N,L,C]."""
+        self._tokenizer, self._encode, self._capacity = tokenizer, encode, capacity
+        self._entries: OrderedDict[bytes, Prompt] = OrderedDict()
+        self.hits = self.misses = 0
+
+    def tokenize(self, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids and masks of one request's names; raises RequestError for that request."""
+        return [self._tokenizer(name) for name in names]
+
+    def lookup(self, tokens: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Prompt]:
+        """A `Prompt` for each (ids, mask), encoding what is not cached."""
+        wanted = {ids.tobytes(): (ids, mask) for ids, mask in tokens}
+        missing = [key for key in wanted if key not in self._entries]
+        self.misses += len(missing)
+        self.hits += len(tokens) - len(missing)
+        found = {key: self._entries[key] for key in wanted if key in self._entries}
+        if missing:
+            features = self._encode(np.stack([wanted[key][0] for key in missing]))
+            found |= {key: Prompt(feature.copy(), wanted[key][1]) for key, feature in zip(missing, features, strict=True)}
+        for key, prompt in found.items():
+            self._entries[key] = prompt
+            self._entries.move_to_end(key)
+        while len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+        return [found[ids.tobytes()] for ids, _ in tokens]

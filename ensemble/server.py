@@ -1,0 +1,300 @@
+"""A model repository in, a running Triton server out: `sam3-serve` and the `EmbeddedServer` that the demo, the tests and the benchmarks use.
+
+The binary is NVIDIA's own, from the `nvidia-pytriton` wheel, with its python backend and nothing else; a container with the full set of backends is
+what `docker-compose.yml` starts. What the server needs is checked before it starts, since its own messages name symptoms and not causes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ensemble.preflight import (
+    ServerError,
+    check_numpy,
+    check_repository,
+    environment,
+    find_libpython,
+    find_triton,
+    lay_out_backends,
+)
+
+DEFAULT_PORTS = (8000, 8001, 8002)
+"""HTTP, gRPC and metrics, as Triton's own defaults."""
+LOG_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} (?P<time>[\d:]+)\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
+LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
+NO_GPU_NOISE = (
+    "Unable to allocate pinned",
+    "DCGM",
+    "Failed to initialize NVML",
+    "CUDA memory pool disabled",
+    "CUDA runtime",
+    "cuda",
+)
+"""Warnings of every start on a machine without a GPU: not this machine's fault, and nothing to do about them."""
+
+
+class EmbeddedServer:
+    """Starts Triton on a repository, waits until every model answers, stops it at the end of a `with` block.
+
+    Port 0 means a free one. `log` gets one readable line at a time. Raises ServerError with a remedy where something is missing.
+    """
+
+    def __init__(
+        self,
+        repository: Path | str,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        *,
+        address: str = "127.0.0.1",
+        log: Callable[[str], None] | None = None,
+        verbose: bool = False,
+        start_timeout: float = 180.0,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self.repository = Path(repository).resolve()
+        self.address, self._log, self._verbose, self._timeout, self._arguments = (
+            address,
+            log,
+            verbose,
+            start_timeout,
+            tuple(arguments),
+        )
+        self.http_port, self.grpc_port, self.metrics_port = _ports(address, (http_port, grpc_port, metrics_port))
+        self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
+        self.tail: deque[str] = deque(maxlen=60)
+        self._process: subprocess.Popen[str] | None = None
+        self._scratch: Path | None = None
+
+    @property
+    def http_url(self) -> str:
+        """host:port of HTTP."""
+        return f"{self.address}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port of gRPC."""
+        return f"{self.address}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """host:port of the Prometheus endpoint, whose path is /metrics."""
+        return f"{self.address}:{self.metrics_port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def __enter__(self) -> EmbeddedServer:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> EmbeddedServer:
+        """Returns when every model is loaded. Raises ServerError, with the server's own last errors, where that fails."""
+        check_repository(self.repository)
+        package = find_triton()
+        check_numpy()
+        libpython = find_libpython()
+        self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
+        try:
+            backends = lay_out_backends(package, self._scratch)
+            self._process = subprocess.Popen(
+                self._command(package, backends),
+                env=environment(package, libpython),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
+            )
+            threading.Thread(target=self._forward_log, daemon=True).start()
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Ends the server and what it left in shared memory; may be called twice."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+        for leftover in Path("/dev/shm").glob(f"{self.identity}*"):
+            leftover.unlink(missing_ok=True)
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def wait(self) -> None:
+        """Blocks while the server runs. Raises ServerError when it ends by itself."""
+        assert self._process is not None, "start() comes first"
+        code = self._process.wait()
+        raise ServerError(f"Triton stopped by itself (exit code {code}).\n{self._errors()}")
+
+    def _command(self, package: Path, backends: Path) -> list[str]:
+        return [
+            str(package / "tritonserver" / "bin" / "tritonserver"),
+            f"--id={self.identity}",
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={self.identity}",
+            "--disable-auto-complete-config",
+            *(f"--{kind}-address={self.address}" for kind in ("http", "grpc", "metrics")),
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
+            *self._arguments,
+        ]
+
+    def _forward_log(self) -> None:
+        assert self._process is not None, "start() comes first"
+        assert self._process.stdout is not None, "it was opened as a pipe"
+        for line in self._process.stdout:
+            level, text = _readable(line.rstrip())
+            self.tail.append(text)
+            if self._log and (
+                self._verbose or (level in ("warning", "error", "fatal") and not any(n in text for n in NO_GPU_NOISE))
+            ):
+                self._log(text)
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self._timeout
+        while time.monotonic() < deadline:
+            if not self.running:
+                time.sleep(0.3)  # the last log lines
+                raise ServerError(f"Triton did not start.\n{self._errors()}")
+            if self._get("/v2/health/ready") is not None:
+                about = json.loads(self._get("/v2") or "{}")
+                if about.get("name") != self.identity:
+                    raise ServerError(
+                        f"another server answers on {self.http_url} ({about.get('name')}); choose another --http-port"
+                    )
+                return
+            time.sleep(0.1)
+        raise ServerError(f"Triton was not ready after {self._timeout:.0f} s.\n{self._errors()}")
+
+    def _get(self, path: str) -> str | None:
+        try:
+            with urllib.request.urlopen(f"http://{self.http_url}{path}", timeout=2) as answer:
+                return answer.read().decode() or "{}"
+        except (OSError, urllib.error.URLError):
+            return None
+
+    def _errors(self) -> str:
+        bad = [line for line in self.tail if " error " in line or " fatal " in line] or list(self.tail)[-15:]
+        return "\n".join(dict.fromkeys(bad))
+
+
+def _ports(address: str, wanted: Sequence[int]) -> list[int]:
+    """Each wanted port if it is free, a free one for 0. All sockets stay open until all are chosen, so no port is given twice."""
+    sockets, ports = [], []
+    try:
+        for port in wanted:
+            probe = socket.socket()
+            sockets.append(probe)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError as error:
+                raise ServerError(
+                    f"port {port} on {address} cannot be used ({error.strerror}); stop what uses it or choose another"
+                ) from None
+            ports.append(probe.getsockname()[1])
+    finally:
+        for probe in sockets:
+            probe.close()
+    return ports
+
+
+def _free_defaults(address: str) -> tuple[int, int, int]:
+    try:
+        _ports(address, DEFAULT_PORTS)
+    except ServerError:
+        return (0, 0, 0)
+    return DEFAULT_PORTS
+
+
+def _readable(line: str) -> tuple[str, str]:
+    match = LOG_LINE.match(line)
+    if match is None:
+        return "", line
+    level = LEVELS[match["level"]]
+    text = match["text"].strip('"')
+    return level, f"{match['time']} {level} {text}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`sam3-serve`: starts the embedded Triton on a repository and keeps it until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="sam3-serve",
+        description="Serve a model repository with the embedded Triton server (no Docker, no GPU needed).",
+        epilog="example: sam3-serve --repository build/repository --http-port 8000 --grpc-port 8001",
+    )
+    parser.add_argument("--repository", type=Path, required=True, help="folder that sam3-export wrote")
+    for kind, port in zip(("http", "grpc", "metrics"), DEFAULT_PORTS, strict=True):
+        parser.add_argument(
+            f"--{kind}-port", type=int, default=None, help=f"0 for a free one; default {port}, or a free one where it is taken"
+        )
+    parser.add_argument("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
+    parser.add_argument("--verbose", action="store_true", help="show Triton's whole log")
+    parser.add_argument("arguments", nargs="*", help="further tritonserver arguments, after --")
+    options = parser.parse_args(argv)
+
+    given = (options.http_port, options.grpc_port, options.metrics_port)
+    defaults = _free_defaults(options.address)
+    ports = [default if port is None else port for port, default in zip(given, defaults, strict=True)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server = EmbeddedServer(
+            options.repository,
+            *ports,
+            address=options.address,
+            verbose=options.verbose,
+            arguments=options.arguments,
+            log=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        print(f"starting Triton on {server.repository} ...", file=sys.stderr, flush=True)
+        with server:
+            print(
+                json.dumps({"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}),
+                flush=True,
+            )
+            print("ready; Ctrl-C stops it", file=sys.stderr, flush=True)
+            server.wait()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+    except ServerError as error:
+        print(f"sam3-serve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The only module beside `front` and `engine` that knows Triton's Python API: arrays of a request, and calls from the front model to sub-models (BLS).
+
+`triton_python_backend_utils` exists only inside Triton's stub process, so this module is imported there alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
+
+from ensemble.postprocess import Detections
+from ensemble.spec import STAGES, Model
+
+CALL_TIMEOUT_US = 60_000_000
+"""A sub-model that has not answered by then is stuck; its callers get an error instead of waiting for ever."""
+
+
+class SubModelError(RuntimeError):
+    """A sub-model failed; the message names it. Every frame of the batch gets it, since they shared the call."""
+
+
+def request_arrays(request: Any) -> dict[str, np.ndarray]:
+    """Input name -> array of one inference request."""
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+
+
+def call_sub_model(model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    """`pipeline.Call` over BLS: NumPy inputs are wrapped, handles from an earlier call are passed on, host outputs come back as NumPy arrays."""
+    tensors = [value if isinstance(value, pb_utils.Tensor) else pb_utils.Tensor(name, value) for name, value in inputs.items()]
+    request = pb_utils.InferenceRequest(
+        model_name=model.name, requested_output_names=list(outputs), inputs=tensors, timeout=CALL_TIMEOUT_US
+    )
+    response = request.exec()
+    if response.has_error():
+        raise SubModelError(f"{model.name}: {response.error().message()}")
+    results = {}
+    for name in outputs:
+        tensor = pb_utils.get_output_tensor_by_name(response, name)
+        results[name] = tensor.as_numpy() if model.output(name).host else tensor
+    return results
+
+
+def response(found: Detections, frame_size: tuple[int, int], stage_ms: Mapping[str, float], batch: int) -> Any:
+    """The front model's answer for one frame."""
+    arrays = {
+        "boxes": found.boxes,
+        "scores": found.scores,
+        "class_ids": found.class_ids,
+        "presence": found.presence,
+        "mask_bits": found.mask_bits,
+        "mask_rle": np.array(found.mask_rle, dtype=object),
+        "frame_size": np.array(frame_size, np.int32),
+        "stage_ms": np.array([stage_ms.get(stage, 0.0) for stage in STAGES], np.float32),
+        "batch": np.array([batch], np.int32),
+    }
+    return pb_utils.InferenceResponse(
+        [pb_utils.Tensor(name, np.ascontiguousarray(array[None])) for name, array in arrays.items()]
+    )
+
+
+def error_response(message: str, invalid: bool) -> Any:
+    """An answer that tells one caller what was wrong: the request (`invalid`), or the server."""
+    code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

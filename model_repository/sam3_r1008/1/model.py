@@ -1,0 +1,3 @@
+from ensemble.front import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]

@@ -1,0 +1,1 @@
+"""Measures: scripts that print tables and JSON; tests never assert wall-clock time."""
