@@ -1,0 +1,84 @@
+"""Attention of a checkpoint's layers, with its projections joined where they read the same tensor and its scale folded into the query's weights.
+
+In: transformers' attention modules (their weights are read, never changed). Out: modules that export either to explicit MatMul-Softmax-MatMul, with the
+softmax in fp32, or to PyTorch's fused kernel. The explicit form is for ONNX and TensorRT, whose fused paths were found silently wrong for this model.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Form = Literal["explicit", "fused"]
+
+MASKED = -1.0e4
+"""Added to the scores of tokens that must not be seen; finite, so that no graph needs a check for rows without any token."""
+
+
+def token_bias(mask: Tensor) -> Tensor:
+    """Attention mask [N,S] (1 keep, 0 hide) -> additive fp32 bias [N,1,1,S]."""
+    return ((1.0 - mask.float()) * MASKED)[:, None, None, :]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[N,n,C] -> [N,heads,n,C/heads]"""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, form: Form) -> Tensor:
+    """Softmax attention of scaled queries. q, k, v [N,heads,n,d]; bias broadcasts to [N,heads,n,m]; -> [N,n,heads*d]."""
+    if form == "fused":
+        out = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=1.0)
+    else:
+        scores = (q @ k.transpose(-1, -2)).float()  # [N,heads,n,m]
+        if bias is not None:
+            scores = scores + bias
+        out = scores.softmax(-1).to(v.dtype) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """A transformers attention whose projections are joined as `inputs` says: ("qkv",), ("qk", "v"), ("q", "kv") or ("q", "k", "v").
+
+    `forward` takes one tensor [N,n,C] for each entry of `inputs` and returns [N,n,C].
+    """
+
+    def __init__(self, source: nn.Module, inputs: tuple[str, ...], form: Form) -> None:
+        super().__init__()
+        self.heads: int = getattr(source, "num_attention_heads", None) or source.num_heads
+        self.form: Form = form
+        self.inputs = inputs
+        self.projections = nn.ModuleList(joined_projection(source, letters) for letters in inputs)
+        self.output = source.o_proj if hasattr(source, "o_proj") else source.out_proj
+
+    def project(self, *inputs: Tensor) -> list[Tensor]:
+        """Queries, keys and values, each [N,n,C], in this order."""
+        parts: list[Tensor] = []
+        for letters, projection, x in zip(self.inputs, self.projections, inputs, strict=True):
+            parts += projection(x).chunk(len(letters), -1)
+        return parts
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The rest of `forward`, for callers that project apart."""
+        q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
+        return self.output(attend(q, k, v, bias, self.form))
+
+    def forward(self, *inputs: Tensor, bias: Tensor | None = None) -> Tensor:
+        q, k, v = self.project(*inputs)
+        return self.attend(q, k, v, bias)
+
+
+def joined_projection(source: nn.Module, letters: str) -> nn.Linear:
+    """One Linear for several projections of `source`, in the order of `letters`; the query's carries the scale 1/sqrt(head_dim)."""
+    weights, biases = [], []
+    for letter in letters:
+        linear = getattr(source, f"{letter}_proj")
+        scale = source.head_dim**-0.5 if letter == "q" else 1.0
+        weights.append(linear.weight.detach() * scale)
+        biases.append(linear.bias.detach() * scale)
+    joined = nn.Linear(weights[0].shape[1], sum(w.shape[0] for w in weights), device="meta")
+    joined.weight, joined.bias = (nn.Parameter(torch.cat(t), requires_grad=False) for t in (weights, biases))
+    return joined
