@@ -1,0 +1,180 @@
+"""`sam3-camera`: one camera on the command line.
+
+A video, a folder or an image and a list of names flow in; each frame goes to the server, one line per frame flows out, and if
+asked for an annotated video, a picture, or a JSON line per frame. The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from clients.connection import DEFAULT_TIMEOUT_S, Client
+from clients.detections import Detections
+from clients.draw import annotate
+from clients.encode import VideoWriter, to_jpeg
+from clients.errors import RequestTimeout, Sam3ServerError
+from clients.frames import Frame, SourceError, open_source
+from ensemble.spec import DEFAULT_THRESHOLD
+
+EXAMPLES = """examples:
+  sam3-camera --source video.mp4 --classes "red circle" "blue square"
+  sam3-camera --source video.mp4 --classes person dog --masks --output annotated.mp4
+  sam3-camera --source photos/ --classes "traffic light" --url gpu-host:8001 --output found.jsonl
+  sam3-camera --source photo.jpg --classes cat --protocol http --model sam3_r672 --output cat.png
+"""
+
+
+class Output:
+    """Where annotated frames go, by the suffix of a path: a video, the picture with the most detections, or a JSON line per
+    frame.
+    """
+
+    suffixes = (".mp4", ".png", ".jpg", ".jsonl")
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._most = -1
+        self._file = path.open("w") if path.suffix == ".jsonl" else None
+        self._video = VideoWriter(path, fps) if path.suffix == ".mp4" else None
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        """Adds one frame and what was found in it."""
+        if self._file:
+            self._file.write(json.dumps(frame_record(frame, found)) + "\n")
+        elif self._video:
+            self._video.write(annotate(frame.rgb, found))
+        elif len(found) > self._most:
+            self._most = len(found)
+            Image.fromarray(annotate(frame.rgb, found)).save(self.path)
+
+    def close(self) -> None:
+        for thing in (self._file, self._video):
+            if thing:
+                thing.close()
+
+
+def frame_record(frame: Frame, found: Detections) -> dict[str, Any]:
+    """One frame as plain data: boxes in pixels, masks as COCO RLE of `mask_size` pixels a side."""
+    boxes = found.boxes_in_pixels.tolist()
+    masks = [rle["counts"].decode() for rle in found.rle] if found.has_masks else [None] * len(found)
+    return {
+        "frame": frame.index,
+        "time_s": round(frame.time_s, 3),
+        "size": list(found.frame_size),
+        "latency_ms": round(found.latency_ms, 2),
+        "stage_ms": {stage: round(ms, 2) for stage, ms in found.stage_ms.items()},
+        "mask_size": found.mask_size,
+        "detections": [
+            {"label": label, "score": round(float(score), 4), "box": [round(c, 1) for c in box]}
+            | ({"mask": mask} if mask else {})
+            for label, score, box, mask in zip(found.labels, found.scores, boxes, masks, strict=True)
+        ],
+    }
+
+
+def watch(arguments: argparse.Namespace, client: Client, say: Callable[[str], None]) -> dict[str, Any]:
+    """Sends the frames of a source one after the other and returns the summary. A frame that times out is counted and skipped;
+    other errors are raised.
+    """
+    latencies: list[float] = []
+    detections = failed = 0
+    options = {"threshold": arguments.threshold, "mask_format": "bits" if arguments.masks else "none"}
+    start = time.perf_counter()
+    with open_source(arguments.source) as source:
+        outputs = [Output(path, source.fps) for path in arguments.output]
+        try:
+            for frame in source:
+                if arguments.limit is not None and frame.index >= arguments.limit:
+                    break
+                try:
+                    found = client.detect(frame.rgb if arguments.raw else to_jpeg(frame.rgb), arguments.classes, **options)
+                except RequestTimeout as error:
+                    failed += 1
+                    say(f"{frame.index:6d} {frame.time_s:8.2f} s  failed: {error}")
+                    continue
+                latencies.append(found.latency_ms)
+                detections += len(found)
+                say(f"{frame.index:6d} {frame.time_s:8.2f} s {found.latency_ms:8.1f} ms  {found.summary()}")
+                for output in outputs:
+                    output.write(frame, found)
+        finally:
+            for output in outputs:
+                output.close()
+    seconds = time.perf_counter() - start
+    p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (0.0, 0.0)
+    return {
+        "source": str(arguments.source),
+        "model": client.model,
+        "frames": len(latencies),
+        "failed": failed,
+        "detections": detections,
+        "fps": round(len(latencies) / seconds, 2),
+        "p50_ms": round(p50, 2),
+        "p95_ms": round(p95, 2),
+        "output": [str(path) for path in arguments.output],
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="sam3-camera",
+        description="Send the frames of a video, a folder or an image to a SAM3 server and show what it finds.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--source", required=True, help="video file, image, or folder of images")
+    p.add_argument("--classes", required=True, nargs="+", metavar="NAME", help="what to look for, each in a few words")
+    p.add_argument("--url", default="localhost", help="host:port of the server (default: %(default)s with Triton's port)")
+    p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    p.add_argument("--model", help="front model, such as sam3_r672 (default: the server's only one)")
+    p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score, 0 to 1 (default: %(default)s)")
+    p.add_argument("--masks", action="store_true", help="ask for masks too")
+    p.add_argument("--raw", action="store_true", help="send pixels instead of JPEG: exact, and ten times the bytes")
+    p.add_argument("--limit", type=int, metavar="N", help="stop after N frames")
+    p.add_argument(
+        "--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="S", help="seconds to wait for a frame (default: %(default)s)"
+    )
+    p.add_argument(
+        "--output",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"write {', '.join(Output.suffixes)}; several may be given",
+    )
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every frame was answered; 1: some were not; 2: it could not start or go on, and stderr says why."""
+    p = parser()
+    arguments = p.parse_args(argv)
+    if wrong := [str(path) for path in arguments.output if path.suffix not in Output.suffixes]:
+        p.error(f"--output must end in {', '.join(Output.suffixes)}, got {', '.join(wrong)}")
+    try:
+        with Client(arguments.url, protocol=arguments.protocol, model=arguments.model, timeout=arguments.timeout) as client:
+            result = watch(arguments, client, print)
+    except (Sam3ServerError, SourceError, ValueError) as error:
+        print(f"sam3-camera: {error}", file=sys.stderr)
+        print(json.dumps({"source": str(arguments.source), "error": str(error)}))
+        return 2
+    print(
+        f"{result['frames']} frames, {result['failed']} failed, {result['detections']} detections, {result['fps']} fps, "
+        f"p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms"
+    )
+    print(json.dumps(result))
+    return 1 if result["failed"] or not result["frames"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

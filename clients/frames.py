@@ -1,0 +1,139 @@
+"""Where frames come from: a video file, a folder of images, or one image.
+
+A path flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame. Every source is
+an iterator with a rate and an end to close; a live stream would be one more class with the same three members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11; the package runs on 3.10
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+STILLS_FPS = 1.0
+"""Rate at which a folder of images is played back."""
+
+
+class SourceError(ValueError):
+    """A source that cannot be opened or read; the message names the file and what was expected."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture: its number in the source, its time in seconds from the start, and its pixels, uint8 [H,W,3] RGB."""
+
+    index: int
+    time_s: float
+    rgb: NDArray[np.uint8]
+
+
+class Source(Protocol):
+    """An iterator of frames. `fps` is the rate they were taken at; `count` how many there are, None where the file does not
+    say.
+    """
+
+    fps: float
+    count: int | None
+
+    def __iter__(self) -> Iterator[Frame]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def open_source(path: str | Path) -> Source:
+    """The source behind a path: folders and images by Pillow, anything else by PyAV. Raises SourceError."""
+    if "://" in str(path):
+        raise SourceError(
+            f"source must be a video file, an image, or a folder of images, "
+            f"got the address {str(path)!r}; record it to a file first"
+        )
+    path = Path(path)
+    if path.is_dir():
+        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not images:
+            raise SourceError(f"the folder {str(path)!r} has no images ({', '.join(IMAGE_SUFFIXES)})")
+        return Stills(images)
+    if not path.is_file():
+        raise SourceError(f"there is no file {str(path)!r}")
+    return Stills([path]) if path.suffix.lower() in IMAGE_SUFFIXES else Video(path)
+
+
+class Stills:
+    """Image files in the order given."""
+
+    def __init__(self, paths: list[Path], fps: float = STILLS_FPS) -> None:
+        self.paths, self.fps = paths, fps
+        self.count: int | None = len(paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, path in enumerate(self.paths):
+            try:
+                with Image.open(path) as image:
+                    rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            except (OSError, UnidentifiedImageError) as error:
+                raise SourceError(f"{str(path)!r} is not an image that Pillow can read ({error})") from error
+            yield Frame(index, index / self.fps, rgb)
+
+    def close(self) -> None:
+        """Nothing is held open between frames."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Video:
+    """The first video stream of a file, decoded frame by frame."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._container = av.open(str(path))
+        except (av.FFmpegError, OSError) as error:
+            raise SourceError(f"{str(path)!r} is not a video that FFmpeg can open ({error})") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise SourceError(f"{str(path)!r} has no video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.fps = float(self._stream.average_rate or 25)
+        self.count: int | None = self._stream.frames or None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """From the start each time. Raises SourceError, with the number of good frames, where the file is damaged."""
+        self._container.seek(0)
+        index = 0
+        try:
+            for picture in self._container.decode(self._stream):
+                rgb: NDArray[Any] = picture.to_ndarray(format="rgb24")
+                if picture.rotation:  # phones film sideways and note by how many degrees counterclockwise to turn
+                    rgb = np.ascontiguousarray(np.rot90(rgb, picture.rotation // 90))
+                yield Frame(index, picture.time if picture.time is not None else index / self.fps, rgb)
+                index += 1
+        except av.FFmpegError as error:
+            raise SourceError(f"{str(self.path)!r} cannot be decoded after {index} frames ({error})") from error
+        if not index:
+            raise SourceError(f"{str(self.path)!r} holds no frames")
+
+    def close(self) -> None:
+        """Closes the file; iterating afterwards fails."""
+        self._container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""Known responses and known films for the client tests."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clients.detections import Detections
+from clients.encode import VideoWriter
+from clients.message import parse_response
+from ensemble.spec import STAGES, Variant
+
+SMALL = Variant(252)
+
+
+@pytest.fixture
+def response() -> Callable[..., dict[str, np.ndarray]]:
+    """Makes the arrays of a response, as they come off the wire: a leading 1, the specification's dtypes."""
+
+    def make(
+        count: int = 2, masks: np.ndarray | None = None, rle: list[bytes] | None = None, **other: Any
+    ) -> dict[str, np.ndarray]:
+        boxes = np.array([[0.25, 0.25, 0.5, 0.75], [0.5, 0.0, 1.0, 0.5], [0.0, 0.6, 0.2, 1.0]], np.float32)[:count]
+        empty = np.zeros((0, SMALL.mask_size, SMALL.mask_row_bytes), np.uint8)
+        arrays = {
+            "boxes": boxes,
+            "scores": np.array([0.9, 0.6, 0.1], np.float32)[:count],
+            "class_ids": np.array([1, 0, 1], np.int32)[:count],
+            "presence": np.array([0.7, 0.99], np.float32),
+            "mask_bits": empty if masks is None else np.packbits(masks, axis=2),
+            "mask_rle": np.array(rle or [], dtype=object),
+            "frame_size": np.array([360, 640], np.int32),
+            "stage_ms": np.arange(len(STAGES), dtype=np.float32),
+            "batch": np.array([3], np.int32),
+        }
+        return {name: array[None] for name, array in (arrays | other).items()}
+
+    return make
+
+
+@pytest.fixture
+def detections(response: Callable[..., dict[str, np.ndarray]]) -> Callable[..., Detections]:
+    """Makes `Detections` of the classes `blue square` and `red circle`."""
+
+    def make(count: int = 2, **other: Any) -> Detections:
+        return parse_response(
+            response(count, **other).get, ["blue square", "red circle"], model=SMALL.front_name, latency_ms=12.5
+        )
+
+    return make
+
+
+@pytest.fixture
+def masks() -> np.ndarray:
+    """bool [2,72,72]: a filled box and a disc."""
+    y, x = np.mgrid[: SMALL.mask_size, : SMALL.mask_size]
+    box = (x >= 18) & (x < 36) & (y >= 18) & (y < 54)
+    disc = (x - 54) ** 2 + (y - 18) ** 2 < 15**2
+    return np.stack([box, disc])
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    """An H.264 file of six frames at 12 fps, 96x64, frame i uniformly grey at 30 i."""
+    path = tmp_path / "film.mp4"
+    with VideoWriter(path, fps=12) as writer:
+        for i in range(6):
+            writer.write(np.full((64, 96, 3), 30 * i, np.uint8))
+    return path
+
+
+@pytest.fixture
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (120, 130, 140)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """A port on which nothing listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that accepts connections and never says a word."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        yield int(s.getsockname()[1])
