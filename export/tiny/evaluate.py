@@ -1,0 +1,195 @@
+"""A way to predict flows in (this checkpoint in PyTorch by default, any engine through `evaluate`), held-out scenes and questions are drawn, and COCO's figures flow out:
+average precision of boxes and masks by object size, and how often presence was judged rightly. A (scene, prompt) pair counts as one COCO image with one category, so
+that detections for absent prompts cost precision. Areas are given in pixels of the original's scale (4 x 252 = 1008), so that COCO's borders between small, medium and
+large (32 and 96 pixels squared) mean what they mean there."""
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from export.tiny.configuration import CHECKPOINT, RESOLUTIONS
+from export.tiny.predictor import Detections, TorchPredictor, load_model
+from export.tiny.prompts import Prompt, Question, exemplar_question, text_question
+from export.tiny.random_scene import random_scene, validation_seeds
+from export.tiny.scenes import Rendering, frame_size, render
+
+Predict = Callable[[np.ndarray, Sequence[Prompt]], list[Detections]]  # frame uint8 RGB [H, W, 3]
+FRAME_PIXELS = 640 * 360
+FULL_SIDE = 1008
+TEXT_QUESTIONS = 4
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One held-out scene: its frame with ground truth, and the questions asked of it; the last one has example boxes."""
+
+    seed: int
+    rendering: Rendering
+    questions: tuple[Question, ...]
+
+
+def held_out(scenes: int) -> Iterator[Case]:
+    """The first `scenes` held-out scenes as frames of about 640 x 360 pixels: TEXT_QUESTIONS different questions in words each, and one with example boxes."""
+    for seed in validation_seeds(scenes):
+        rng = np.random.default_rng((3, seed))
+        scene = random_scene(seed)
+        rendering = render(scene, *frame_size(scene.aspect, FRAME_PIXELS), supersample=2)
+        questions: dict[str, Question] = {}
+        while len(questions) < TEXT_QUESTIONS:
+            question = text_question(rng, rendering.instances)
+            questions.setdefault(question.prompt.text, question)
+        yield Case(seed, rendering, (*questions.values(), exemplar_question(rng, rendering.instances)))
+
+
+def full_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Masks [n, h, w], logits or bool, as decisions at frame size, bool [n, H, W]: enlarged bilinearly, then cut at the middle."""
+    edge = 0.5 if masks.dtype == bool else 0.0
+    enlarged = [
+        np.asarray(
+            Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        )
+        > edge
+        for mask in masks
+    ]
+    return np.array(enlarged, bool).reshape(-1, height, width)
+
+
+def _encoded(mask: np.ndarray) -> dict:
+    return rle.encode(np.asfortranarray(mask, np.uint8))
+
+
+def _annotation(number: int, image: int, box: Sequence[float], mask: np.ndarray, **more: float) -> dict:
+    x0, y0, x1, y1 = (float(v) * FULL_SIDE for v in box)
+    area = float(mask.mean()) * FULL_SIDE**2
+    shape = dict(bbox=[x0, y0, x1 - x0, y1 - y0], segmentation=_encoded(mask), area=area)
+    return dict(id=number, image_id=image, category_id=1, iscrowd=0, **shape, **more)
+
+
+class Tally:
+    """Collects pairs of answers and detections, and judges them with COCO's evaluation code."""
+
+    def __init__(self) -> None:
+        self.pairs, self.right, self.images, self.truth, self.found = 0, 0, [], [], []
+
+    def add(self, question: Question, detections: Detections, rendering: Rendering) -> None:
+        """One question about one frame."""
+        self.pairs += 1
+        height, width = rendering.index_map.shape
+        self.images.append(dict(id=self.pairs, height=height, width=width))
+        self.right += int((detections.presence > 0.5) == bool(question.answer))
+        for k in question.answer:
+            instance = rendering.instances[k]
+            entry = _annotation(len(self.truth) + 1, self.pairs, instance.box, rendering.mask(instance))
+            self.truth.append(entry)
+        masks = full_masks(detections.masks, height, width)
+        for score, box, mask in zip(detections.scores, detections.boxes, masks, strict=True):
+            entry = _annotation(len(self.found) + 1, self.pairs, box, mask, score=float(score))
+            self.found.append(entry)
+
+    def figures(self) -> dict:
+        """{"pairs", "objects", "presence_accuracy", "box": {AP, AP50, AP75, APs, APm, APl}, "mask": {...}}, APs in 0..1, -1 where there is no such object."""
+        result = {
+            "pairs": self.pairs,
+            "objects": len(self.truth),
+            "presence_accuracy": self.right / max(1, self.pairs),
+        }
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+            truth = self._coco(self.truth)
+            for kind, name in (("bbox", "box"), ("segm", "mask")):
+                if not self.found or not self.truth:
+                    result[name] = dict.fromkeys(FIGURES, 0.0)
+                    continue
+                judge = COCOeval(truth, self._coco(self.found, kind), kind)
+                judge.evaluate()
+                judge.accumulate()
+                judge.summarize()
+                result[name] = {
+                    figure: round(float(v), 4) for figure, v in zip(FIGURES, judge.stats, strict=False)
+                }
+        return result
+
+    def _coco(self, annotations: list[dict], kind: str = "") -> COCO:
+        coco = COCO()
+        if kind == "bbox":  # what COCO does with boxes that come without a mask
+            annotations = [{**a, "area": a["bbox"][2] * a["bbox"][3]} for a in annotations]
+        coco.dataset = dict(
+            images=self.images, categories=[dict(id=1, name="named")], annotations=annotations
+        )
+        coco.createIndex()
+        return coco
+
+
+def evaluate(predict: Predict, scenes: int = 500, progress: Callable[[int], None] | None = None) -> dict:
+    """Judge `predict` on held-out scenes.
+
+    Args:
+        predict: called once a scene with its frame, uint8 RGB [H, W, 3], and its prompts; returns one `Detections` a prompt, low scores included
+            (0.01 and up: average precision wants the whole curve).
+        scenes: how many; the same number means the same scenes and questions.
+        progress: called with the number of scenes done.
+
+    Returns {"scenes", "text": figures, "exemplar": figures}; see `Tally.figures`.
+    """
+    tallies = {"text": Tally(), "exemplar": Tally()}
+    for done, case in enumerate(held_out(scenes), 1):
+        answers = predict(case.rendering.frame, [q.prompt for q in case.questions])
+        for question, detections in zip(case.questions, answers, strict=True):
+            tallies["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
+        if progress:
+            progress(done)
+    return {"scenes": scenes, **{name: tally.figures() for name, tally in tallies.items()}}
+
+
+def table(results: dict[int, dict]) -> str:
+    """The figures of `evaluate` by resolution, as text."""
+    lines = [f"{'R':>4} {'prompts':>9} {'of':>5} " + " ".join(f"{f:>6}" for f in FIGURES) + "  presence"]
+    for resolution, result in results.items():
+        for prompts in ("text", "exemplar"):
+            for kind in ("box", "mask"):
+                row = " ".join(f"{result[prompts][kind][figure]:6.3f}" for figure in FIGURES)
+                accuracy = f"{result[prompts]['presence_accuracy']:9.4f}"
+                lines.append(f"{resolution:>4} {prompts:>9} {kind:>5} {row} {accuracy}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Command line; see the module's text. The last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tiny.evaluate",
+        description="Judge a checkpoint on held-out scenes.",
+        epilog="example: python -m export.tiny.evaluate --checkpoint export/tiny/checkpoint --scenes 100 --resolutions 252",
+    )
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
+    parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
+    options = parser.parse_args(argv)
+    results = {}
+    for resolution in options.resolutions:
+        predict = TorchPredictor(*load_model(options.checkpoint, resolution, options.device), resolution)
+        show = lambda done, r=resolution: print(f"\r{r}: {done}/{options.scenes}", end="", file=sys.stderr)  # noqa: E731
+        results[resolution] = evaluate(predict, options.scenes, show)
+        print(file=sys.stderr)
+    print(table(results))
+    summary = {
+        "checkpoint": str(options.checkpoint),
+        "results": {str(r): result for r, result in results.items()},
+    }
+    print(json.dumps(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    main()

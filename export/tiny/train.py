@@ -1,0 +1,220 @@
+"""Nothing flows in but a number of minutes (or steps); a trained checkpoint and its curve flow out. Loader processes draw scenes without end, the GPU learns from each
+of them once, a slow-moving average of the weights is judged on held-out scenes now and then and is what gets saved."""
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import Sam3Model
+
+from export.tiny.configuration import (
+    RESOLUTIONS,
+    build_model,
+    normalise_pyramid,
+    save_checkpoint,
+    set_resolution,
+)
+from export.tiny.dataset import Batch, SceneBatches, draw_batch, normalised
+from export.tiny.evaluate import evaluate
+from export.tiny.losses import losses, match, matching_costs, targets_of
+from export.tiny.network import Positions, Predictions, forward_all_layers
+from export.tiny.predictor import TorchPredictor
+from export.tiny.random_scene import FIRST_TRAINING_SEED
+from export.tiny.tokenizer import build_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what is learnt, besides code and data."""
+
+    scenes: int = 64  # a batch; three prompts each
+    learning_rate: float = 3e-4
+    warm_up: int = 400  # steps
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    average: float = 0.999  # decay of the averaged weights
+    seed: int = 0
+
+
+class Trainer:
+    """One model, its average, its optimiser; `step` learns from one batch."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        self.recipe, self.device, self.steps = recipe, device, 0
+        self.tokenizer = build_tokenizer()
+        self.model = build_model(self.tokenizer, recipe.seed).to(device).train()
+        seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 16)
+        self.pyramid = normalise_pyramid(
+            self.model, normalised(draw_batch(list(seeds), RESOLUTIONS[0]).pixels.to(device))
+        )
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.positions = Positions(self.model)
+        self.tables = {resolution: self._tables(resolution) for resolution in RESOLUTIONS}
+        # The half-size FPN level is never used; its weights keep their first values.
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
+        )
+
+    def _tables(self, resolution: int) -> list[torch.Tensor]:
+        set_resolution(self.model, resolution)
+        return [layer.position_ids for layer in self.model.vision_encoder.backbone.layers]
+
+    def _use(self, resolution: int) -> None:
+        for layer, table in zip(
+            self.model.vision_encoder.backbone.layers, self.tables[resolution], strict=True
+        ):
+            layer.position_ids = table
+
+    def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
+        """Learn from a batch on the device; `progress` in 0..1 sets the learning rate (linear warm-up, then a cosine to zero)."""
+        rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        self._use(batch.pixels.shape[1])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            predictions = forward_all_layers(self.model, batch, self.positions)
+        parts = self._losses(predictions, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        self.optimiser.step()
+        self.steps += 1
+        decay = min(self.recipe.average, self.steps / (self.steps + 20))  # short memory at first
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        return parts
+
+    def _losses(self, predictions: Predictions, batch: Batch) -> dict[str, torch.Tensor]:
+        targets = targets_of(batch)
+        costs, counts = matching_costs(predictions, targets), targets.counts
+        rows = match(costs.cpu().numpy(), counts.cpu().numpy())
+        rows = torch.from_numpy(rows).to(self.device, non_blocking=True)
+        return losses(predictions, targets, batch.index_map, rows)
+
+    def judge(self, scenes: int, resolutions: Sequence[int]) -> dict[str, dict]:
+        """Figures of the averaged weights on held-out scenes, by resolution."""
+        results = {}
+        for resolution in resolutions:
+            set_resolution(self.average, resolution)
+            results[str(resolution)] = evaluate(
+                TorchPredictor(self.average, self.tokenizer, resolution), scenes
+            )
+        return results
+
+
+def loader(recipe: Recipe, workers: int) -> Iterator[Batch]:
+    """Batches without end, drawn by `workers` processes (0: by this one)."""
+    batches = SceneBatches(recipe.scenes, run=recipe.seed)
+    ahead = dict(prefetch_factor=3) if workers else {}
+    return iter(
+        DataLoader(
+            batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead
+        )
+    )
+
+
+def train(recipe: Recipe, options: argparse.Namespace) -> dict:
+    """Train until the time or the steps are used up; returns the curve that was written."""
+    device = torch.device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    batches = loader(recipe, options.workers)
+    trainer = Trainer(recipe, device)
+    started, last, curve = (
+        time.monotonic(),
+        time.monotonic(),
+        {"recipe": recipe_of(recipe, trainer), "points": []},
+    )
+    window: list[dict[str, torch.Tensor]] = []
+    progress = 0.0
+    while progress < 1.0:
+        spent = time.monotonic() - started
+        progress = trainer.steps / options.steps if options.steps else spent / (60 * options.minutes)
+        window.append(
+            {name: value.detach() for name, value in trainer.step(next(batches).to(device), progress).items()}
+        )
+        if time.monotonic() - last < options.judge_every and progress < 1.0:
+            continue
+        mean = {name: round(float(torch.stack([w[name] for w in window]).mean()), 4) for name in window[0]}
+        point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), **mean}
+        if options.judge_scenes:
+            point["validation"] = trainer.judge(options.judge_scenes, options.judge_resolutions)
+        curve["points"].append(point)
+        report(point)
+        save_checkpoint(trainer.average, trainer.tokenizer, options.out)
+        (options.out / "training_curve.json").write_text(json.dumps(curve, indent=1) + "\n")
+        window, last = [], time.monotonic()
+    return curve
+
+
+def recipe_of(recipe: Recipe, trainer: Trainer) -> dict:
+    """What the curve's file says about how it came to be."""
+    device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+    size = sum(p.numel() for p in trainer.model.parameters())
+    return {
+        **values,
+        "parameters": size,
+        "device": device,
+        "torch": torch.__version__,
+        "pyramid_std": trainer.pyramid,
+    }
+
+
+def report(point: dict) -> None:
+    """One line for people."""
+    parts = " ".join(f"{k} {v:.3f}" for k, v in point.items() if isinstance(v, float) and k != "seconds")
+    print(f"{point['step']:6d} {point['seconds']:6.0f}s {parts}", flush=True)
+    for resolution, result in point.get("validation", {}).items():
+        for prompts in ("text", "exemplar"):
+            r = result[prompts]
+            figures = " ".join(
+                f"{kind} {r[kind]['AP']:.3f}/{r[kind]['AP50']:.3f}" for kind in ("box", "mask")
+            )
+            print(
+                f"       {resolution} {prompts}: {figures} presence {r['presence_accuracy']:.3f}", flush=True
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Command line; see the module's text. The last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tiny.train",
+        description="Train the small checkpoint from nothing.",
+        epilog="example: python -m export.tiny.train --minutes 9 --out build/tiny",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=9.0)
+    length.add_argument("--steps", type=int, default=0, help="a number of steps instead of a time")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 1))
+    parser.add_argument("--scenes", type=int, default=Recipe.scenes, help="scenes a batch")
+    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument(
+        "--judge-every", type=float, default=60.0, help="seconds between looks at held-out scenes"
+    )
+    parser.add_argument("--judge-scenes", type=int, default=60)
+    parser.add_argument("--judge-resolutions", type=int, nargs="+", default=[RESOLUTIONS[0]])
+    options = parser.parse_args(argv)
+    recipe = Recipe(scenes=options.scenes, learning_rate=options.learning_rate, seed=options.seed)
+    curve = train(recipe, options)
+    print(
+        json.dumps(
+            {"out": str(options.out), "steps": curve["points"][-1]["step"], "last": curve["points"][-1]}
+        )
+    )
+    return curve
+
+
+if __name__ == "__main__":
+    main()
