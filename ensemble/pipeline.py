@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.postprocess import Detections, best_first, scores, select, to_rle
+from ensemble.postprocess import Detections, best_first, scores, select, sigmoid, to_rle
 from ensemble.prompts import Prompt, PromptCache, PromptTokenizer
 from ensemble.request import FrameRequest
 from ensemble.spec import FLOAT_DTYPES, Model, Variant
@@ -141,7 +141,7 @@ class Pipeline:
             ]
         with _timed(times, "masks"):
             masks = self._masks(jobs, chunk, picks, features, {**prompt, **outputs})
-        present = 1 / (1 + np.exp(-outputs["presence_logits"][:, 0]))
+        present = sigmoid(outputs["presence_logits"][:, 0])
         for row, pair in enumerate(chunk):
             presence[pair.image][pair.class_id] = present[row]
             if len(picks[row]):

@@ -1,0 +1,125 @@
+"""What a frame costs outside the sub-models: a repository goes in, a table and one JSON line come out.
+
+The embedded server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the sub-models computed, and the rest
+of the round trip is the front model, the calls between models and the protocol. Every case runs in one process on one server, alternating, so that the
+figures can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import urllib.request
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from clients.connection import AsyncClient
+from ensemble.server import EmbeddedServer
+from export.tiny.random_scene import random_scene, validation_seeds
+from export.tiny.scenes import render
+
+CASES = {
+    # name: (cameras at once, mask format, whether the classes are in the frame)
+    "1 camera, found, no masks": (1, "none", True),
+    "1 camera, found, masks": (1, "bits", True),
+    "1 camera, nothing there, masks": (1, "bits", False),
+    "8 cameras, found, no masks": (8, "none", True),
+    "8 cameras, found, masks": (8, "bits", True),
+}
+ABSENT = ("purple dinosaur", "zebra")
+
+
+def compute_ms(server: EmbeddedServer) -> float:
+    """Milliseconds that all sub-models have spent computing since the server started, by Triton's statistics."""
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/stats") as answer:
+        models = json.load(answer)["model_stats"]
+    inner = [m for m in models if not m["name"].removeprefix("sam3_r").isdigit()]
+    return sum(m["inference_stats"]["compute_infer"]["ns"] for m in inner) / 1e6
+
+
+async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[str, Any]]:
+    """A row per case: milliseconds per frame in all, in the sub-models and outside them, medians over `rounds`."""
+    rendering = render(random_scene(next(iter(validation_seeds(1)))), 252, 252)
+    present = tuple(sorted({f"{i.colour} {i.shape}" for i in rendering.instances}))[:2]
+    samples: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in CASES}
+    async with AsyncClient(server.grpc_url, model=model) as client:
+        for turn in range(rounds + 2):
+            for name, (cameras, mask_format, there) in CASES.items():
+                classes = present if there else ABSENT[: len(present)]
+                before, start = compute_ms(server), time.perf_counter()
+                answers = await asyncio.gather(
+                    *(client.detect(rendering.frame, classes, mask_format=mask_format, threshold=0.5) for _ in range(cameras))
+                )
+                wall = (time.perf_counter() - start) * 1e3
+                inside = compute_ms(server) - before
+                if turn >= 2:  # the first turns warm caches and allocators up
+                    samples[name].append((wall / cameras, inside / cameras, answers[0].batch, len(answers[0])))
+    rows = []
+    for name, values in samples.items():
+        wall, inside, batch, found = (list(column) for column in zip(*values, strict=True))
+        outside = [w - i for w, i in zip(wall, inside, strict=True)]
+        rows.append(
+            {
+                "case": name,
+                "ms_per_frame": round(statistics.median(wall), 2),
+                "sub_models_ms": round(statistics.median(inside), 2),
+                "outside_ms": round(statistics.median(outside), 2),
+                "batch": round(float(np.mean(batch)), 2),
+                "detections": found[0],
+            }
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m perf.overhead`: prints the table, writes the JSON where asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.overhead",
+        description="Time per frame outside the sub-models, on the embedded server.",
+        epilog="example: python -m perf.overhead --repository build/repository --output perf/results/cpu/overhead.json",
+    )
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("build/demo/repository"),
+        help="what sam3-export wrote; the demo makes the default",
+    )
+    parser.add_argument("--model", default="sam3_r252")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    options = parser.parse_args(argv)
+    with EmbeddedServer(options.repository) as server:
+        rows = asyncio.run(measure(server, options.model, options.rounds))
+    table = Table(title=f"{options.model}, milliseconds per frame (median of {options.rounds})")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "case" else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console(stderr=True).print(table)
+    result = {
+        "command": "python -m perf.overhead " + " ".join(sys.argv[1:] if argv is None else argv),
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "rows": rows,
+    }
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

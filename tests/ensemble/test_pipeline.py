@@ -1,0 +1,189 @@
+"""The flow between the sub-models, with a stand-in `call` whose outputs spell out which image, class and query they belong to."""
+
+import numpy as np
+import pytest
+
+from ensemble.pipeline import Pipeline
+from ensemble.request import Exemplars, FrameRequest
+from ensemble.spec import Checkpoint, Variant
+
+VARIANT = Variant(
+    resolution=28,
+    queries=6,
+    precision="fp32",
+    max_batch=4,
+    max_pairs=3,
+    max_boxes=2,
+    max_picks=2,
+    checkpoint=Checkpoint("test", 28, 14, 4, 6, 5),
+)
+
+
+class Words:
+    """A tokenizer: the id of a word is its length."""
+
+    def __call__(self, name):
+        ids = np.zeros(5, np.int32)
+        ids[0] = len(name)
+        return ids, (ids > 0).astype(np.int32)
+
+
+class SubModels:
+    """Answers every call from its inputs alone and remembers them.
+
+    Image i has pixel value i. A class of k letters is found k-1 times (queries 0..k-2) in odd images, never in even ones. Box coordinates say
+    [image, letters, query] / 10; the first mask byte says image * 100 + letters * 10 + query.
+    """
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, model, inputs, outputs):
+        self.calls.append((model.part, {k: np.shape(v) for k, v in inputs.items()}, tuple(outputs)))
+        for tensor in model.inputs:
+            array = inputs[tensor.name]
+            assert array.ndim == len(tensor.dims), tensor.name
+            for axis, limits in tensor.axes.items():
+                assert limits.minimum <= array.shape[axis] <= limits.maximum, (tensor.name, array.shape)
+        made = getattr(self, model.part)(model, **inputs)
+        return {name: made[name] for name in outputs}
+
+    def vision_encoder(self, model, pixel_values):
+        value = pixel_values[:, 0, 0, 0].astype(np.float32)
+        return {t.name: np.broadcast_to(value[:, None, None, None], (len(value), *t.dims[1:])) for t in model.outputs}
+
+    def text_encoder(self, model, input_ids):
+        return {"text_features": np.repeat(input_ids[:, :, None], 4, axis=2).astype(np.float32)}
+
+    def geometry_encoder(self, model, fpn_2, image_index, boxes, box_labels):
+        assert (box_labels[:, 0] >= 0).all()
+        assert set(np.unique(box_labels)) <= {-10, 0, 1}
+        return {"geometry_features": np.full((len(boxes), boxes.shape[1] + 1, 4), 7, np.float32)}
+
+    def decoder(self, model, fpn_2, image_index, prompt_features, prompt_mask):
+        image = fpn_2[image_index, 0, 0, 0]
+        letters = prompt_features[:, 0, 0]
+        query = np.arange(6)
+        there = (query[None] < letters[:, None] - 1) & (image[:, None] % 2 == 1)
+        boxes = np.stack(np.broadcast_arrays(image[:, None] / 10, letters[:, None] / 10, query[None] / 10, 1.0), axis=-1)
+        return {
+            "pred_logits": np.where(there, 4.0 - query[None] / 10, -9.0).astype(np.float32),
+            "pred_boxes": boxes.astype(np.float32),
+            "presence_logits": np.where(there.any(1, keepdims=True), 9.0, -9.0).astype(np.float32),
+            "query_features": np.broadcast_to(query[None, :, None], (len(image), 6, 4)).astype(np.float32),
+            "memory": np.broadcast_to((image * 100 + letters * 10)[:, None, None], (len(image), 4, 4)),
+        }
+
+    def mask_head(
+        self, model, fpn_0, fpn_1, memory, query_features, prompt_features, prompt_mask, image_index, pair_index, query_index
+    ):
+        np.testing.assert_array_equal(memory[pair_index, 0, 0] // 100, fpn_0[image_index, 0, 0, 0])
+        value = memory[pair_index, 0, 0][:, None] + query_features[pair_index[:, None], query_index, 0]
+        return {"mask_bits": np.broadcast_to(value[..., None, None], (*value.shape, 8, 1)).astype(np.uint8)}
+
+
+@pytest.fixture
+def sub_models():
+    return SubModels()
+
+
+@pytest.fixture
+def pipeline(sub_models):
+    return Pipeline(VARIANT, Words(), sub_models)
+
+
+def job(pipeline, image, classes, **request):
+    wanted = FrameRequest(classes=classes, frame=np.zeros((1, 1, 3), np.uint8), **request)
+    return pipeline.prepare(wanted, np.full((3, 28, 28), image, np.uint8), (1, 1))
+
+
+def parts(sub_models):
+    return [part for part, _, _ in sub_models.calls]
+
+
+def test_frames_with_different_classes_get_their_own_answers(pipeline, sub_models):
+    jobs = [job(pipeline, 1, ("aa", "bbb")), job(pipeline, 2, ("bbb",)), job(pipeline, 3, ("c", "bbb", "aa"))]
+    found = pipeline.run(jobs)
+    assert [f.class_ids.tolist() for f in found] == [[0, 1, 1], [], [1, 2, 1]]
+    np.testing.assert_allclose(found[0].boxes[:, :3], [[0.1, 0.2, 0.0], [0.1, 0.3, 0.0], [0.1, 0.3, 0.1]], rtol=1e-6)
+    np.testing.assert_allclose(found[2].boxes[:, :3], [[0.3, 0.3, 0.0], [0.3, 0.2, 0.0], [0.3, 0.3, 0.1]], rtol=1e-6)
+    assert [np.round(f.presence).tolist() for f in found] == [[1, 1], [0], [0, 1, 1]]
+    assert (np.diff(found[0].scores) <= 0).all()
+
+
+def test_one_vision_call_few_decoder_calls_and_no_masks_unless_asked(pipeline, sub_models):
+    pipeline.run([job(pipeline, i, ("aa", "bbb")) for i in range(4)])
+    assert parts(sub_models) == ["text_encoder", "vision_encoder", "decoder", "decoder", "decoder"]  # 8 pairs in chunks of 3
+    assert all("memory" not in outputs for part, _, outputs in sub_models.calls if part == "decoder")
+    sub_models.calls.clear()
+    pipeline.run([job(pipeline, 1, ("bbb",))])
+    assert parts(sub_models) == ["vision_encoder", "decoder"]  # the text is in the cache
+
+
+def test_mask_head_is_not_called_where_nothing_was_found(pipeline, sub_models):
+    found = pipeline.run([job(pipeline, 2, ("aa", "bbb"), mask_format="bits")])
+    assert "mask_head" not in parts(sub_models)
+    assert found[0].mask_bits.shape == (0, 8, 1)
+
+
+def test_masks_belong_to_their_image_class_and_query(pipeline, sub_models):
+    """Five queries a pair at two picks a row: rows of one pair are split over mask-head calls and put together again."""
+    jobs = [
+        job(pipeline, 1, ("aa", "bbbbbb"), mask_format="bits"),
+        job(pipeline, 1, ("bbb",)),
+        job(pipeline, 1, ("bbb",), mask_format="bits"),
+    ]
+    found = pipeline.run(jobs)
+    queries = np.round(found[0].boxes[:, 2] * 10).astype(int)
+    letters = np.array([2, 6])[found[0].class_ids]
+    assert len(queries) == 6
+    np.testing.assert_array_equal(found[0].mask_bits[:, 0, 0], (100 + letters * 10 + queries).astype(np.uint8))
+    assert found[1].mask_bits.shape == (0, 8, 1)
+    assert len(found[1].scores) == 2
+    assert found[2].mask_bits[:, 0, 0].tolist() == [130, 131]
+    assert parts(sub_models).count("mask_head") == 3  # one call for the first chunk's masks is over the row limit
+
+
+def test_rle_instead_of_bits(pipeline):
+    found = pipeline.run([job(pipeline, 1, ("bbb",), mask_format="rle")])
+    assert len(found[0].mask_rle) == 2
+    assert found[0].mask_bits.shape == (0, 8, 1)
+
+
+def test_exemplars_lengthen_the_prompt_of_their_pair_only(pipeline, sub_models):
+    shown = Exemplars(np.array([[0.5, 0.5, 0.2, 0.2]], np.float32), np.array([1], np.int32))
+    jobs = [job(pipeline, 1, ("aa", "bbb"), exemplars={1: shown}), job(pipeline, 3, ("aa", "bbb"))]
+    found = pipeline.run(jobs)
+    assert parts(sub_models) == ["text_encoder", "vision_encoder", "geometry_encoder", "decoder", "decoder"]
+    lengths = [shapes["prompt_mask"] for part, shapes, _ in sub_models.calls if part == "decoder"]
+    assert lengths == [(3, 5), (1, 8)]  # boxes come last, so that the others stay short
+    assert found[0].class_ids.tolist() == found[1].class_ids.tolist() == [0, 1, 1]
+
+
+def test_limits_and_thresholds_are_per_frame(pipeline):
+    jobs = [job(pipeline, 1, ("bbb",), max_detections=1), job(pipeline, 1, ("bbb",), threshold=0.99), job(pipeline, 1, ("bbb",))]
+    assert [len(f.scores) for f in pipeline.run(jobs)] == [1, 0, 2]
+
+
+def test_more_new_names_than_one_text_call_takes(pipeline, sub_models):
+    names = tuple("x" * n for n in range(1, 6))
+    pipeline.run([job(pipeline, 1, names)])
+    assert [shapes["input_ids"] for part, shapes, _ in sub_models.calls if part == "text_encoder"] == [(3, 5), (2, 5)]
+
+
+def test_stage_times_are_recorded(pipeline):
+    jobs = [job(pipeline, 1, ("bbb",), mask_format="bits")]
+    pipeline.run(jobs)
+    assert set(jobs[0].stage_ms) == {"text", "vision", "geometry", "decoder", "masks", "pack"}
+    assert all(t >= 0 for t in jobs[0].stage_ms.values())
+
+
+def test_a_failing_sub_model_is_not_hidden(pipeline, sub_models):
+    def decoder(*_, **__):
+        raise RuntimeError("out of memory")
+
+    sub_models.decoder = decoder
+    with pytest.raises(RuntimeError, match="out of memory"):
+        pipeline.run([job(pipeline, 1, ("bbb",))])
+    sub_models.decoder = SubModels().decoder
+    assert len(pipeline.run([job(pipeline, 1, ("bbb",))])[0].scores) == 2
