@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-START_HINT: Final = "start a server (`docker compose up`, or `make demo` for the embedded one) or pass its address"
+START_HINT: Final = "start one (`sam3-serve --repository build/repository`, or `docker compose up`) or pass the address of one"
 TIMEOUT_STATUS: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "499", "504"})
 UNAVAILABLE_STATUS: Final = frozenset({"StatusCode.UNAVAILABLE", "503", "502"})
 INVALID_STATUS: Final = frozenset({"StatusCode.INVALID_ARGUMENT", "400", "413", "StatusCode.RESOURCE_EXHAUSTED"})

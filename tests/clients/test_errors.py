@@ -32,7 +32,7 @@ def test_nobody_listens(kind, protocol, closed_port):
     with pytest.raises(ServerUnavailable) as error:
         detect(kind, closed_port, protocol)
     assert f"{protocol}://127.0.0.1:{closed_port}" in str(error.value)
-    assert "make demo" in str(error.value)
+    assert "sam3-serve" in str(error.value)
     assert isinstance(error.value, ConnectionError)
 
 

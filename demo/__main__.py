@@ -1,0 +1,132 @@
+"""`python -m demo`: eight cameras, one server, no Docker and no GPU needed.
+
+Nothing but the small checkpoint of the repository flows in. Films are drawn, the checkpoint is exported, the embedded Triton is
+started, all films are streamed at once; a mosaic video, a PNG, a table and, as the last line of stdout, one JSON object flow out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from demo import cameras, mosaic, report, score, steps
+from ensemble.preflight import ServerError
+from ensemble.server import EmbeddedServer
+from ensemble.spec import Variant
+
+HOME = Path(__file__).parent.parent
+EXAMPLES = """examples:
+  python -m demo
+  python -m demo --frames 100 --cameras 4 --output build/four
+  python -m demo --url gpu-host:8001 --model sam3_r672     a server that runs already
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m demo",
+        description="Stream drawn films from several cameras through one SAM3 server.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--output", type=Path, default=Path("build/demo"), help="folder for films and results (default: %(default)s)")
+    p.add_argument("--cameras", type=int, default=8, help="default: %(default)s")
+    p.add_argument("--frames", type=int, default=40, help="of each camera (default: %(default)s)")
+    p.add_argument("--in-flight", type=int, default=1, help="frames of each camera under way at once (default: %(default)s)")
+    p.add_argument("--size", default="640x360", help="of the films (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=7, help="of the films (default: %(default)s)")
+    p.add_argument("--resolution", type=int, default=252, help="of the model, a multiple of 14 (default: %(default)s)")
+    p.add_argument("--queries", type=int, default=50, help="object queries of the decoder (default: %(default)s)")
+    p.add_argument("--checkpoint", type=Path, default=HOME / "export/tiny/checkpoint", help="default: the small one")
+    p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default: %(default)s")
+    p.add_argument("--url", help="use the server at this host:port instead of starting one")
+    p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
+    p.add_argument("--model", help="front model to ask (default: the exported one)")
+    return p
+
+
+class Steps:
+    """Numbers the steps, and says how long each took."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total, self.number = console, total, 0
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        self.number += 1
+        self.console.print(f"[bold]{self.number}/{self.total}[/] {what}", highlight=False)
+        start = time.perf_counter()
+        yield
+        self.console.print(f"    [dim]{time.perf_counter() - start:.1f} s[/]", highlight=False)
+
+
+def demonstrate(a: argparse.Namespace, console: Console) -> int:
+    """The whole run; returns the exit code. Raises DemoError, ServerError."""
+    began = time.perf_counter()
+    step = Steps(console, 5 if a.url else 7)
+    variant = Variant(a.resolution, queries=a.queries, precision="fp32")
+    model = a.model or variant.front_name
+    with step(f"films: {a.cameras} cameras, {a.frames} frames of {a.size}, in {a.output / 'films'}"):
+        films = steps.films(a.output / "films", a.cameras, a.frames, a.size, a.seed)
+    with contextlib.ExitStack() as stack:
+        url = a.url
+        if not url:
+            with step(f"model repository: {a.repository}, ONNX Runtime, {a.resolution} pixels"):
+                if not steps.repository(a.repository, a.checkpoint, variant):
+                    console.print("    there already")
+            with step("embedded Triton server"):
+                server = stack.enter_context(EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow")))
+                url = server.grpc_url if a.protocol == "grpc" else server.http_url
+        with step(f"streaming over {a.protocol} to {model} at {url}, with masks"), bars(films, a.frames) as progress:
+            reels, seconds = asyncio.run(
+                cameras.stream(films, url, model, protocol=a.protocol, limit=a.frames, in_flight=a.in_flight, progress=progress)
+            )
+    with step("score against the films' ground truth"):
+        total, each = score.score(reels)
+    result = report.summary(reels, seconds, total)
+    with step(f"mosaic: {a.output / 'mosaic.mp4'}, {a.output / 'mosaic.png'}"):
+        mosaic.write(reels, report.figures(reels, result, model), a.output / "mosaic.mp4", a.output / "mosaic.png")
+    with step("result"):
+        console.print(report.table(reels, result, total, each))
+    for reel in reels:
+        for error in reel.errors[:3]:
+            console.print(f"{reel.film.name}: {error}", style="red", markup=False)
+    result |= {"seconds": round(time.perf_counter() - began, 1), "cpus": os.cpu_count(), "model": model}
+    result |= {"video": str(a.output / "mosaic.mp4"), "picture": str(a.output / "mosaic.png")}
+    (a.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result), flush=True)
+    return 1 if result["failed"] or not result["frames"] else 0
+
+
+@contextlib.contextmanager
+def bars(films: Sequence[steps.Film], frames: int) -> Iterator[cameras.Progress]:
+    """A progress bar per camera, on stderr."""
+    columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks = {film.name: progress.add_task(film.name, total=frames) for film in films}
+        yield lambda reel: progress.update(tasks[reel.film.name], completed=len(reel.shots) + len(reel.errors))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every frame was answered; 1: some were not; 2: a step could not be done, and stderr says why."""
+    a = parser().parse_args(argv)
+    try:
+        return demonstrate(a, Console())
+    except (steps.DemoError, ServerError, ValueError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        print(json.dumps({"error": str(error)}))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The cameras side by side: one picture per moment, all of them a video, the fullest one a PNG.
+
+Reels flow in and are drawn after the clock has stopped, so that drawing costs the measured run nothing. Each panel shows a
+camera's frame with what was found, its classes in their colours and its rate; the last panel holds the figures of the whole run.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from clients.detections import Detections
+from clients.draw import Colour, annotate, colour_map, font
+from clients.encode import VideoWriter
+from demo.cameras import Reel, Shot
+from ensemble.spec import DEFAULT_THRESHOLD
+
+PANEL_WIDTH, HEADER, GUTTER = 640, 44, 8
+BACKGROUND, HEADER_COLOUR, INK, FAINT = (13, 16, 22), (27, 32, 42), (240, 243, 248), (148, 158, 174)
+ACCENT = (118, 185, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the last panel says: a title, a line below it, (value, what it is) pairs, and milliseconds by stage."""
+
+    title: str
+    subtitle: str
+    values: tuple[tuple[str, str], ...]
+    stage_ms: dict[str, float]
+
+
+def write(
+    reels: Sequence[Reel], figures: Figures, video: Path, picture: Path, progress: Callable[[], None] = lambda: None
+) -> int:
+    """Writes the mosaic video and its fullest moment as PNG; returns the number of moments. A camera that lacks a frame shows its
+    last one, darkened.
+    """
+    moments = max((len(reel.shots) for reel in reels), default=0)
+    if not moments:
+        return 0
+    summary = _figures_panel(figures, _panel_size(reels))
+    best, most = 0, -1
+    with VideoWriter(video, fps=min(reel.fps for reel in reels)) as writer:
+        for moment in range(moments):
+            writer.write(compose(reels, moment, summary))
+            count = sum(len(_sure(reel.shots[moment])) for reel in reels if moment < len(reel.shots))
+            if count > most:
+                best, most = moment, count
+            progress()
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(compose(reels, best, summary)).save(picture, optimize=True)
+    return moments
+
+
+def compose(reels: Sequence[Reel], moment: int, summary: Image.Image) -> NDArray[np.uint8]:
+    """uint8 [H,W,3]: the panels of one moment in a grid as square as it gets, the summary last."""
+    panels = [_camera_panel(reel, moment, _panel_size(reels)) for reel in reels] + [summary]
+    columns = math.ceil(math.sqrt(len(panels)))
+    rows = math.ceil(len(panels) / columns)
+    wide, high = summary.size
+    sheet = Image.new("RGB", (columns * (wide + GUTTER) + GUTTER, rows * (high + GUTTER) + GUTTER), BACKGROUND)
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (GUTTER + i % columns * (wide + GUTTER), GUTTER + i // columns * (high + GUTTER)))
+    return np.asarray(sheet)
+
+
+def _panel_size(reels: Sequence[Reel]) -> tuple[int, int]:
+    """Width and height of a panel without its header: the first camera's shape, `PANEL_WIDTH` wide."""
+    width, height = reels[0].film.truth["size"]
+    return PANEL_WIDTH, round(PANEL_WIDTH * height / width / 2) * 2
+
+
+def _sure(shot: Shot) -> Detections:
+    return shot.found.above(DEFAULT_THRESHOLD)
+
+
+def _camera_panel(reel: Reel, moment: int, size: tuple[int, int]) -> Image.Image:
+    panel = Image.new("RGB", (size[0], size[1] + HEADER), HEADER_COLOUR)
+    colours = colour_map(reel.film.classes)
+    _header(panel, reel, colours)
+    if not reel.shots:
+        ImageDraw.Draw(panel).text(
+            (size[0] / 2, HEADER + size[1] / 2), "no frame was answered", font=font(24), fill=FAINT, anchor="mm"
+        )
+        return panel
+    shot = reel.shots[min(moment, len(reel.shots) - 1)]
+    frame = np.asarray(Image.open(io.BytesIO(shot.jpeg)).convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    drawn = annotate(frame, _sure(shot), colours=colours)
+    panel.paste(Image.fromarray(drawn if moment < len(reel.shots) else (drawn * 0.4).astype(np.uint8)), (0, HEADER))
+    return panel
+
+
+def _header(panel: Image.Image, reel: Reel, colours: dict[str, Colour]) -> None:
+    """Name on the left, then a dot and a name per class, the rate on the right; classes that do not fit become a number."""
+    draw = ImageDraw.Draw(panel)
+    middle, x = HEADER / 2, 14.0
+    rate = f"{reel.frames_per_second:.1f} fps"
+    right = panel.width - 14 - draw.textlength(rate, font=font(20))
+    draw.text((panel.width - 14, middle), rate, font=font(20), fill=INK, anchor="rm")
+    draw.text((x, middle), reel.film.name, font=font(22), fill=INK, anchor="lm")
+    x += draw.textlength(reel.film.name, font=font(22)) + 20
+    for i, (name, colour) in enumerate(colours.items()):
+        wide = draw.textlength(name, font=font(18)) + 20
+        if x + wide > right - 50:
+            draw.text((x, middle), f"+{len(colours) - i}", font=font(18), fill=FAINT, anchor="lm")
+            break
+        draw.ellipse((x, middle - 6, x + 12, middle + 6), fill=colour)
+        draw.text((x + 18, middle), name, font=font(18), fill=FAINT, anchor="lm")
+        x += wide + 14
+
+
+def _figures_panel(figures: Figures, size: tuple[int, int]) -> Image.Image:
+    panel = Image.new("RGB", (size[0], size[1] + HEADER), HEADER_COLOUR)
+    draw = ImageDraw.Draw(panel)
+    left, width, height = 28, size[0] - 56, panel.height
+    draw.text((left, height * 0.10), figures.title, font=font(34), fill=INK, anchor="lm")
+    draw.text((left, height * 0.19), figures.subtitle, font=font(19), fill=FAINT, anchor="lm")
+    columns = math.ceil(len(figures.values) / 2)
+    for i, (value, what) in enumerate(figures.values):
+        x, y = left + i % columns * width / columns, height * (0.33 + 0.235 * (i // columns))
+        draw.text((x, y), value, font=font(44), fill=ACCENT, anchor="lm")
+        draw.text((x, y + 36), what, font=font(18), fill=FAINT, anchor="lm")
+    _stage_bar(draw, figures.stage_ms, (left, height * 0.80, left + width, height * 0.80 + 22))
+    return panel
+
+
+def _stage_bar(draw: ImageDraw.ImageDraw, stage_ms: dict[str, float], box: tuple[float, float, float, float]) -> None:
+    """Stages as parts of one bar, the names of those above 4 % below it."""
+    stages = {name: ms for name, ms in stage_ms.items() if name != "total" and ms > 0}
+    whole = sum(stages.values()) or 1.0
+    colours = colour_map(list(stages))
+    x, y0, x1, y1 = box
+    legend = x
+    for name, ms in stages.items():
+        end = x + (x1 - box[0]) * ms / whole
+        draw.rectangle((x, y0, end, y1), fill=colours[name])
+        x = end
+        if ms / whole > 0.04:
+            text = f"{name} {ms:.0f} ms"
+            draw.ellipse((legend, y1 + 12, legend + 10, y1 + 22), fill=colours[name])
+            draw.text((legend + 15, y1 + 17), text, font=font(16), fill=FAINT, anchor="lm")
+            legend += 32 + draw.textlength(text, font=font(16))

@@ -1,0 +1,80 @@
+"""What must exist before the cameras can start: the films with their ground truth, and a model repository made from the small
+checkpoint.
+
+Folders flow in, filled folders flow out; what is there already and fits is used again. Drawing and exporting run as processes of
+their own, so that torch never lives in the process that measures.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.spec import ARTIFACTS, Variant
+
+
+class DemoError(RuntimeError):
+    """A step that could not be done; the message holds the command and the end of what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """One camera's encoded video and what is truly in it (`camera_i.mp4`, `camera_i.json`)."""
+
+    name: str
+    video: Path
+    truth: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.truth["classes"])
+
+
+def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list[Film]:
+    """The films in `folder`, drawn and encoded first unless they are there with that many frames of that size."""
+    request = {"cameras": cameras, "frames": frames, "size": size, "seed": seed}
+    stamp = folder / "request.json"
+    if not stamp.is_file() or json.loads(stamp.read_text()) != request:
+        options = [word for name, value in request.items() for word in (f"--{name}", str(value))]
+        run("export.tiny.videos", "--out", str(folder), *options)
+        stamp.write_text(json.dumps(request))
+    paths = [folder / f"camera_{i}.mp4" for i in range(cameras)]
+    return [Film(f"camera {i + 1}", path, json.loads(path.with_suffix(".json").read_text())) for i, path in enumerate(paths)]
+
+
+def repository(folder: Path, checkpoint: Path, variant: Variant) -> bool:
+    """Exports the checkpoint with ONNX Runtime into `folder` unless its artifacts are there and younger than the checkpoint; says
+    whether it did.
+    """
+    artifacts = [folder / model.name / "1" / ARTIFACTS["onnxruntime"] for model in variant.sub_models]
+    weights = max((p.stat().st_mtime for p in checkpoint.glob("*") if p.is_file()), default=None)
+    if weights is None:
+        raise DemoError(f"there is no checkpoint in {checkpoint}; expected model.safetensors and config.json")
+    if all(p.is_file() and p.stat().st_mtime >= weights for p in artifacts) and (folder / variant.front_name).is_dir():
+        return False
+    run(
+        *("export.cli", "--checkpoint", str(checkpoint), "--engine", "onnxruntime", "--repository", str(folder)),
+        *("--resolution", str(variant.resolution), "--queries", str(variant.queries), "--precision", variant.precision),
+    )
+    return True
+
+
+def run(module: str, *arguments: str) -> Any:
+    """Runs `python -m module ...` and returns the JSON object of its last line. Its progress, on stderr, is shown. Raises
+    DemoError.
+    """
+    command: Sequence[str] = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode:
+        end = "\n".join(lines[-15:])
+        raise DemoError(f"this command failed (exit code {done.returncode}): python -m {module} {' '.join(arguments)}\n{end}")
+    try:
+        return json.loads(lines[-1]) if lines else {}
+    except json.JSONDecodeError:
+        return {}
