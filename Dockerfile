@@ -1,0 +1,25 @@
+# One image for serving and, in a second stage, for building the plans: a TensorRT plan runs only on the TensorRT that built it.
+#
+# 26.08: TensorRT 11.2 and Python 3.12. Not older than 26.07, the highest security floor in NVIDIA's bulletins for Triton up to November 2026;
+# from 26.04 on, clients cannot register shared memory unless the server is told to allow it, which this one is not.
+ARG TRITON=nvcr.io/nvidia/tritonserver:26.08-py3
+
+FROM ${TRITON} AS server
+# What the front model imports beside NumPy, which the image brings for its python backend. The embedded server's pins (NumPy 1, tritonclient 2.51) are
+# about Triton 24.10 and do not hold here, so the package is not installed, its folder is copied.
+RUN pip install --no-cache-dir "tokenizers>=0.22" "pillow>=11" "pycocotools>=2.0.8"
+COPY ensemble /opt/sam3/ensemble
+ENV PYTHONPATH=/opt/sam3
+RUN useradd --create-home --uid 10001 sam3
+USER sam3
+EXPOSE 8000 8001 8002
+
+FROM server AS build
+USER root
+# The image has TensorRT's libraries; the Python bindings come from the package index, in exactly their version (TRT_VERSION is set by the image).
+RUN pip install --no-cache-dir "tensorrt-cu13-bindings==${TRT_VERSION%%+*}" \
+    "torch==2.11.0" "torchvision==0.26.0" "transformers==5.17.0" "onnx>=1.19" "onnxscript>=0.5" "onnxruntime-gpu>=1.22" "rich>=13"
+COPY export /opt/sam3/export
+USER sam3
+WORKDIR /work
+ENTRYPOINT ["python3", "-m", "export.cli"]
