@@ -70,7 +70,9 @@ class Decoder(nn.Module):
         keys = memory + self.positions
         hidden, boxes = self.queries, self.references  # [1,...] until the first layer reads the prompt
         for layer in self.decoder_layers:
-            position = F.pad(self.reference_head(self.box_code(boxes).to(memory.dtype)), (0, 0, 1, 0))  # zero for the presence token
+            position = F.pad(
+                self.reference_head(self.box_code(boxes).to(memory.dtype)), (0, 0, 1, 0)
+            )  # zero for the presence token
             hidden = layer(hidden, position, prompt, token_mask, memory, keys, self.box_bias(boxes))
             step = self.box_head(layer_norm(self.norm, hidden[:, 1:].float()))  # [N,Q,4]
             boxes = (step + inverse_sigmoid(boxes)).sigmoid()

@@ -51,7 +51,9 @@ class GeometryEncoder(nn.Module):
     def embed_boxes(self, image: Tensor, image_index: Tensor, boxes: Tensor, box_labels: Tensor) -> Tensor:
         """Sum of four codes of a box: its coordinates, what the image shows in it, the sine code of its centre, its label. [N,K,C]"""
         p, dtype = self.patches, image.dtype
-        normed = layer_norm(self.vision_norm, image.float()).transpose(1, 2).unflatten(2, (p, p))  # [B,C,p,p], fp32 as the boxes are
+        normed = (
+            layer_norm(self.vision_norm, image.float()).transpose(1, 2).unflatten(2, (p, p))
+        )  # [B,C,p,p], fp32 as the boxes are
         corners = box_cxcywh_to_xyxy(boxes) * p  # in feature-map pixels
         index = image_index.to(boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
         regions = torch.cat([index, corners], -1).flatten(0, 1)  # [N*K,5]

@@ -37,7 +37,9 @@ class MaskHead(nn.Module):
         self.stages = nn.ModuleList(Stage(convolution, norm, upsampling) for convolution, norm in list(stages)[:2])
         self.embedder = source.mask_embedder
         self.projection = nn.Linear(1, 1, device="meta")  # instance projection, seen from the query: e -> e*W
-        self.projection.weight = nn.Parameter(source.instance_projection.weight.detach()[:, :, 0, 0].t().clone(), requires_grad=False)
+        self.projection.weight = nn.Parameter(
+            source.instance_projection.weight.detach()[:, :, 0, 0].t().clone(), requires_grad=False
+        )
         self.projection.bias = None
         self.register_buffer("projection_bias", source.instance_projection.bias.detach()[:, None].clone())  # [C,1]
         self.bits = BitPacker(4 * self.patches)

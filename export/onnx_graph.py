@@ -10,9 +10,10 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -74,11 +75,23 @@ def check_graph(path: Path, model: Model) -> None:
     graph = onnx.load(str(path), load_external_data=False).graph
     for kind, values, tensors in (("input", graph.input, model.inputs), ("output", graph.output, model.outputs)):
         found = [_describe(v) for v in values]
-        expected = [
-            (t.name, t.dtype, tuple("?" if isinstance(d, Axis) else d for d in t.dims)) for t in tensors
-        ]
+        expected = [(t.name, t.dtype, tuple("?" if isinstance(d, Axis) else d for d in t.dims)) for t in tensors]
         if found != expected:
-            raise ValueError(f"{path.name} of {model.name}: expected {kind}s {expected}, got {found}; ensemble/spec.py and the wrapper disagree")
+            raise ValueError(
+                f"{path.name} of {model.name}: expected {kind}s {expected}, got {found}; ensemble/spec.py and the wrapper disagree"
+            )
+
+
+def onnx_session(path: Path, threads: int = 0) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Opens `path` in ONNX Runtime on the CPU (`threads` 0: all cores): inputs by name -> outputs by name."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only: it warns about every initializer that it drops
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
 
 def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:

@@ -1,0 +1,49 @@
+"""A `Sam3Model` in, the five wrapper modules out, written the way an engine runs fastest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import Sam3Model
+
+from export.attention import Form
+from export.decoder import Decoder
+from export.geometry_encoder import GeometryEncoder
+from export.mask_head import MaskHead, Upsampling
+from export.precision import in_precision
+from export.text_encoder import TextEncoder
+from export.vision_encoder import VisionEncoder
+
+PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How attention is spelled and how the mask head upsamples; the result is the same."""
+
+    attention: Form
+    upsampling: Upsampling
+
+
+STYLES = {
+    "onnxruntime": Style("explicit", "plain"),
+    "tensorrt": Style("explicit", "subpixel"),
+    "aoti": Style("fused", "subpixel"),
+}
+"""By engine."""
+
+
+def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
+    """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" and copies for "fp16"."""
+    if part == "mask_head":
+        module: nn.Module = MaskHead(model, style.attention, style.upsampling)
+    else:
+        wrappers = {
+            "vision_encoder": VisionEncoder,
+            "text_encoder": TextEncoder,
+            "geometry_encoder": GeometryEncoder,
+            "decoder": Decoder,
+        }
+        module = wrappers[part](model, style.attention)
+    return in_precision(module.eval(), precision)

@@ -1,0 +1,139 @@
+"""What `Sam3Model` itself says about a few frames: the yardstick that every artifact is measured by.
+
+Frames, prompts and exemplar boxes in; every output of every sub-model out, taken from transformers' own forward pass, run once for each (image, class) pair.
+Nothing of this folder's wrappers takes part, so a mistake in a wrapper cannot hide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from transformers import Sam3Model
+from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A call's worth of work: B frames, P prompts and N pairs of them, each pair with up to K exemplar boxes."""
+
+    pixel_values: np.ndarray  # uint8 [B,3,R,R]
+    input_ids: np.ndarray  # int32 [P,L]
+    text_mask: np.ndarray  # int32 [P,L]
+    image_index: np.ndarray  # int32 [N]
+    prompt_index: np.ndarray  # int32 [N]
+    boxes: np.ndarray  # fp32 [N,K,4] cxcywh in 0..1; K may be 0
+    box_labels: np.ndarray  # int32 [N,K]: 1, 0 or -10 (padding, last)
+
+    @property
+    def boxes_per_pair(self) -> np.ndarray:
+        """Real boxes of each pair [N]."""
+        return (self.box_labels >= 0).sum(1)
+
+
+def make_sample(
+    pixel_values: np.ndarray,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    boxes: Mapping[int, Sequence[Sequence[float]]] | None = None,
+    slots: int = 0,
+) -> Sample:
+    """A Sample of `pairs` (image, prompt). `boxes` gives pair -> rows (cx, cy, w, h, label); with `slots` every pair has that many box slots."""
+    encoded = tokenizer.encode_batch(list(prompts))
+    coordinates = np.zeros((len(pairs), slots, 4), np.float32)
+    labels = np.full((len(pairs), slots), -10, np.int32)
+    for pair, rows in (boxes or {}).items():
+        for k, (*box, label) in enumerate(rows):
+            coordinates[pair, k], labels[pair, k] = box, int(label)
+    image_index, prompt_index = np.array(pairs, np.int32).reshape(-1, 2).T.copy()
+    return Sample(
+        pixel_values,
+        np.array([e.ids for e in encoded], np.int32),
+        np.array([e.attention_mask for e in encoded], np.int32),
+        image_index,
+        prompt_index,
+        coordinates,
+        labels,
+    )
+
+
+@torch.no_grad()
+def expected_outputs(model: Sam3Model, sample: Sample) -> dict[str, np.ndarray]:
+    """fp32 outputs of `model` under the names of `ensemble/spec.py`; `mask_logits` are of all queries [N,Q,4p,4p].
+
+    `text_features` [P,L,C] are zero at padding. `geometry_features` [N,K+1,C] are in the order of the spec (class token first), zero at padding
+    and for pairs without boxes, for which Sam3Model makes none.
+    """
+    pixels = torch.from_numpy(sample.pixel_values).float() / 127.5 - 1.0
+    vision = model.get_vision_features(pixels)
+    ids, mask = torch.from_numpy(sample.input_ids).long(), torch.from_numpy(sample.text_mask).long()
+    text = model.get_text_features(input_ids=ids, attention_mask=mask, return_dict=True).pooler_output
+    rows = [_run_pair(model, sample, n, vision, ids, mask) for n in range(len(sample.image_index))]
+    out = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    for level in range(3):
+        out[f"fpn_{level}"] = vision.fpn_hidden_states[level].numpy()
+    out["text_features"] = (text * mask[..., None]).numpy()
+    return out
+
+
+def _run_pair(
+    model: Sam3Model, sample: Sample, n: int, vision: Sam3VisionEncoderOutput, ids: torch.Tensor, mask: torch.Tensor
+) -> dict[str, np.ndarray]:
+    image, prompt, count = int(sample.image_index[n]), int(sample.prompt_index[n]), int(sample.boxes_per_pair[n])
+    one = Sam3VisionEncoderOutput(
+        last_hidden_state=vision.last_hidden_state[image : image + 1],
+        fpn_hidden_states=tuple(f[image : image + 1] for f in vision.fpn_hidden_states),
+        fpn_position_encoding=tuple(f[image : image + 1] for f in vision.fpn_position_encoding),
+    )
+    exemplars: dict[str, torch.Tensor] = {}
+    if count:
+        exemplars = {
+            "input_boxes": torch.from_numpy(sample.boxes[n : n + 1]),
+            "input_boxes_labels": torch.from_numpy(sample.box_labels[n : n + 1]).long(),
+        }
+    text = slice(prompt, prompt + 1)
+    with _captured(model) as seen:
+        found = model(vision_embeds=one, input_ids=ids[text], attention_mask=mask[text], **exemplars)
+    geometry = np.zeros((1, sample.boxes.shape[1] + 1, seen["encoder"].last_hidden_state.shape[-1]), np.float32)
+    if count:
+        tokens = seen["geometry"].last_hidden_state.numpy()
+        geometry[:, 0], geometry[:, 1 : count + 1] = tokens[:, count], tokens[:, :count]  # its class token follows the real boxes
+    return {
+        "pred_logits": found.pred_logits.numpy(),
+        "pred_boxes": found.pred_boxes.numpy(),
+        "presence_logits": found.presence_logits.numpy(),
+        "query_features": seen["decoder"].intermediate_hidden_states[-1].numpy(),
+        "memory": seen["encoder"].last_hidden_state.numpy(),
+        "mask_logits": found.pred_masks.numpy(),
+        "geometry_features": geometry,
+    }
+
+
+@contextmanager
+def _captured(model: Sam3Model) -> Iterator[dict[str, Any]]:
+    """What geometry encoder, encoder and decoder return while the block runs."""
+    seen: dict[str, Any] = {}
+    parts = {"geometry": model.geometry_encoder, "encoder": model.detr_encoder, "decoder": model.detr_decoder}
+    handles = [
+        part.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
+        for name, part in parts.items()
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def scores(outputs: Arrays) -> np.ndarray:
+    """sigmoid(pred_logits) * sigmoid(presence_logits): [N,Q]."""
+    logits, presence = outputs["pred_logits"].astype(np.float64), outputs["presence_logits"].astype(np.float64)
+    return 1 / (1 + np.exp(-logits)) / (1 + np.exp(-presence))

@@ -1,0 +1,221 @@
+"""A loaded checkpoint and a variant in, a Triton model repository out: a folder for each model with its configuration, artifact and manifest.
+
+Every artifact is built beside the repository, measured by the gate, and moved in only when all of a variant's artifacts passed. A manifest says what an
+artifact was made from, so that the next run keeps what has not changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ensemble import pbtxt
+from ensemble.spec import ARTIFACTS, Variant
+from export.checkpoint import Source, at_size
+from export.engines import engine as find_engine
+from export.frames import Frame, gate_samples
+from export.onnx_graph import OPSET
+from export.parts import PARTS, STYLES, make_part
+from export.reference import expected_outputs
+from export.verify import GateReport, Run, verify
+
+MANIFEST = "manifest.json"
+VERSION = "1"
+"""Triton's version folder."""
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "tensorrt")
+
+Report = Callable[[str], None]
+"""Called with a sentence when a step begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One artifact of the repository, for the table and the JSON line."""
+
+    model: str
+    artifact: str
+    megabytes: float
+    state: str  # "built" or "kept"
+    seconds: float  # that building took, now or then
+    cosine: float  # least of its outputs
+    relative_error: float  # largest of its outputs
+
+
+def export_variant(
+    source: Source,
+    variant: Variant,
+    engine: str,
+    root: Path,
+    frames: Sequence[Frame],
+    report: Report = lambda step: None,
+    force: bool = False,
+) -> list[Written]:
+    """Writes `variant` for `engine` into the repository at `root` and returns what is there now.
+
+    Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together.
+    Raises EngineError before anything is built, GateError before anything is moved in.
+    """
+    tool = find_engine(engine)
+    recipes = {part: recipe(source, variant, engine, part) for part in PARTS}
+    kept = {part for part in PARTS if not force and is_current(root / getattr(variant, part).name, recipes[part])}
+    if len(kept) < len(PARTS):
+        staging = root.parent / f".{root.name}.staging-{os.getpid()}"
+        try:
+            sized = at_size(source.model, variant.resolution, variant.queries)
+            runs: dict[str, Run] = {}
+            seconds: dict[str, float] = {}
+            for part in PARTS:
+                model = getattr(variant, part)
+                path = (root if part in kept else staging) / model.name / VERSION / ARTIFACTS[engine]
+                if part not in kept:
+                    report(f"{model.name}: building {path.name}")
+                    start = time.perf_counter()
+                    path.parent.mkdir(parents=True)
+                    tool.build(make_part(part, sized, STYLES[engine], torch_precision(variant)), model, path)
+                    seconds[part] = time.perf_counter() - start
+                runs[part] = tool.open(path)
+            report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
+            samples = gate_samples(frames, source.tokenizer, variant)
+            truths = [expected_outputs(sized, sample) for sample in samples]
+            report(f"r{variant.resolution}: measuring the artifacts against it")
+            gate = verify(runs, variant, samples, truths)
+            gate.raise_for_failures()
+            for part in PARTS:
+                if part not in kept:
+                    name = getattr(variant, part).name
+                    _publish(
+                        staging / name, root / name, manifest(source, variant, engine, part, recipes[part], seconds[part], gate)
+                    )
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    report(f"r{variant.resolution}: writing configurations")
+    write_configurations(variant, engine, root)
+    source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
+    return [_written(root / getattr(variant, part).name, part in kept) for part in PARTS]
+
+
+def torch_precision(variant: Variant) -> str:
+    """Precision of the torch modules: int8 and fp8 are quantised by the engine, from fp16."""
+    return "fp32" if variant.precision == "fp32" else "fp16"
+
+
+def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path]:
+    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the front; needs no checkpoint."""
+    written = []
+    for model in (*variant.sub_models, variant.front):
+        folder = root / model.name
+        (folder / VERSION).mkdir(parents=True, exist_ok=True)
+        texts = {
+            folder / "config.pbtxt": pbtxt.render(model, variant, engine),
+            folder / VERSION / "model.py": pbtxt.model_py(model.part, engine),
+        }
+        for path, text in texts.items():
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
+                path.write_text(text)
+                written.append(path)
+    return written
+
+
+# ---- manifests
+def recipe(source: Source, variant: Variant, engine: str, part: str) -> str:
+    """Hash of everything that one artifact is made from: weights, record, precision, engine, library versions and this folder's code."""
+    model = getattr(variant, part)
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+    facts = [
+        source.sha256,
+        asdict(model),
+        torch_precision(variant),
+        variant.precision,
+        engine,
+        asdict(STYLES[engine]),
+        OPSET,
+        versions(),
+        code,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that an artifact depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ImportError:
+            continue
+    return found
+
+
+def is_current(folder: Path, recipe: str) -> bool:
+    """Whether the folder's manifest names this recipe and its files are the ones that the manifest names."""
+    try:
+        data = json.loads((folder / MANIFEST).read_text())
+        return data["recipe"] == recipe and all(
+            file_sha256(folder / VERSION / name) == digest for name, digest in data["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def manifest(
+    source: Source, variant: Variant, engine: str, part: str, recipe: str, seconds: float, gate: GateReport
+) -> dict[str, Any]:
+    """What is known about one artifact, for people and for the next run. `_publish` adds the files' hashes."""
+    model = getattr(variant, part)
+    return {
+        "model": model.name,
+        "engine": engine,
+        "artifact": ARTIFACTS[engine],
+        "precision": variant.precision,
+        "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "recipe": recipe,
+        "versions": versions(),
+        "build_seconds": round(seconds, 2),
+        "gate": {
+            "outputs": {
+                c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in gate.outputs if c.model == model.name
+            },
+            "detections": asdict(gate.detections),
+        },
+    }
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
+    """Moves the staged files into the model's folder; the manifest comes last, so a folder is never current before it is whole."""
+    (folder / VERSION).mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files = {}
+    for path in sorted((staged / VERSION).iterdir()):
+        files[path.name] = file_sha256(path)
+        os.replace(path, folder / VERSION / path.name)
+    size = sum((folder / VERSION / name).stat().st_size for name in files)
+    (folder / MANIFEST).write_text(json.dumps({**data, "bytes": size, "files": files}, indent=2) + "\n")
+
+
+def _written(folder: Path, kept: bool) -> Written:
+    data = json.loads((folder / MANIFEST).read_text())
+    outputs = data["gate"]["outputs"].values()
+    return Written(
+        model=data["model"],
+        artifact=f"{folder.name}/{VERSION}/{data['artifact']}",
+        megabytes=round(data["bytes"] / 1e6, 1),
+        state="kept" if kept else "built",
+        seconds=data["build_seconds"],
+        cosine=min(o["cosine"] for o in outputs),
+        relative_error=max(o["relative_error"] for o in outputs),
+    )
