@@ -20,7 +20,7 @@ from clients.detections import Detections
 
 Colour = tuple[int, int, int]
 PALETTE_SIZE = 18
-MASK_OPACITY = 0.38
+MASK_OPACITY = 0.26
 INK_DARK, INK_LIGHT = (16, 18, 24), (255, 255, 255)
 
 
@@ -107,12 +107,15 @@ def _ordered(box: Sequence[int]) -> list[int]:
 
 
 def _tint(canvas: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> None:
-    """Blends `colour` into `canvas` where `mask` is set, and draws the mask's edge in full colour; in place."""
+    """Blends `colour` into `canvas` where `mask` is set, and draws the mask's edge in full colour; in place.
+
+    The tint is faint and the edge strong, so that a thing's own colour stays visible.
+    """
     canvas[mask] = (canvas[mask] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(np.uint8)
-    inner = mask.copy()
-    for axis in (0, 1):
-        for step in (-1, 1):
-            inner &= np.roll(mask, step, axis)
+    inner = mask
+    for _ in range(max(1, round(len(canvas) / 240))):
+        padded = np.pad(inner, 1, mode="edge")
+        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     canvas[mask & ~inner] = colour
 
 

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: every frame was answered; 1: some were not; 2: a step could not be done, and stderr says why."""
     a = parser().parse_args(argv)
     try:
-        return demonstrate(a, Console())
+        return demonstrate(a, Console(width=None if sys.stdout.isatty() else 130))
     except (steps.DemoError, ServerError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(json.dumps({"error": str(error)}))

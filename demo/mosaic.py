@@ -22,7 +22,7 @@ from clients.encode import VideoWriter
 from demo.cameras import Reel, Shot
 from ensemble.spec import DEFAULT_THRESHOLD
 
-PANEL_WIDTH, HEADER, GUTTER = 640, 44, 8
+PANEL_WIDTH, HEADER, GUTTER = 640, 76, 8
 BACKGROUND, HEADER_COLOUR, INK, FAINT = (13, 16, 22), (27, 32, 42), (240, 243, 248), (148, 158, 174)
 ACCENT = (118, 185, 0)
 
@@ -99,22 +99,20 @@ def _camera_panel(reel: Reel, moment: int, size: tuple[int, int]) -> Image.Image
 
 
 def _header(panel: Image.Image, reel: Reel, colours: dict[str, Colour]) -> None:
-    """Name on the left, then a dot and a name per class, the rate on the right; classes that do not fit become a number."""
+    """Name on the left and rate on the right, below them a dot and a name per class; classes that do not fit become a number."""
     draw = ImageDraw.Draw(panel)
-    middle, x = HEADER / 2, 14.0
-    rate = f"{reel.frames_per_second:.1f} fps"
-    right = panel.width - 14 - draw.textlength(rate, font=font(20))
-    draw.text((panel.width - 14, middle), rate, font=font(20), fill=INK, anchor="rm")
-    draw.text((x, middle), reel.film.name, font=font(22), fill=INK, anchor="lm")
-    x += draw.textlength(reel.film.name, font=font(22)) + 20
+    upper, lower, margin = HEADER * 0.30, HEADER * 0.72, 16
+    draw.text((margin, upper), reel.film.name, font=font(25), fill=INK, anchor="lm")
+    draw.text((panel.width - margin, upper), f"{reel.frames_per_second:.1f} fps", font=font(25), fill=ACCENT, anchor="rm")
+    x = float(margin)
     for i, (name, colour) in enumerate(colours.items()):
-        wide = draw.textlength(name, font=font(18)) + 20
-        if x + wide > right - 50:
-            draw.text((x, middle), f"+{len(colours) - i}", font=font(18), fill=FAINT, anchor="lm")
+        wide = 20 + draw.textlength(name, font=font(20))
+        if x + wide > panel.width - (margin if i == len(colours) - 1 else 60):
+            draw.text((x, lower), f"+{len(colours) - i}", font=font(20), fill=FAINT, anchor="lm")
             break
-        draw.ellipse((x, middle - 6, x + 12, middle + 6), fill=colour)
-        draw.text((x + 18, middle), name, font=font(18), fill=FAINT, anchor="lm")
-        x += wide + 14
+        draw.ellipse((x, lower - 6, x + 13, lower + 7), fill=colour)
+        draw.text((x + 20, lower), name, font=font(20), fill=FAINT, anchor="lm")
+        x += wide + 22
 
 
 def _figures_panel(figures: Figures, size: tuple[int, int]) -> Image.Image:
@@ -125,10 +123,11 @@ def _figures_panel(figures: Figures, size: tuple[int, int]) -> Image.Image:
     draw.text((left, height * 0.19), figures.subtitle, font=font(19), fill=FAINT, anchor="lm")
     columns = math.ceil(len(figures.values) / 2)
     for i, (value, what) in enumerate(figures.values):
-        x, y = left + i % columns * width / columns, height * (0.33 + 0.235 * (i // columns))
+        x, y = left + i % columns * width / columns, height * (0.32 + 0.22 * (i // columns))
         draw.text((x, y), value, font=font(44), fill=ACCENT, anchor="lm")
-        draw.text((x, y + 36), what, font=font(18), fill=FAINT, anchor="lm")
-    _stage_bar(draw, figures.stage_ms, (left, height * 0.80, left + width, height * 0.80 + 22))
+        draw.text((x, y + 38), what, font=font(18), fill=FAINT, anchor="lm")
+    draw.text((left, height * 0.80), "where a frame's time goes in the server", font=font(18), fill=FAINT, anchor="lm")
+    _stage_bar(draw, figures.stage_ms, (left, height * 0.84, left + width, height * 0.84 + 22))
     return panel
 
 
@@ -138,9 +137,9 @@ def _stage_bar(draw: ImageDraw.ImageDraw, stage_ms: dict[str, float], box: tuple
     whole = sum(stages.values()) or 1.0
     colours = colour_map(list(stages))
     x, y0, x1, y1 = box
-    legend = x
+    left = legend = x
     for name, ms in stages.items():
-        end = x + (x1 - box[0]) * ms / whole
+        end = x + (x1 - left) * ms / whole
         draw.rectangle((x, y0, end, y1), fill=colours[name])
         x = end
         if ms / whole > 0.04:

@@ -50,7 +50,9 @@ def table(reels: Sequence[Reel], result: dict[str, Any], total: Score, scores: S
         "mask AP50": _text(total.masks),
     }
     for name, footer in footers.items():
-        sheet.add_column(name, footer=footer, justify="left" if name in ("camera", "classes") else "right")
+        sheet.add_column(
+            name, footer=footer, justify="left" if name in ("camera", "classes") else "right", no_wrap=name != "classes"
+        )
     for reel, own in zip(reels, scores, strict=True):
         sheet.add_row(
             reel.film.name,

@@ -1,0 +1,55 @@
+"""What is there and fits is not made again; what fails says which command it was."""
+
+import json
+
+import pytest
+
+from demo import steps
+from demo.__main__ import main
+from ensemble.spec import Variant
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Records the commands instead of running them."""
+    made = []
+    monkeypatch.setattr(steps, "run", lambda *words: made.append(words))
+    return made
+
+
+def test_films_are_drawn_once_per_request(tmp_path, calls):
+    for i in range(2):
+        (tmp_path / f"camera_{i}.json").write_text(json.dumps({"classes": [f"thing {i}"]}))
+    made = steps.films(tmp_path, 2, 10, "640x360", 1)
+    assert [film.classes for film in made] == [["thing 0"], ["thing 1"]]
+    assert made[1].name == "camera 2"
+    steps.films(tmp_path, 2, 10, "640x360", 1)
+    assert len(calls) == 1
+    steps.films(tmp_path, 2, 20, "640x360", 1)
+    assert len(calls) == 2
+    assert calls[1][calls[1].index("--frames") + 1] == "20"
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(steps.DemoError, match="no checkpoint"):
+        steps.repository(tmp_path / "repository", tmp_path / "nothing", Variant(252, queries=50, precision="fp32"))
+
+
+def test_failed_command_is_named():
+    with pytest.raises(steps.DemoError, match=r"python -m json\.tool nowhere"):
+        steps.run("json.tool", "nowhere")
+
+
+def test_last_line_of_a_command():
+    assert steps.run("calendar", "2026", "1") == {}  # its last line is no JSON
+
+
+def test_command_line_reports_and_ends(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise steps.DemoError("no films today")
+
+    monkeypatch.setattr(steps, "films", fail)
+    assert main(["--output", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert "no films today" in output.err
+    assert json.loads(output.out.strip().splitlines()[-1]) == {"error": "no films today"}
