@@ -11,6 +11,9 @@ import asyncio
 from typing import Final
 
 START_HINT: Final = "start one (`sam3-serve --repository build/repository`, or `docker compose up`) or pass the address of one"
+PORTS: Final = "Triton's usual ports: 8000 for HTTP, 8001 for gRPC"
+TRANSPORTS: Final = frozenset({"aiohttp", "gevent", "geventhttpclient", "_parser"})
+"""Top packages of the exceptions that say "there is no HTTP server there", `_parser` being geventhttpclient's."""
 TIMEOUT_STATUS: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "499", "504"})
 UNAVAILABLE_STATUS: Final = frozenset({"StatusCode.UNAVAILABLE", "503", "502"})
 INVALID_STATUS: Final = frozenset({"StatusCode.INVALID_ARGUMENT", "400", "413", "StatusCode.RESOURCE_EXHAUSTED"})
@@ -60,16 +63,9 @@ def translate(error: BaseException, *, address: str, protocol: str, model: str |
         return ModelNotFound(f"{where} does not serve {model!r} ({message})")
     if status in INVALID_STATUS:
         return InvalidRequest(message)
-    if (
-        status in UNAVAILABLE_STATUS
-        or (status is None and isinstance(error, OSError))
-        or type(error).__module__.startswith("aiohttp")
-    ):
-        return ServerUnavailable(
-            f"no SAM3 server answers at {where} ({message}); {START_HINT}{_wrong_protocol(message, protocol)}"
-        )
-    if status is None and type(error).__module__.startswith(("geventhttpclient", "gevent")):
-        return ServerUnavailable(f"{where} does not speak HTTP ({message}); {START_HINT}{_wrong_protocol('http', protocol)}")
+    below = type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, OSError)
+    if status in UNAVAILABLE_STATUS or below:
+        return ServerUnavailable(f"no SAM3 server answers at {where} ({message}); {START_HINT} ({PORTS})")
     return Sam3ServerError(f"{where} failed on {model!r}: {message}")
 
 
@@ -79,7 +75,8 @@ def _status_and_message(error: BaseException) -> tuple[str | None, str]:
     message = getattr(error, "message", None)
     if callable(status) and callable(message):
         return status(), str(message() or error)
-    return None, str(error) or type(error).__name__
+    # aiohttp quotes a stranger's bytes: the first line, and not much of it, says enough
+    return None, (str(error) or type(error).__name__).replace("\\n", "\n").splitlines()[0][:200]
 
 
 def _is_unknown_model(status: str | None, message: str) -> bool:
@@ -87,12 +84,3 @@ def _is_unknown_model(status: str | None, message: str) -> bool:
     decide.
     """
     return status is not None and (status in NOT_FOUND_STATUS or "unknown model" in message.lower())
-
-
-def _wrong_protocol(message: str, protocol: str) -> str:
-    """A hint for the commonest slip: the gRPC client sent to the HTTP port, or the other way round."""
-    if protocol == "grpc" and "http" in message.lower():
-        return "; is this the HTTP port? Triton's default ports are 8000 for HTTP and 8001 for gRPC"
-    if protocol == "http" and ("bad status line" in message.lower() or message == "http"):
-        return "; is this the gRPC port? Triton's default ports are 8000 for HTTP and 8001 for gRPC"
-    return ""

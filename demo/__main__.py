@@ -22,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from demo import cameras, mosaic, report, score, steps
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
-from ensemble.spec import Variant
 
 HOME = Path(__file__).parent.parent
 EXAMPLES = """examples:
@@ -74,16 +73,15 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
     """The whole run; returns the exit code. Raises DemoError, ServerError."""
     began = time.perf_counter()
     step = Steps(console, 5 if a.url else 7)
-    variant = Variant(a.resolution, queries=a.queries, precision="fp32")
-    model = a.model or variant.front_name
+    model = a.model
     with step(f"films: {a.cameras} cameras, {a.frames} frames of {a.size}, in {a.output / 'films'}"):
         films = steps.films(a.output / "films", a.cameras, a.frames, a.size, a.seed)
     with contextlib.ExitStack() as stack:
         url = a.url
         if not url:
             with step(f"model repository: {a.repository}, ONNX Runtime, {a.resolution} pixels"):
-                if not steps.repository(a.repository, a.checkpoint, variant):
-                    console.print("    there already")
+                exported = steps.repository(a.repository, a.checkpoint, a.resolution, a.queries)
+                model = model or exported
             with step("embedded Triton server"):
                 server = stack.enter_context(EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow")))
                 url = server.grpc_url if a.protocol == "grpc" else server.http_url

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.spec import ARTIFACTS, Variant
-
 
 class DemoError(RuntimeError):
     """A step that could not be done; the message holds the command and the end of what it said."""
@@ -47,21 +45,15 @@ def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list
     return [Film(f"camera {i + 1}", path, json.loads(path.with_suffix(".json").read_text())) for i, path in enumerate(paths)]
 
 
-def repository(folder: Path, checkpoint: Path, variant: Variant) -> bool:
-    """Exports the checkpoint with ONNX Runtime into `folder` unless its artifacts are there and younger than the checkpoint; says
-    whether it did.
-    """
-    artifacts = [folder / model.name / "1" / ARTIFACTS["onnxruntime"] for model in variant.sub_models]
-    weights = max((p.stat().st_mtime for p in checkpoint.glob("*") if p.is_file()), default=None)
-    if weights is None:
-        raise DemoError(f"there is no checkpoint in {checkpoint}; expected model.safetensors and config.json")
-    if all(p.is_file() and p.stat().st_mtime >= weights for p in artifacts) and (folder / variant.front_name).is_dir():
-        return False
-    run(
+def repository(folder: Path, checkpoint: Path, resolution: int, queries: int) -> str:
+    """Exports the checkpoint with ONNX Runtime into `folder` and returns the front model's name; the export itself keeps what is up to date."""
+    if not checkpoint.is_dir():
+        raise DemoError(f"there is no checkpoint in {checkpoint}; expected a folder with model.safetensors and config.json")
+    result = run(
         *("export.cli", "--checkpoint", str(checkpoint), "--engine", "onnxruntime", "--repository", str(folder)),
-        *("--resolution", str(variant.resolution), "--queries", str(variant.queries), "--precision", variant.precision),
+        *("--resolution", str(resolution), "--queries", str(queries), "--precision", "fp32"),
     )
-    return True
+    return str(result["front"][0])
 
 
 def run(module: str, *arguments: str) -> Any:

@@ -1,6 +1,7 @@
 """Every failure is a `Sam3ServerError` that names the place and the remedy, over both protocols, blocking and asyncio."""
 
 import asyncio
+import socket
 import threading
 import time
 
@@ -43,6 +44,27 @@ def test_nobody_answers(kind, protocol, silent_port):
     with pytest.raises(RequestTimeout, match=r"within 0\.4 s"):
         detect(kind, silent_port, protocol, timeout=0.4)
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_somebody_else_answers(kind, protocol):
+    """As when the gRPC client is given the HTTP port."""
+
+    def answer(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"\0\0\x18\4 what do you want?\r\n\r\n")
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(5)
+            while connection.recv(4096):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        with pytest.raises(ServerUnavailable, match="8001 for gRPC") as error:
+            detect(kind, listener.getsockname()[1], protocol, timeout=5)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -6,7 +6,6 @@ import pytest
 
 from demo import steps
 from demo.__main__ import main
-from ensemble.spec import Variant
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def test_films_are_drawn_once_per_request(tmp_path, calls):
 
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(steps.DemoError, match="no checkpoint"):
-        steps.repository(tmp_path / "repository", tmp_path / "nothing", Variant(252, queries=50, precision="fp32"))
+        steps.repository(tmp_path / "repository", tmp_path / "nothing", 252, 50)
 
 
 def test_failed_command_is_named():
