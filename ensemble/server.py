@@ -1,4 +1,4 @@
-"""A model repository in, a running Triton server out: `sam3-serve` and the `EmbeddedServer` that the demo, the tests and the benchmarks use.
+"""A model repository in, a running Triton server out: the `EmbeddedServer` that `sam3-serve`, the demo, the tests and the benchmarks use.
 
 The binary is NVIDIA's own, from the `nvidia-pytriton` wheel, with its python backend and nothing else; a container with the full set of backends is
 what `docker-compose.yml` starts. What the server needs is checked before it starts, since its own messages name symptoms and not causes.
@@ -6,7 +6,6 @@ what `docker-compose.yml` starts. What the server needs is checked before it sta
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -35,9 +33,10 @@ from ensemble.preflight import (
     find_triton,
     lay_out_backends,
 )
+from ensemble.spec import is_front_name
 
-DEFAULT_PORTS = (8000, 8001, 8002)
-"""HTTP, gRPC and metrics, as Triton's own defaults."""
+PROBE_SIDE = 14
+"""Pixels a side of the black frame that a probe sends."""
 LOG_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} (?P<time>[\d:]+)\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
 LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 NO_GPU_NOISE = re.compile("cuda|dcgm|nvml|pinned", re.IGNORECASE)
@@ -71,7 +70,7 @@ class EmbeddedServer:
             start_timeout,
             tuple(arguments),
         )
-        self.http_port, self.grpc_port, self.metrics_port = _ports(address, (http_port, grpc_port, metrics_port))
+        self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
         self.tail: deque[str] = deque(maxlen=60)
         self._process: subprocess.Popen[str] | None = None
@@ -145,11 +144,44 @@ class EmbeddedServer:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def wait(self) -> None:
-        """Blocks while the server runs. Raises ServerError when it ends by itself."""
+    def wait(self, timeout: float) -> None:
+        """Blocks for `timeout` seconds while the server runs. Raises ServerError when it ends by itself."""
         assert self._process is not None, "start() comes first"
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return
         raise ServerError(f"Triton stopped by itself (exit code {code}).\n{self._errors()}")
+
+    def probe(self, timeout: float = 60.0) -> None:
+        """Sends every front model one black frame. Raises ServerError where one does not answer.
+
+        Triton calls itself ready while a python model's process is dead and never starts it again: only an inference tells.
+        """
+        body = {
+            "inputs": [
+                {
+                    "name": "frame",
+                    "datatype": "UINT8",
+                    "shape": [1, PROBE_SIDE, PROBE_SIDE, 3],
+                    "data": [0] * (3 * PROBE_SIDE**2),
+                },
+                {"name": "classes", "datatype": "BYTES", "shape": [1, 1], "data": ["object"]},
+            ]
+        }
+        for config in sorted(self.repository.glob("*/config.pbtxt")):
+            if not is_front_name(config.parent.name):
+                continue
+            url = f"http://{self.http_url}/v2/models/{config.parent.name}/infer"
+            try:
+                with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=timeout):
+                    pass
+            except urllib.error.HTTPError as error:
+                raise ServerError(
+                    f"{config.parent.name} does not answer: {error.read().decode(errors='replace')[:500]}"
+                ) from None
+            except OSError as error:
+                raise ServerError(f"{config.parent.name} does not answer: {error}") from None
 
     def _command(self, package: Path, backends: Path) -> list[str]:
         return [
@@ -208,7 +240,7 @@ class EmbeddedServer:
         return "\n".join(dict.fromkeys(bad))
 
 
-def _ports(address: str, wanted: Sequence[int]) -> list[int]:
+def choose_ports(address: str, wanted: Sequence[int]) -> list[int]:
     """Each wanted port if it is free, a free one for 0. All sockets stay open until all are chosen, so no port is given twice."""
     sockets, ports = [], []
     try:
@@ -229,14 +261,6 @@ def _ports(address: str, wanted: Sequence[int]) -> list[int]:
     return ports
 
 
-def _free_defaults(address: str) -> tuple[int, int, int]:
-    try:
-        _ports(address, DEFAULT_PORTS)
-    except ServerError:
-        return (0, 0, 0)
-    return DEFAULT_PORTS
-
-
 def _readable(line: str) -> tuple[str, str]:
     match = LOG_LINE.match(line)
     if match is None:
@@ -244,53 +268,3 @@ def _readable(line: str) -> tuple[str, str]:
     level = LEVELS[match["level"]]
     text = match["text"].strip('"')
     return level, f"{match['time']} {level} {text}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`sam3-serve`: starts the embedded Triton on a repository and keeps it until Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="sam3-serve",
-        description="Serve a model repository with the embedded Triton server (no Docker, no GPU needed).",
-        epilog="example: sam3-serve --repository build/repository --http-port 8000 --grpc-port 8001",
-    )
-    parser.add_argument("--repository", type=Path, required=True, help="folder that sam3-export wrote")
-    for kind, port in zip(("http", "grpc", "metrics"), DEFAULT_PORTS, strict=True):
-        parser.add_argument(
-            f"--{kind}-port", type=int, default=None, help=f"0 for a free one; default {port}, or a free one where it is taken"
-        )
-    parser.add_argument("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
-    parser.add_argument("--verbose", action="store_true", help="show Triton's whole log")
-    parser.add_argument("arguments", nargs="*", help="further tritonserver arguments, after --")
-    options = parser.parse_args(argv)
-
-    given = (options.http_port, options.grpc_port, options.metrics_port)
-    defaults = _free_defaults(options.address)
-    ports = [default if port is None else port for port, default in zip(given, defaults, strict=True)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        server = EmbeddedServer(
-            options.repository,
-            *ports,
-            address=options.address,
-            verbose=options.verbose,
-            arguments=options.arguments,
-            log=lambda line: print(line, file=sys.stderr, flush=True),
-        )
-        print(f"starting Triton on {server.repository} ...", file=sys.stderr, flush=True)
-        with server:
-            print(
-                json.dumps({"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}),
-                flush=True,
-            )
-            print("ready; Ctrl-C stops it", file=sys.stderr, flush=True)
-            server.wait()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-    except ServerError as error:
-        print(f"sam3-serve: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

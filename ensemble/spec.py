@@ -371,3 +371,9 @@ def check_resolution(resolution: int, patch_size: int = 14) -> None:
     lower = max(patch_size, resolution // patch_size * patch_size)
     nearest = sorted({lower, lower + patch_size} if resolution > 0 else {patch_size})
     raise ValueError(f"resolution must be a multiple of {patch_size}, got {resolution}; nearest: {', '.join(map(str, nearest))}")
+
+
+def is_front_name(name: str) -> bool:
+    """Whether a model name is a front model's, `sam3_r<resolution>` with or without a precision."""
+    head, _, precision = name.removeprefix("sam3_r").partition("_")
+    return name.startswith("sam3_r") and head.isdigit() and precision in ("", *FLOAT_DTYPES)

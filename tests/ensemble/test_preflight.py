@@ -6,7 +6,7 @@ import sys
 import numpy
 import pytest
 
-from ensemble import pbtxt, preflight, server
+from ensemble import pbtxt, preflight, serve, server
 from ensemble.preflight import ServerError
 from ensemble.spec import Variant
 
@@ -73,7 +73,7 @@ def test_free_ports_are_three_different_ones(tmp_path):
 
 
 def test_the_command_says_what_is_missing(tmp_path, capsys):
-    assert server.main(["--repository", str(tmp_path), "--http-port", "0"]) == 1
+    assert serve.main(["--repository", str(tmp_path), "--http-port", "0"]) == 1
     assert "found no */config.pbtxt" in capsys.readouterr().err
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ensemble.spec import RESOLUTIONS, Axis, Checkpoint, Variant, check_resolution
+from ensemble.spec import RESOLUTIONS, Axis, Checkpoint, Variant, check_resolution, is_front_name
 
 SMALL = Checkpoint("small", image_size=252, hidden_size=128, num_queries=50)
 
@@ -94,3 +94,18 @@ def test_unknown_tensor_names_those_there_are():
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_published_resolutions_are_valid(resolution):
     check_resolution(resolution)
+
+
+@pytest.mark.parametrize(
+    ("name", "front"),
+    [
+        ("sam3_r1008", True),
+        ("sam3_r252_int8", True),
+        ("sam3_decoder_r252_q50", False),
+        ("sam3_r", False),
+        ("sam3_rx", False),
+        ("sam3_r252_q50", False),
+    ],
+)
+def test_front_names(name, front):
+    assert is_front_name(name) == front
