@@ -17,18 +17,14 @@ QUERY_GRID = (10, 5)
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
-def tiny_config(
-    vocab_size: int, bos_token_id: int, eos_token_id: int, image_size: int = RESOLUTIONS[0]
-) -> Sam3Config:
+def tiny_config(vocab_size: int, bos_token_id: int, eos_token_id: int, image_size: int = RESOLUTIONS[0]) -> Sam3Config:
     """The configuration: about 9 million parameters. Raises ValueError where `image_size` is no multiple of the patch."""
     if image_size % PATCH:
         nearest = round(image_size / PATCH) * PATCH
         raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}; nearest: {nearest}")
     side = RESOLUTIONS[0] // PATCH
     width = dict(hidden_size=128, num_attention_heads=4)
-    detr = dict(
-        **width, intermediate_size=512, dropout=0.0
-    )  # every picture is new, there is nothing to overfit
+    detr = dict(**width, intermediate_size=512, dropout=0.0)  # every picture is new, there is nothing to overfit
     return Sam3Config(
         vision_config=dict(
             fpn_hidden_size=128,
@@ -86,9 +82,7 @@ def build_model(tokenizer: CLIPTokenizer, seed: int = 0) -> Sam3Model:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         columns, rows = QUERY_GRID
         centres = [((k % columns + 0.5) / columns, (k // columns + 0.5) / rows) for k in range(QUERIES)]
-        decoder.reference_points.weight.copy_(
-            torch.logit(torch.tensor([[x, y, 0.2, 0.2] for x, y in centres]))
-        )
+        decoder.reference_points.weight.copy_(torch.logit(torch.tensor([[x, y, 0.2, 0.2] for x, y in centres])))
         decoder.query_embed.weight.normal_(0, 1)
         model.dot_product_scoring.query_proj.weight.mul_(0.1)  # or the first scores saturate
         decoder.box_head.layer3.weight.zero_()

@@ -67,7 +67,7 @@ def cxcywh(box: tuple[float, float, float, float]) -> tuple[float, float, float,
 
 
 @lru_cache(maxsize=1)
-def _tokenizer():  # noqa: ANN202
+def _tokenizer():
     return build_tokenizer()
 
 
@@ -100,9 +100,7 @@ def draw_batch(seeds: list[int], resolution: int) -> Batch:
         for p, question in enumerate(questions):
             ids[b, p], mask[b, p] = _tokens(question.prompt.text)
             answers[b, p, : len(question.answer)] = question.answer
-        for k, (box, label) in enumerate(
-            zip(questions[-1].prompt.boxes, questions[-1].prompt.labels, strict=True)
-        ):
+        for k, (box, label) in enumerate(zip(questions[-1].prompt.boxes, questions[-1].prompt.labels, strict=True)):
             boxes[b, k], labels[b, k] = cxcywh(box), label
     arrays = (pixels, maps, index, instance_boxes, ids, mask, answers, boxes, labels)
     return Batch(*map(torch.from_numpy, arrays))

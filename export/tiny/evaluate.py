@@ -57,10 +57,7 @@ def full_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
     """Masks [n, h, w], logits or bool, as decisions at frame size, bool [n, H, W]: enlarged bilinearly, then cut at the middle."""
     edge = 0.5 if masks.dtype == bool else 0.0
     enlarged = [
-        np.asarray(
-            Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-        )
-        > edge
+        np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)) > edge
         for mask in masks
     ]
     return np.array(enlarged, bool).reshape(-1, height, width)
@@ -115,18 +112,14 @@ class Tally:
                 judge.evaluate()
                 judge.accumulate()
                 judge.summarize()
-                result[name] = {
-                    figure: round(float(v), 4) for figure, v in zip(FIGURES, judge.stats, strict=False)
-                }
+                result[name] = {figure: round(float(v), 4) for figure, v in zip(FIGURES, judge.stats, strict=False)}
         return result
 
     def _coco(self, annotations: list[dict], kind: str = "") -> COCO:
         coco = COCO()
         if kind == "bbox":  # what COCO does with boxes that come without a mask
             annotations = [{**a, "area": a["bbox"][2] * a["bbox"][3]} for a in annotations]
-        coco.dataset = dict(
-            images=self.images, categories=[dict(id=1, name="named")], annotations=annotations
-        )
+        coco.dataset = dict(images=self.images, categories=[dict(id=1, name="named")], annotations=annotations)
         coco.createIndex()
         return coco
 

@@ -55,9 +55,7 @@ def matching_costs(predictions: Predictions, targets: Targets) -> torch.Tensor:
     positive = -FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * torch.log(p + 1e-6)
     negative = -(1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * torch.log(1 - p + 1e-6)
     boxes, wanted = predictions.boxes[:, :, :, None], targets.boxes[None, :, None]
-    costs = (
-        2 * (positive - negative)[..., None] + 5 * (boxes - wanted).abs().sum(-1) - 2 * giou(boxes, wanted)
-    )
+    costs = 2 * (positive - negative)[..., None] + 5 * (boxes - wanted).abs().sum(-1) - 2 * giou(boxes, wanted)
     return costs
 
 
@@ -85,9 +83,7 @@ def _focal(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * miss**FOCAL_GAMMA
 
 
-def losses(
-    predictions: Predictions, targets: Targets, index_map: torch.Tensor, rows: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def losses(predictions: Predictions, targets: Targets, index_map: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
     """The weighted sum "loss" and its parts, unweighted. `rows` from `match`, on the device; `index_map` uint8 [B, 2M, 2M]."""
     layers = predictions.logits.shape[0]
     layer, pair, query, target = rows.unbind(1)

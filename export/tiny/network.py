@@ -49,9 +49,7 @@ def encode_prompts(
     """Text and example boxes to prompt features [N, 32 + K + 1, C] and their mask, True where valid."""
     b, p, length = batch.input_ids.shape
     mask = batch.attention_mask.flatten(0, 1)
-    text = model.get_text_features(
-        input_ids=batch.input_ids.flatten(0, 1), attention_mask=mask, return_dict=True
-    )
+    text = model.get_text_features(input_ids=batch.input_ids.flatten(0, 1), attention_mask=mask, return_dict=True)
     text = text.pooler_output.view(b, p, length, -1)
     valid = batch.box_labels != NO_BOX
     geometry = model.geometry_encoder(
@@ -61,9 +59,7 @@ def encode_prompts(
         img_feats=(level,),
         img_pos_embeds=(position.expand(b, -1, -1, -1),),
     )
-    tokens = geometry.last_hidden_state[:, None].to(
-        text.dtype
-    )  # [B, 1, K + 1, C], belongs to the last prompt
+    tokens = geometry.last_hidden_state[:, None].to(text.dtype)  # [B, 1, K + 1, C], belongs to the last prompt
     tokens = torch.cat([torch.zeros_like(tokens).expand(-1, p - 1, -1, -1), tokens], 1)
     # A prompt without boxes has no geometry tokens at all, not even the class token.
     shown = (geometry.attention_mask.bool() & valid.any(1, keepdim=True))[:, None]
@@ -79,13 +75,9 @@ def forward_all_layers(model: Sam3Model, batch: Batch, positions: Positions) -> 
     prompt, mask = encode_prompts(model, batch, levels[2], position)
     repeats = batch.input_ids.shape[1]
     levels = [level.repeat_interleave(repeats, 0) for level in levels]
-    wide = mask[
-        :, None, None
-    ]  # a mask of four axes is taken as it is; one of two would be inspected, and the GPU waited for
+    wide = mask[:, None, None]  # a mask of four axes is taken as it is; one of two would be inspected, and the GPU waited for
     position = position.expand(prompt.shape[0], -1, -1, -1)
-    encoded = model.detr_encoder(
-        vision_features=[levels[2]], text_features=prompt, vision_pos_embeds=[position], text_mask=wide
-    )
+    encoded = model.detr_encoder(vision_features=[levels[2]], text_features=prompt, vision_pos_embeds=[position], text_mask=wide)
     decoded = model.detr_decoder(
         vision_features=encoded.last_hidden_state,
         text_features=prompt,

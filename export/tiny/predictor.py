@@ -26,9 +26,7 @@ class Detections:
     presence: float
 
 
-def load_model(
-    folder: Path | str, resolution: int, device: str = "cpu"
-) -> tuple[Sam3Model, PreTrainedTokenizerBase]:
+def load_model(folder: Path | str, resolution: int, device: str = "cpu") -> tuple[Sam3Model, PreTrainedTokenizerBase]:
     """A SAM3 folder (this project's or the original's) at a resolution, in fp32 and evaluation mode, and its tokenizer."""
     config = Sam3Config.from_pretrained(folder)
     config.image_size = resolution  # before loading: the rotary tables are made from it
@@ -72,9 +70,7 @@ class TorchPredictor:
         if not prompts:
             return []
         device, count = self.model.device, len(prompts)
-        ids, mask = (
-            torch.tensor(t, device=device) for t in encode(self.tokenizer, [p.text for p in prompts])
-        )
+        ids, mask = (torch.tensor(t, device=device) for t in encode(self.tokenizer, [p.text for p in prompts]))
         inputs = dict(input_ids=ids, attention_mask=mask)
         longest = max(len(p.boxes) for p in prompts)
         if longest:

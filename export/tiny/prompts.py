@@ -65,26 +65,18 @@ def named_by(text: str, instances: tuple[Instance, ...]) -> tuple[int, ...]:
             return ()
     if shape is None:
         return ()
-    return tuple(
-        k
-        for k, i in enumerate(instances)
-        if colour in (None, i.colour) and (shape in ANY_SHAPE or shape == i.shape)
-    )
+    return tuple(k for k, i in enumerate(instances) if colour in (None, i.colour) and (shape in ANY_SHAPE or shape == i.shape))
 
 
 def _alike(one: Instance, other: Instance) -> bool:
     return (one.colour, one.shape) == (other.colour, other.shape)
 
 
-def answer(
-    prompt: Prompt, instances: tuple[Instance, ...], boxed: tuple[Instance, ...] = ()
-) -> tuple[int, ...]:
+def answer(prompt: Prompt, instances: tuple[Instance, ...], boxed: tuple[Instance, ...] = ()) -> tuple[int, ...]:
     """Positions of the instances that the prompt names; `boxed` are the instances that its boxes were drawn around, in order."""
     examples = list(zip(boxed, prompt.labels, strict=True))
     if prompt.text == VISUAL:
-        hits = [
-            k for k, i in enumerate(instances) if any(_alike(i, b) for b, label in examples if label == 1)
-        ]
+        hits = [k for k, i in enumerate(instances) if any(_alike(i, b) for b, label in examples if label == 1)]
     else:
         hits = list(named_by(prompt.text, instances))
     return tuple(k for k in hits if not any(_alike(instances[k], b) for b, label in examples if label == 0))
@@ -146,18 +138,14 @@ def _foreign(rng: np.random.Generator, colour: str, shape: str) -> tuple[str | N
     return None, "".join(rng.choice(_ALPHABET, int(rng.integers(3, 9))))
 
 
-def text_question(
-    rng: np.random.Generator, instances: tuple[Instance, ...], present: float = 0.62
-) -> Question:
+def text_question(rng: np.random.Generator, instances: tuple[Instance, ...], present: float = 0.62) -> Question:
     """A question in words; with probability `present` about something that is there."""
     draw = present_text if instances and rng.random() < present else absent_text
     prompt = Prompt(draw(rng, instances))
     return Question(prompt, answer(prompt, instances))
 
 
-def _hand_drawn(
-    rng: np.random.Generator, box: tuple[float, ...], jitter: float
-) -> tuple[float, float, float, float]:
+def _hand_drawn(rng: np.random.Generator, box: tuple[float, ...], jitter: float) -> tuple[float, float, float, float]:
     x0, y0, x1, y1 = box
     dx0, dy0, dx1, dy1 = rng.uniform(-jitter, jitter, 4)
     w, h = x1 - x0, y1 - y0
@@ -165,9 +153,7 @@ def _hand_drawn(
     return tuple(float(v) for v in moved)
 
 
-def exemplar_question(
-    rng: np.random.Generator, instances: tuple[Instance, ...], jitter: float = 0.06
-) -> Question:
+def exemplar_question(rng: np.random.Generator, instances: tuple[Instance, ...], jitter: float = 0.06) -> Question:
     """A question with example boxes, drawn as unsteadily as a hand would. Falls back to words where nothing can be boxed."""
     if not instances:
         return text_question(rng, instances)

@@ -39,9 +39,7 @@ def _random_light(rng: np.random.Generator, moving: bool) -> Light:
     slope = rng.uniform(0, 0.3) if rng.random() < 0.5 else 0.0
     direction = rng.uniform(0, 2 * math.pi)
     ramp = tuple(
-        1.0 + slope * (math.cos(direction) * dx + math.sin(direction) * dy) / math.sqrt(2)
-        for dy in (-1, 1)
-        for dx in (-1, 1)
+        1.0 + slope * (math.cos(direction) * dx + math.sin(direction) * dy) / math.sqrt(2) for dy in (-1, 1) for dx in (-1, 1)
     )
     return Light(gain, ramp, float(rng.uniform(0, 0.12)) if moving else 0.0, float(rng.uniform(4, 10)))
 
@@ -76,9 +74,7 @@ def _random_size(rng: np.random.Generator) -> float:
     return float(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _random_place(
-    rng: np.random.Generator, size: float, aspect: float, placed: list[SceneObject]
-) -> tuple[float, float] | None:
+def _random_place(rng: np.random.Generator, size: float, aspect: float, placed: list[SceneObject]) -> tuple[float, float] | None:
     half_x, half_y = size / 2 / math.sqrt(aspect), size / 2 * math.sqrt(aspect)
     for _ in range(12):
         x, y = rng.uniform(half_x * 0.8, 1 - half_x * 0.8), rng.uniform(half_y * 0.8, 1 - half_y * 0.8)
@@ -92,9 +88,7 @@ def _random_place(
     return None
 
 
-def random_scene(
-    seed: int, aspect: float | None = None, moving: bool = False, count: int | None = None
-) -> Scene:
+def random_scene(seed: int, aspect: float | None = None, moving: bool = False, count: int | None = None) -> Scene:
     """Draw a scene from its seed. The same arguments give the same scene.
 
     Args:
@@ -119,16 +113,10 @@ def random_scene(
             rgb = np.clip(np.array(COLOURS[colour]) + rng.uniform(-22, 22, 3), 0, 255)
             if np.linalg.norm(rgb - _behind(grid, *place)) > MIN_CONTRAST:
                 break
-        motion = (
-            dict(zip(("vx", "vy", "spin"), rng.uniform(-0.16, 0.16, 3).tolist(), strict=True))
-            if moving
-            else {}
-        )
+        motion = dict(zip(("vx", "vy", "spin"), rng.uniform(-0.16, 0.16, 3).tolist(), strict=True)) if moving else {}
         angle = float(rng.uniform(-math.pi, math.pi)) if rng.random() < 0.7 else 0.0
         rgb = tuple(int(v) for v in rgb)
-        objects.append(
-            SceneObject(colour, shape, rgb, size, float(place[0]), float(place[1]), angle, **motion)
-        )
+        objects.append(SceneObject(colour, shape, rgb, size, float(place[0]), float(place[1]), angle, **motion))
     strength = float(rng.uniform(4, 30)) if rng.random() < 0.4 else 0.0
     stripes = (float(rng.uniform(0.01, 0.2)), float(rng.uniform(0, math.pi)), strength)
     blur = float(rng.uniform(0, 4)) if rng.random() < 0.4 else 0.0

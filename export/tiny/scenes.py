@@ -195,9 +195,7 @@ def _background(scene: Scene, size: tuple[int, int]) -> Image.Image:
         step = 2 * math.pi / (period * math.hypot(width, height))
         u = (np.arange(width, dtype=np.float32) * math.cos(angle) * step)[None]
         v = (np.arange(height, dtype=np.float32) * math.sin(angle) * step)[:, None]
-        wave = (128 + strength * (np.sin(u) * np.cos(v) + np.cos(u) * np.sin(v))).astype(
-            np.uint8
-        )  # sin(u + v), separable
+        wave = (128 + strength * (np.sin(u) * np.cos(v) + np.cos(u) * np.sin(v))).astype(np.uint8)  # sin(u + v), separable
         image = ImageChops.add(image, Image.merge("RGB", [Image.fromarray(wave)] * 3), 1.0, -128)
     return image
 
@@ -242,9 +240,7 @@ def render(scene: Scene, height: int, width: int, t: float = 0.0, supersample: i
     image = _lit(image, now.light)
     if now.noise >= 1:
         image = ImageChops.add(image, _noise(now, (width, height), t), 1.0, -128)
-    index_map = np.ascontiguousarray(
-        np.asarray(labels)[supersample // 2 :: supersample, supersample // 2 :: supersample]
-    )
+    index_map = np.ascontiguousarray(np.asarray(labels)[supersample // 2 :: supersample, supersample // 2 :: supersample])
     return Rendering(np.asarray(image), index_map, _instances(now, index_map))
 
 

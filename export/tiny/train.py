@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import Sam3Model
 
 from export.tiny.configuration import (
     RESOLUTIONS,
@@ -35,7 +34,7 @@ from export.tiny.tokenizer import build_tokenizer
 class Recipe:
     """Everything that decides what is learnt, besides code and data."""
 
-    scenes: int = 64  # a batch; three prompts each
+    scenes: int = 128  # a batch; three prompts each
     learning_rate: float = 3e-4
     warm_up: int = 400  # steps
     weight_decay: float = 1e-4
@@ -52,26 +51,20 @@ class Trainer:
         self.tokenizer = build_tokenizer()
         self.model = build_model(self.tokenizer, recipe.seed).to(device).train()
         seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 16)
-        self.pyramid = normalise_pyramid(
-            self.model, normalised(draw_batch(list(seeds), RESOLUTIONS[0]).pixels.to(device))
-        )
+        self.pyramid = normalise_pyramid(self.model, normalised(draw_batch(list(seeds), RESOLUTIONS[0]).pixels.to(device)))
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.positions = Positions(self.model)
         self.tables = {resolution: self._tables(resolution) for resolution in RESOLUTIONS}
         # The half-size FPN level is never used; its weights keep their first values.
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=device.type == "cuda"
-        )
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=device.type == "cuda")
 
     def _tables(self, resolution: int) -> list[torch.Tensor]:
         set_resolution(self.model, resolution)
         return [layer.position_ids for layer in self.model.vision_encoder.backbone.layers]
 
     def _use(self, resolution: int) -> None:
-        for layer, table in zip(
-            self.model.vision_encoder.backbone.layers, self.tables[resolution], strict=True
-        ):
+        for layer, table in zip(self.model.vision_encoder.backbone.layers, self.tables[resolution], strict=True):
             layer.position_ids = table
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
@@ -105,9 +98,7 @@ class Trainer:
         results = {}
         for resolution in resolutions:
             set_resolution(self.average, resolution)
-            results[str(resolution)] = evaluate(
-                TorchPredictor(self.average, self.tokenizer, resolution), scenes
-            )
+            results[str(resolution)] = evaluate(TorchPredictor(self.average, self.tokenizer, resolution), scenes)
         return results
 
 
@@ -115,11 +106,7 @@ def loader(recipe: Recipe, workers: int) -> Iterator[Batch]:
     """Batches without end, drawn by `workers` processes (0: by this one)."""
     batches = SceneBatches(recipe.scenes, run=recipe.seed)
     ahead = dict(prefetch_factor=3) if workers else {}
-    return iter(
-        DataLoader(
-            batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead
-        )
-    )
+    return iter(DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead))
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> dict:
@@ -138,9 +125,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
     while progress < 1.0:
         spent = time.monotonic() - started
         progress = trainer.steps / options.steps if options.steps else spent / (60 * options.minutes)
-        window.append(
-            {name: value.detach() for name, value in trainer.step(next(batches).to(device), progress).items()}
-        )
+        window.append({name: value.detach() for name, value in trainer.step(next(batches).to(device), progress).items()})
         if time.monotonic() - last < options.judge_every and progress < 1.0:
             continue
         mean = {name: round(float(torch.stack([w[name] for w in window]).mean()), 4) for name in window[0]}
@@ -176,12 +161,8 @@ def report(point: dict) -> None:
     for resolution, result in point.get("validation", {}).items():
         for prompts in ("text", "exemplar"):
             r = result[prompts]
-            figures = " ".join(
-                f"{kind} {r[kind]['AP']:.3f}/{r[kind]['AP50']:.3f}" for kind in ("box", "mask")
-            )
-            print(
-                f"       {resolution} {prompts}: {figures} presence {r['presence_accuracy']:.3f}", flush=True
-            )
+            figures = " ".join(f"{kind} {r[kind]['AP']:.3f}/{r[kind]['AP50']:.3f}" for kind in ("box", "mask"))
+            print(f"       {resolution} {prompts}: {figures} presence {r['presence_accuracy']:.3f}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
@@ -197,22 +178,16 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 1))
-    parser.add_argument("--scenes", type=int, default=Recipe.scenes, help="scenes a batch")
-    parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument(
-        "--judge-every", type=float, default=60.0, help="seconds between looks at held-out scenes"
-    )
+    parser.add_argument("--scenes", type=int, default=Recipe().scenes, help="scenes a batch")
+    parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
+    parser.add_argument("--seed", type=int, default=Recipe().seed)
+    parser.add_argument("--judge-every", type=float, default=60.0, help="seconds between looks at held-out scenes")
     parser.add_argument("--judge-scenes", type=int, default=60)
     parser.add_argument("--judge-resolutions", type=int, nargs="+", default=[RESOLUTIONS[0]])
     options = parser.parse_args(argv)
     recipe = Recipe(scenes=options.scenes, learning_rate=options.learning_rate, seed=options.seed)
     curve = train(recipe, options)
-    print(
-        json.dumps(
-            {"out": str(options.out), "steps": curve["points"][-1]["step"], "last": curve["points"][-1]}
-        )
-    )
+    print(json.dumps({"out": str(options.out), "steps": curve["points"][-1]["step"], "last": curve["points"][-1]}))
     return curve
 
 
