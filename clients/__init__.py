@@ -2,6 +2,10 @@
 
 Over gRPC or HTTP, blocking (`Client`) or asyncio (`AsyncClient`); `sam3-camera` is the same on the command line. Of the other
 rooms only the specification is imported, so this package installs on a camera's small computer without torch or Triton.
+
+    with Client("localhost", model="sam3_r672") as client:
+        found = client.detect("photo.jpg", ["red circle", "blue square"], mask_format="bits")
+    print(found.labels, found.boxes_in_pixels, found.scores, found.masks_at(*found.frame_size).shape)
 """
 
 from clients.connection import AsyncClient, Client

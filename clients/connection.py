@@ -7,7 +7,6 @@ carries several requests at once over one connection, and its deadline travels w
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import threading
 import time
@@ -24,6 +23,14 @@ if TYPE_CHECKING:
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 DEFAULT_TIMEOUT_S = 30.0
+CHANNEL_ARGUMENTS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    # Without these a camera that lost its server looks for it at ever longer intervals, up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""gRPC's limits and manners, for the blocking and the asyncio client alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,15 @@ class Server:
     def per_call(self) -> dict[str, float]:
         """tritonclient's keyword for the deadline of one call; its HTTP clients take the time-out once, when they are made."""
         return {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
+
+    def connect(self, *, asyncio: bool) -> Any:
+        """tritonclient's client, which connects on its first request."""
+        module = importlib.import_module(f"tritonclient.{self.protocol}{'.aio' if asyncio else ''}")
+        options: dict[str, Any] = {"channel_args": CHANNEL_ARGUMENTS}
+        if self.protocol == "http":
+            times = ("conn_timeout",) if asyncio else ("connection_timeout", "network_timeout")
+            options = dict.fromkeys(times, self.timeout)
+        return module.InferenceServerClient(self.address, **options)
 
     def error(self, error: BaseException, model: str | None) -> Sam3ServerError:
         return translate(error, address=self.address, protocol=self.protocol, model=model, timeout=self.timeout)
@@ -108,9 +124,7 @@ class Client:
         self.server = Server(url, protocol, timeout)
         self.model = model
         self._thread = threading.get_ident()
-        module = importlib.import_module(f"tritonclient.{protocol}")
-        times = {"connection_timeout": timeout, "network_timeout": timeout} if protocol == "http" else {}
-        self._triton = module.InferenceServerClient(self.server.address, **times)
+        self._triton = self.server.connect(asyncio=False)
 
     def __enter__(self) -> Self:
         return self
@@ -214,12 +228,8 @@ class AsyncClient:
 
     async def _call(self, method: str, *arguments: Any, model: str | None = None, **keywords: Any) -> Any:
         if self._triton is None:  # made here and not in __init__: aiohttp and grpc.aio bind to the running event loop
-            module = importlib.import_module(f"tritonclient.{self.server.protocol}.aio")
-            times = {"conn_timeout": self.server.timeout} if self.server.protocol == "http" else {}
-            self._triton = module.InferenceServerClient(self.server.address, **times)
+            self._triton = self.server.connect(asyncio=True)
         try:
             return await getattr(self._triton, method)(*arguments, **keywords, **self.server.per_call)
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            raise
         except Exception as error:
             raise self.server.error(error, model) from error

@@ -23,6 +23,8 @@ from demo import cameras, mosaic, report, score, steps
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 
+TABLE_WIDTH = 118
+"""Characters that the table needs; a narrower terminal wraps its lines."""
 HOME = Path(__file__).parent.parent
 EXAMPLES = """examples:
   python -m demo
@@ -118,8 +120,10 @@ def bars(films: Sequence[steps.Film], frames: int) -> Iterator[cameras.Progress]
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every frame was answered; 1: some were not; 2: a step could not be done, and stderr says why."""
     a = parser().parse_args(argv)
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
     try:
-        return demonstrate(a, Console(width=None if sys.stdout.isatty() else 130))
+        return demonstrate(a, console)
     except (steps.DemoError, ServerError, ValueError) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(json.dumps({"error": str(error)}))

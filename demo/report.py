@@ -51,7 +51,11 @@ def table(reels: Sequence[Reel], result: dict[str, Any], total: Score, scores: S
     }
     for name, footer in footers.items():
         sheet.add_column(
-            name, footer=footer, justify="left" if name in ("camera", "classes") else "right", no_wrap=name != "classes"
+            name,
+            footer=footer,
+            justify="left" if name in ("camera", "classes") else "right",
+            no_wrap=name != "classes",
+            min_width=16 if name == "classes" else None,
         )
     for reel, own in zip(reels, scores, strict=True):
         sheet.add_row(

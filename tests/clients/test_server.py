@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from clients import AsyncClient, Client, camera
 from clients.encode import VideoWriter, to_jpeg
-from clients.errors import InvalidRequest, ModelNotFound
+from clients.errors import InvalidRequest, ModelNotFound, ServerUnavailable
+from ensemble.server import EmbeddedServer
 from ensemble.spec import STAGES, Variant
 
 pytestmark = pytest.mark.server
@@ -213,3 +214,26 @@ def test_camera_asks_to_choose_a_model(server, tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert camera.main(["--source", str(tmp_path / "a.png"), "--classes", "cat", "--url", server.grpc_url]) == 2
     assert "choose one: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_clients_outlive_their_server(repository, protocol, picture):
+    """The same client, blocking and asyncio: answered, unavailable, answered again two seconds after the server is back."""
+
+    async def go():
+        with EmbeddedServer(repository) as first:
+            address, ports = url_of(first, protocol), (first.http_port, first.grpc_port, first.metrics_port)
+            blocking = Client(address, protocol=protocol, model=MODEL)
+            awaiting = AsyncClient(address, protocol=protocol, model=MODEL)
+            assert len(blocking.detect(picture, CLASSES)) == len(await awaiting.detect(picture, CLASSES)) == 2
+        with pytest.raises(ServerUnavailable):
+            blocking.detect(picture, CLASSES)
+        with pytest.raises(ServerUnavailable):
+            await awaiting.detect(picture, CLASSES)
+        with EmbeddedServer(repository, *ports):
+            await asyncio.sleep(2)
+            assert len(blocking.detect(picture, CLASSES)) == len(await awaiting.detect(picture, CLASSES)) == 2
+        blocking.close()
+        await awaiting.close()
+
+    asyncio.run(go())
