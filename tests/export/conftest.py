@@ -1,0 +1,141 @@
+"""A small random SAM3 (64 wide, with its own tokenizer), saved and loaded as a checkpoint folder, and its exports, each made once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer, Sam3Config, Sam3Model
+
+from ensemble.spec import ARTIFACTS, Variant
+from export import checkpoint
+from export.frames import drawn_frames
+from export.onnx_graph import onnx_session
+from export.parts import PARTS
+from export.reference import Sample, expected_outputs, make_sample
+from export.repository import Written, export_variant
+from export.tiny.tokenizer import build_tokenizer
+from export.verify import Run
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+WORDS = ("red circle", "blue square", "green star", "a purple triangle", "ring", "yellow cross", "white", "the thing on the left")
+
+
+def small_config(tokenizer: CLIPTokenizer) -> Sam3Config:
+    """Every part of SAM3 at 64 wide: window 4 of a 4 x 4 pretraining grid, so 112 fills its windows and 126 and 140 are padded."""
+    width = dict(hidden_size=64, num_attention_heads=4)
+    detr = dict(**width, intermediate_size=128, dropout=0.0)
+    vit = dict(num_hidden_layers=4, image_size=112, patch_size=14, window_size=4, global_attn_indexes=[1, 3], pretrain_image_size=56)
+    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    text = dict(intermediate_size=128, projection_dim=64, num_hidden_layers=2, max_position_embeddings=32, hidden_act="gelu")
+    return Sam3Config(
+        vision_config=dict(fpn_hidden_size=64, backbone_config=dict(model_type="sam3_vit_model", **width, **vit, intermediate_size=160)),
+        text_config=dict(model_type="clip_text_model", **width, **text, **ends, vocab_size=len(tokenizer)),
+        geometry_encoder_config=dict(**detr, num_layers=2),
+        detr_encoder_config=dict(**detr, num_layers=2),
+        detr_decoder_config=dict(**detr, num_layers=2, num_queries=20),
+        mask_decoder_config=dict(**width),
+    )
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint as save_pretrained writes it."""
+    path = tmp_path_factory.mktemp("checkpoints") / "small"
+    tokenizer = build_tokenizer()
+    checkpoint.random_source(small_config(tokenizer)).model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def source(folder: Path) -> checkpoint.Source:
+    return checkpoint.load(str(folder))
+
+
+@pytest.fixture(scope="session")
+def sized(source: checkpoint.Source) -> Callable[[int], Sam3Model]:
+    """Resolution -> the random model at it, with all queries."""
+    return cache(lambda resolution: checkpoint.at_size(source.model, resolution, 20))
+
+
+@dataclass(frozen=True)
+class Export:
+    """One variant's artifacts, open."""
+
+    root: Path
+    variant: Variant
+    model: Sam3Model
+    runs: dict[str, Run]
+    written: list[Written]
+
+
+def export(source: checkpoint.Source, root: Path, resolution: int, precision: str = "fp32") -> Export:
+    queries = source.record.num_queries
+    variant = Variant(resolution, queries, precision, max_pairs=16, checkpoint=source.record)
+    written = export_variant(source, variant, "onnxruntime", root, drawn_frames(2, resolution))
+    runs = {part: onnx_session(root / getattr(variant, part).name / "1" / ARTIFACTS["onnxruntime"]) for part in PARTS}
+    return Export(root, variant, checkpoint.at_size(source.model, resolution, queries), runs, written)
+
+
+@pytest.fixture(scope="session")
+def exported(source: checkpoint.Source, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Export]:
+    """Resolution -> the random model's export; resolutions share one repository."""
+    root = tmp_path_factory.mktemp("export") / "repository"
+    return cache(lambda resolution: export(source, root, resolution))
+
+
+@pytest.fixture(scope="session")
+def sample(source: checkpoint.Source) -> Callable[..., Sample]:
+    """(resolution, images, pairs, with_boxes) -> noise frames, prompts and pairs; with boxes, pairs have one, two or none."""
+
+    def make(resolution: int, images: int, pairs: int, with_boxes: bool, slots: int = 8) -> Sample:
+        rng = np.random.default_rng(images * 100 + pairs)
+        coarse = rng.integers(0, 256, (images, 3, 7, 7), np.uint8)
+        pixels = coarse.repeat(resolution // 7, 2).repeat(resolution // 7, 3)
+        pixels = (pixels // 2 + rng.integers(0, 128, pixels.shape)).astype(np.uint8)
+        chosen = [(int(rng.integers(images)), int(rng.integers(len(WORDS)))) for _ in range(pairs)]
+        boxes = {
+            n: [(*rng.uniform(0.3, 0.7, 2), *rng.uniform(0.1, 0.9, 2), label) for label in (1, 0)[: 1 + n % 3]]
+            for n in range(pairs)
+            if n % 3 != 2
+        }
+        return make_sample(pixels, source.tokenizer, WORDS, chosen, boxes if with_boxes else None, slots if with_boxes else 0)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def truth(sized: Callable[[int], Sam3Model], sample: Callable[..., Sample]) -> Callable[..., dict[str, np.ndarray]]:
+    """(resolution, images, pairs, with_boxes) -> what Sam3Model says about that sample."""
+    return cache(lambda *case: expected_outputs(sized(case[0]), sample(*case)))
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """max|found - wanted| / max|wanted|"""
+    assert found.shape == wanted.shape
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.fixture(scope="session")
+def error() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    return relative
+
+
+@pytest.fixture(scope="session")
+def export_fresh(source: checkpoint.Source) -> Callable[..., Export]:
+    """(root, resolution, precision) -> an export of its own."""
+    return lambda root, resolution, precision="fp32": export(source, root, resolution, precision)
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> object:
+    with torch.no_grad():
+        yield
