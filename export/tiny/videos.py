@@ -1,0 +1,129 @@
+"""A seed flows in, videos with exact ground truth flow out: one moving scene a camera, drawn frame by frame, encoded as H.264, and beside it a JSON file that says for every
+frame which object of which class is where. The demonstration plays them, and tests and measurements compare what the server says with what was drawn."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from pycocotools import mask as rle
+
+from export.tiny.prompts import named_by, phrase
+from export.tiny.random_scene import random_scene
+from export.tiny.scenes import COLOURS, SHAPES, Rendering, Scene, render
+
+CLASSES = 4  # a camera; the last one is not in its scene
+MIN_OBJECTS, MAX_TRIES = 4, 50
+FIRST_SEED = 500_000  # in the range of held-out seeds, behind those of the evaluation
+
+
+def camera_scene(seed: int, camera: int, aspect: float) -> Scene:
+    """The moving scene that camera `camera` of a recording looks at: at least MIN_OBJECTS objects of at least two classes."""
+    for attempt in range(MAX_TRIES):
+        number = FIRST_SEED + ((seed * 64 + camera) * MAX_TRIES + attempt) % 400_000
+        scene = random_scene(number, aspect=aspect, moving=True)
+        if len(scene.objects) >= MIN_OBJECTS and len({(o.colour, o.shape) for o in scene.objects}) >= 2:
+            break
+    return scene
+
+
+def class_list(scene: Scene, seed: int) -> tuple[str, ...]:
+    """CLASSES different prompts for a scene: a colour with a shape, a shape, a colour with "object" (all present), and one that is absent."""
+    rng = np.random.default_rng((4, seed, scene.seed))
+    order = [scene.objects[k] for k in rng.permutation(len(scene.objects))]
+    first, second, third = (order[k % len(order)] for k in range(3))
+    classes = [phrase(rng, first.colour, first.shape, plain=True)]
+    classes.append(phrase(rng, None, second.shape, plain=True))
+    classes.append(phrase(rng, third.colour, "object", plain=True))
+    there = {(o.colour, o.shape) for o in scene.objects}
+    missing = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in there]
+    colour, shape = missing[int(rng.integers(len(missing)))]
+    return (*classes, phrase(rng, colour, shape, plain=True))
+
+
+def ground_truth(rendering: Rendering, classes: Sequence[str]) -> list[dict]:
+    """One record an object and class that names it: class, bbox (xyxy as fractions of the frame), area (pixels), mask (COCO RLE at frame size, counts as text)."""
+    records = []
+    for name in classes:
+        for k in named_by(name, rendering.instances):
+            instance = rendering.instances[k]
+            encoded = rle.encode(np.asfortranarray(rendering.mask(instance), np.uint8))
+            mask = {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
+            box = [round(v, 6) for v in instance.box]
+            records.append({"class": name, "bbox": box, "area": instance.area, "mask": mask})
+    return records
+
+
+def drawn_frames(scene: Scene, frames: int, fps: int, height: int, width: int) -> Iterator[Rendering]:
+    """The frames of a scene in motion, frame k at k / fps seconds."""
+    for k in range(frames):
+        yield render(scene, height, width, t=k / fps, supersample=2)
+
+
+def write_video(path: Path, frames: Iterator[Rendering], fps: int, height: int, width: int) -> Iterator[Rendering]:
+    """Encode frames as they come (H.264, yuv420p, one packet a frame in order) and hand each on. The same frames give the same file."""
+    with av.open(str(path), "w") as container:
+        options = {"crf": "16", "preset": "veryfast", "threads": "1", "bf": "0"}  # one thread: the same bytes every time
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, fps)
+        for k, rendering in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rendering.frame), format="rgb24")
+            frame.pts = k
+            container.mux(stream.encode(frame))
+            yield rendering
+        container.mux(stream.encode())
+
+
+def record_camera(out: Path, camera: int, frames: int, fps: int, height: int, width: int, seed: int) -> dict:
+    """Write `camera_<n>.mp4` and `camera_<n>.json` into `out`; returns what the JSON file says, without the frames.
+
+    Raises ValueError for odd sizes, which yuv420p cannot hold.
+    """
+    if height % 2 or width % 2:
+        raise ValueError(f"width and height must be even, got {width}x{height}; try {width - width % 2}x{height - height % 2}")
+    scene = camera_scene(seed, camera, width / height)
+    classes = class_list(scene, seed)
+    video = out / f"camera_{camera}.mp4"
+    drawn = write_video(video, drawn_frames(scene, frames, fps, height, width), fps, height, width)
+    head = {"video": video.name, "classes": list(classes), "fps": fps, "width": width, "height": height}
+    records = [ground_truth(rendering, classes) for rendering in drawn]
+    (out / f"camera_{camera}.json").write_text(json.dumps({**head, "frames": records}) + "\n")
+    return head
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """Command line; see the module's text. The last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m export.tiny.videos",
+        description="Draw videos of moving shapes with exact ground truth.",
+        epilog="example: python -m export.tiny.videos --out build/videos --cameras 8 --frames 150",
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cameras", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--fps", type=int, default=15)
+    parser.add_argument("--size", default="640x360", help="width x height, both even")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    try:
+        width, height = (int(part) for part in options.size.lower().split("x"))
+    except ValueError:
+        parser.error(f'--size must look like "640x360", got "{options.size}"')
+    options.out.mkdir(parents=True, exist_ok=True)
+    cameras = []
+    for camera in range(options.cameras):
+        print(f"\rcamera {camera + 1}/{options.cameras}", end="", file=sys.stderr)
+        cameras.append(record_camera(options.out, camera, options.frames, options.fps, height, width, options.seed))
+    print(file=sys.stderr)
+    summary = {"out": str(options.out), "frames": options.frames, "cameras": cameras}
+    print(json.dumps(summary))
+    return summary
+
+
+if __name__ == "__main__":
+    main()
