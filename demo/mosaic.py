@@ -74,7 +74,7 @@ def compose(reels: Sequence[Reel], moment: int, summary: Image.Image) -> NDArray
 
 def _panel_size(reels: Sequence[Reel]) -> tuple[int, int]:
     """Width and height of a panel without its header: the first camera's shape, `PANEL_WIDTH` wide."""
-    width, height = reels[0].film.truth["size"]
+    width, height = reels[0].film.size
     return PANEL_WIDTH, round(PANEL_WIDTH * height / width / 2) * 2
 
 

@@ -42,7 +42,7 @@ def score(reels: Sequence[Reel]) -> tuple[Score, list[Score]]:
     cameras: list[list[int]] = []
     for reel in reels:
         cameras.append([])
-        width, height = _size(reel)
+        width, height = reel.film.size
         for shot in reel.shots:
             image = len(truth["images"]) + 1
             cameras[-1].append(image)
@@ -59,16 +59,11 @@ def score(reels: Sequence[Reel]) -> tuple[Score, list[Score]]:
         return _evaluate(gold, result, everything), [_evaluate(gold, result, images) for images in cameras]
 
 
-def _size(reel: Reel) -> tuple[int, int]:
-    """Width and height of a film."""
-    return reel.film.truth["size"][0], reel.film.truth["size"][1]
-
-
 def _annotations(reel: Reel, index: int, image: int, categories: dict[str, int], count: int) -> list[dict[str, Any]]:
     """COCO annotations of one frame, numbered from `count` + 1, for the classes that the camera asked for."""
-    width, height = _size(reel)
+    width, height = reel.film.size
     annotations: list[dict[str, Any]] = []
-    for thing in reel.film.truth["frames"][index]["objects"]:
+    for thing in reel.film.objects(index):
         if thing["class"] not in reel.film.classes:
             continue
         x0, y0, x1, y1 = thing["bbox"]

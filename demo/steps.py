@@ -32,6 +32,15 @@ class Film:
     def classes(self) -> list[str]:
         return list(self.truth["classes"])
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.truth["width"], self.truth["height"]
+
+    def objects(self, index: int) -> list[dict[str, Any]]:
+        """What can be seen in one frame: `class`, `bbox` (xyxy, fractions of the frame), `area` (pixels), `mask` (COCO RLE)."""
+        return list(self.truth["frames"][index])
+
 
 def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list[Film]:
     """The films in `folder`, drawn and encoded first unless they are there with that many frames of that size."""

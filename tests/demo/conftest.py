@@ -53,8 +53,10 @@ def reel() -> Callable[..., Reel]:
                         "mask": rle | {"counts": rle["counts"].decode()},
                     }
                 )
-            frames.append({"objects": objects})
-        film = Film(name, Path("nowhere.mp4"), {"classes": classes, "size": [WIDTH, HEIGHT], "fps": 10, "frames": frames})
+            frames.append(objects)
+        film = Film(
+            name, Path("nowhere.mp4"), {"classes": classes, "width": WIDTH, "height": HEIGHT, "fps": 10, "frames": frames}
+        )
         shots = []
         for index, found in enumerate(answers):
             bits = [np.packbits(filled(box, SMALL.mask_size, SMALL.mask_size), axis=1) for _, _, box in found]

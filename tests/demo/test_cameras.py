@@ -19,9 +19,9 @@ def films(tmp_path):
         with VideoWriter(tmp_path / f"{name}.mp4", 10) as writer:
             for i in range(5):
                 writer.write(np.full((48, 64, 3), 40 * i, np.uint8))
-        made.append(Film(name, tmp_path / f"{name}.mp4", {"classes": [name], "size": [64, 48]}))
+        made.append(Film(name, tmp_path / f"{name}.mp4", {"classes": [name], "width": 64, "height": 48}))
     (tmp_path / "bad.mp4").write_text("no video")
-    return [*made, Film("bad", tmp_path / "bad.mp4", {"classes": ["bad"], "size": [64, 48]})]
+    return [*made, Film("bad", tmp_path / "bad.mp4", {"classes": ["bad"], "width": 64, "height": 48})]
 
 
 class Answers:

@@ -1,0 +1,49 @@
+"""The demo against the real server: films drawn and encoded, streamed, scored, drawn."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from demo.__main__ import main
+from ensemble.spec import Variant
+
+pytestmark = pytest.mark.server
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_three_cameras(server, tmp_path, protocol, capfd):
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    code = main(
+        [
+            "--output",
+            str(tmp_path),
+            "--cameras",
+            "3",
+            "--frames",
+            "4",
+            "--url",
+            url,
+            "--protocol",
+            protocol,
+            "--model",
+            Variant(252).front_name,
+        ]
+    )
+    result = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert code == 0
+    assert (result["cameras"], result["frames"], result["failed"]) == (3, 12, 0)
+    assert result["fps"] > 0
+    assert result["p95_ms"] >= result["p50_ms"] > 0
+    assert result["mean_batch"] >= 1
+    assert result["map50"] > 0.7
+    assert (tmp_path / "mosaic.mp4").stat().st_size > 0
+    assert Image.open(tmp_path / "mosaic.png").size[0] > 1200
+
+
+def test_a_model_that_is_not_there_fails_every_frame(server, tmp_path, capfd):
+    code = main(["--output", str(tmp_path), "--cameras", "2", "--frames", "2", "--url", server.grpc_url, "--model", "sam3_r1008"])
+    output = capfd.readouterr().out.strip().splitlines()
+    result = json.loads(output[-1])
+    assert (code, result["frames"], result["failed"], result["map50"]) == (1, 0, 4, None)
+    assert any("does not serve 'sam3_r1008'" in line for line in output)
