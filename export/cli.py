@@ -112,6 +112,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Loads the checkpoint and checks every choice against it. Raises what `main` turns into a refusal."""
     from export.checkpoint import load
     from export.engines import EngineError, engine
+    from export.frames import read_frames
 
     tool = engine(arguments.engine)
     precision = arguments.precision or tool.precisions[0]
@@ -121,6 +122,8 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():
         raise ValueError(f"expected a folder to write the repository to, got the file {arguments.repository}; name a folder")
+    if arguments.frames:
+        read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
         source = load(arguments.checkpoint)
     variants = [

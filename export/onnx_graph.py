@@ -88,7 +88,9 @@ def onnx_session(path: Path, threads: int = 0) -> Callable[[Mapping[str, np.ndar
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle sessions would take the cores from the reference
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # idle sessions would take the cores from the reference
     options.log_severity_level = 3  # errors only: it warns about every initializer that it drops
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

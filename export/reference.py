@@ -65,15 +65,26 @@ def make_sample(
     )
 
 
+def all_expected_outputs(model: Sam3Model, samples: Sequence[Sample]) -> list[dict[str, np.ndarray]]:
+    """`expected_outputs` of samples that look at the same frames, whose image features are computed once."""
+    with torch.no_grad():
+        vision = see(model, samples[0])
+    return [expected_outputs(model, sample, vision) for sample in samples]
+
+
+def see(model: Sam3Model, sample: Sample) -> Sam3VisionEncoderOutput:
+    """What the model's vision encoder makes of the sample's frames."""
+    return model.get_vision_features(torch.from_numpy(sample.pixel_values).float() / 127.5 - 1.0)
+
+
 @torch.no_grad()
-def expected_outputs(model: Sam3Model, sample: Sample) -> dict[str, np.ndarray]:
+def expected_outputs(model: Sam3Model, sample: Sample, vision: Sam3VisionEncoderOutput | None = None) -> dict[str, np.ndarray]:
     """fp32 outputs of `model` under the names of `ensemble/spec.py`; `mask_logits` are of all queries [N,Q,4p,4p].
 
     `text_features` [P,L,C] are zero at padding. `geometry_features` [N,K+1,C] are in the order of the spec (class token first), zero at padding
     and for pairs without boxes, for which Sam3Model makes none.
     """
-    pixels = torch.from_numpy(sample.pixel_values).float() / 127.5 - 1.0
-    vision = model.get_vision_features(pixels)
+    vision = vision or see(model, sample)
     ids, mask = torch.from_numpy(sample.input_ids).long(), torch.from_numpy(sample.text_mask).long()
     text = model.get_text_features(input_ids=ids, attention_mask=mask, return_dict=True).pooler_output
     rows = [_run_pair(model, sample, n, vision, ids, mask) for n in range(len(sample.image_index))]

@@ -24,13 +24,15 @@ from export.engines import engine as find_engine
 from export.frames import Frame, gate_samples
 from export.onnx_graph import OPSET
 from export.parts import PARTS, STYLES, make_part
-from export.reference import expected_outputs
+from export.reference import all_expected_outputs
 from export.verify import GateReport, Run, verify
 
 MANIFEST = "manifest.json"
 VERSION = "1"
 """Triton's version folder."""
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "tensorrt")
+GRAPH_CODE = (*PARTS, "attention", "positions", "precision", "parts", "onnx_graph", "tensorrt_plan", "aoti_package")
+"""Modules of this folder whose change makes artifacts stale."""
 
 Report = Callable[[str], None]
 """Called with a sentence when a step begins."""
@@ -84,7 +86,7 @@ def export_variant(
                 runs[part] = tool.open(path)
             report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
             samples = gate_samples(frames, source.tokenizer, variant)
-            truths = [expected_outputs(sized, sample) for sample in samples]
+            truths = all_expected_outputs(sized, samples)
             report(f"r{variant.resolution}: measuring the artifacts against it")
             gate = verify(runs, variant, samples, truths)
             gate.raise_for_failures()
@@ -128,9 +130,10 @@ def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path
 
 # ---- manifests
 def recipe(source: Source, variant: Variant, engine: str, part: str) -> str:
-    """Hash of everything that one artifact is made from: weights, record, precision, engine, library versions and this folder's code."""
+    """Hash of everything that one artifact is made from: weights, record, precision, engine, library versions and the code that makes graphs."""
     model = getattr(variant, part)
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+    paths = [Path(__file__).with_name(f"{name}.py") for name in GRAPH_CODE]
+    code = [file_sha256(path) for path in paths if path.is_file()]
     facts = [
         source.sha256,
         asdict(model),
@@ -191,8 +194,11 @@ def manifest(
 
 
 def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:

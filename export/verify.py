@@ -107,6 +107,7 @@ class GateReport:
 def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample], expected: Iterable[Arrays]) -> GateReport:
     """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each sample."""
     limits = LIMITS["fp32" if variant.precision == "fp32" else "fp16"]
+    runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # samples share their frames, and it is the dear part
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
     detections = []
     for sample, truth in zip(samples, expected, strict=True):
@@ -123,6 +124,20 @@ def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample],
     summary = _merge(detections)
     failures = [f for f in (check.failure(limits) for check in outputs) if f] + summary.failures(limits)
     return GateReport(outputs, summary, tuple(failures))
+
+
+def remembering(run: Run) -> Run:
+    """`run`, but asked for the same arrays as the last time it gives the last answer again."""
+    asked: Arrays = {}
+    answer: dict[str, np.ndarray] = {}
+
+    def again(feed: Arrays) -> dict[str, np.ndarray]:
+        nonlocal asked, answer
+        if not asked or any(asked[name] is not array for name, array in feed.items()):
+            asked, answer = feed, run(feed)
+        return dict(answer)
+
+    return again
 
 
 def strongest(score: np.ndarray, most: int) -> np.ndarray:

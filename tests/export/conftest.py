@@ -32,13 +32,17 @@ def small_config(tokenizer: CLIPTokenizer) -> Sam3Config:
     """Every part of SAM3 at 64 wide: window 4 of a 4 x 4 pretraining grid, so 112 fills its windows and 126 and 140 are padded."""
     width = dict(hidden_size=64, num_attention_heads=4)
     detr = dict(**width, intermediate_size=128, dropout=0.0)
-    vit = dict(num_hidden_layers=4, image_size=112, patch_size=14, window_size=4, global_attn_indexes=[1, 3], pretrain_image_size=56)
+    vit = dict(
+        num_hidden_layers=4, image_size=112, patch_size=14, window_size=4, global_attn_indexes=[1, 3], pretrain_image_size=56
+    )
     ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     text = dict(intermediate_size=128, projection_dim=64, num_hidden_layers=2, max_position_embeddings=32, hidden_act="gelu")
     return Sam3Config(
-        vision_config=dict(fpn_hidden_size=64, backbone_config=dict(model_type="sam3_vit_model", **width, **vit, intermediate_size=160)),
+        vision_config=dict(
+            fpn_hidden_size=64, backbone_config=dict(model_type="sam3_vit_model", **width, **vit, intermediate_size=160)
+        ),
         text_config=dict(model_type="clip_text_model", **width, **text, **ends, vocab_size=len(tokenizer)),
-        geometry_encoder_config=dict(**detr, num_layers=2),
+        geometry_encoder_config=dict(**detr, num_layers=1),
         detr_encoder_config=dict(**detr, num_layers=2),
         detr_decoder_config=dict(**detr, num_layers=2, num_queries=20),
         mask_decoder_config=dict(**width),

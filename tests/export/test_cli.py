@@ -1,0 +1,133 @@
+"""`sam3-export`: what it refuses and with which sentence, what it keeps, and its last line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from export.cli import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
+    """Exit status and the JSON of the last line of standard output."""
+    status = main(argv)
+    return status, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        pytest.param(["--resolution", "1000"], "multiple of 14, got 1000; nearest: 994, 1008", id="no multiple of the patch"),
+        pytest.param(["--resolution", "112", "-14"], "multiple of 14, got -14; nearest: 14", id="second resolution is negative"),
+        pytest.param(["--queries", "300"], "queries must be 1 to 20", id="more queries than trained"),
+        pytest.param(["--queries", "0"], "queries must be 1 to 20", id="no queries"),
+        pytest.param(
+            ["--engine", "openvino"], "engine must be one of tensorrt, onnxruntime, aoti, got 'openvino'", id="unknown engine"
+        ),
+        pytest.param(["--precision", "int4"], "makes fp32 or fp16, got precision 'int4'", id="unknown precision"),
+        pytest.param(["--max-batch", "0"], "max_batch must be at least 1", id="no batch"),
+        pytest.param(["--frame-count", "0"], "the gate always runs", id="no frames"),
+        pytest.param(["--checkpoint", "/nowhere/sam3"], "which is no folder", id="missing folder"),
+        pytest.param(["--checkpoint", "sam3"], "expected a checkpoint folder or a hub name like facebook/sam3", id="no hub name"),
+    ],
+)
+def test_refusals_say_what_would_work(folder, tmp_path, capsys, argv, sentence):
+    defaults = ["--checkpoint", str(folder), "--resolution", "112", "--repository", str(tmp_path / "repository")]
+    status, result = run(capsys, *defaults, *argv)
+    assert status == 2
+    assert result["ok"] is False
+    assert sentence in result["error"]
+    assert not (tmp_path / "repository").exists()
+
+
+def test_empty_folder_is_refused(tmp_path, capsys):
+    status, result = run(capsys, "--checkpoint", str(tmp_path), "--resolution", "112")
+    assert status == 2
+    assert "expected config.json and *.safetensors" in result["error"]
+
+
+def test_another_model_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    status, result = run(capsys, "--checkpoint", str(tmp_path), "--resolution", "112")
+    assert status == 2
+    assert "expected a checkpoint of type sam3 or sam3_video, got 'clip'" in result["error"]
+
+
+def test_missing_weights_are_refused(folder, tmp_path, capsys):
+    from safetensors.torch import load_file, save_file
+
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    del weights["text_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    status, result = run(capsys, "--checkpoint", str(tmp_path), "--resolution", "112")
+    assert status == 2
+    assert "1 weights of Sam3Model are missing, text_projection.weight first" in result["error"]
+
+
+def test_file_in_place_of_the_repository_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    status, result = run(capsys, "--checkpoint", str(folder), "--resolution", "112", "--repository", str(tmp_path / "file"))
+    assert status == 2
+    assert "name a folder" in result["error"]
+
+
+def test_folder_without_images_is_refused(folder, tmp_path, capsys):
+    status, result = run(capsys, "--checkpoint", str(folder), "--resolution", "112", "--frames", str(tmp_path))
+    assert status == 2
+    assert "expected images" in result["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        pytest.param("You are trying to access a gated repo.", "is gated: accept its licence", id="gated, no login"),
+        pytest.param(
+            "x is not a local folder and is not a valid model identifier", "the hub knows no such model", id="no such model"
+        ),
+        pytest.param("We couldn't connect to 'https://huggingface.co'", "the hub cannot be reached", id="no network"),
+    ],
+)
+def test_hub_errors_become_remedies(monkeypatch, capsys, error, sentence):
+    def refuse(*args, **kwargs):
+        raise OSError(error)
+
+    monkeypatch.setattr("export.checkpoint.AutoConfig.from_pretrained", refuse)
+    status, result = run(capsys, "--checkpoint", "facebook/sam3", "--resolution", "112")
+    assert status == 2
+    assert sentence in result["error"]
+    assert "facebook/sam3" in result["error"]
+
+
+def test_tensorrt_that_is_not_installed_is_refused(folder, monkeypatch, capsys):
+    monkeypatch.setattr("export.engines.importlib.util.find_spec", lambda name: None)
+    status, result = run(capsys, "--checkpoint", str(folder), "--resolution", "112", "--engine", "tensorrt")
+    assert status == 2
+    assert "needs TensorRT's Python package" in result["error"]
+    assert "--engine onnxruntime" in result["error"]
+
+
+def test_export_writes_a_repository_and_keeps_what_is_current(folder, tmp_path, capsys):
+    root = tmp_path / "repository"
+    argv = ["--checkpoint", str(folder), "--resolution", "112", "--queries", "12", "--repository", str(root)]
+    status, result = run(capsys, *argv)
+    assert status == 0
+    assert result["front"] == ["sam3_r112"]
+    assert {entry["state"] for entry in result["written"]} == {"built"}
+    assert sorted(path.name for path in root.iterdir()) == [
+        *("sam3_decoder_r112_q12", "sam3_geometry_encoder_r112", "sam3_mask_head_r112_q12"),
+        *("sam3_r112", "sam3_text_encoder", "sam3_vision_encoder_r112"),
+    ]
+    assert (root / "sam3_text_encoder" / "1" / "tokenizer.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
+
+    (root / "sam3_text_encoder" / "1" / "model.onnx").write_bytes(b"damaged")
+    status, result = run(capsys, *argv)
+    assert status == 0
+    assert [entry["model"] for entry in result["written"] if entry["state"] == "built"] == ["sam3_text_encoder"]
+
+    status, result = run(capsys, *argv)
+    assert {entry["state"] for entry in result["written"]} == {"kept"}

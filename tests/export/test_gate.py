@@ -1,0 +1,129 @@
+"""The gate finds what is broken and names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.frames import drawn_frames, gate_samples
+from export.onnx_graph import check_graph, onnx_session
+from export.reference import expected_outputs
+from export.verify import LIMITS, DetectionCheck, GateError, OutputCheck, box_iou, mask_iou, verify
+
+
+def perturb(path: Path, initializer: str, factor: float) -> None:
+    """Scales one weight of the file: the largest element of the first initializer whose name contains `initializer`."""
+    model = onnx.load(str(path))
+    tensor = next(t for t in model.graph.initializer if initializer in t.name)
+    values = numpy_helper.to_array(tensor).copy()
+    values.ravel()[np.abs(values).argmax()] *= factor
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, str(path))
+
+
+@pytest.mark.parametrize(
+    ("part", "initializer", "outputs"),
+    [
+        pytest.param("vision_encoder", "levels.1.", {"fpn_1"}, id="one pyramid level"),
+        pytest.param("text_encoder", "projection.bias", {"text_features"}, id="text projection"),
+        pytest.param("geometry_encoder", "class_token", {"geometry_features"}, id="class token"),
+        pytest.param("decoder", "presence_head.layer3.bias", {"presence_logits"}, id="presence head"),
+        pytest.param("decoder", "scoring.text_proj.bias", {"pred_logits"}, id="scoring"),
+        pytest.param("mask_head", "embedder.layers.2.bias", {"mask_logits", "mask_bits"}, id="mask embedder"),
+    ],
+)
+def test_a_perturbed_weight_is_caught_and_its_output_named(exported, source, tmp_path, part, initializer, outputs):
+    export = exported(112)
+    model = getattr(export.variant, part)
+    broken = tmp_path / "model.onnx"
+    shutil.copy(export.root / model.name / "1" / "model.onnx", broken)
+    perturb(broken, initializer, 1.5)
+    samples = gate_samples(drawn_frames(1, 112), source.tokenizer, export.variant)
+    report = verify(
+        {**export.runs, part: onnx_session(broken)}, export.variant, samples, [expected_outputs(export.model, s) for s in samples]
+    )
+    failed = {c.output for c in report.outputs if c.failure(LIMITS["fp32"])}
+    assert failed
+    assert failed <= outputs
+    with pytest.raises(GateError, match=rf"{model.name}: ({'|'.join(outputs)}) has .* expected at"):
+        report.raise_for_failures()
+
+
+def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, tmp_path, monkeypatch):
+    import export.repository as repository
+
+    good = exported(112)
+    shutil.copytree(good.root, tmp_path / "repository")
+    decoder = tmp_path / "repository" / good.variant.decoder.name
+    before = (decoder / "1" / "model.onnx").read_bytes()
+    (decoder / "manifest.json").unlink()  # so that it is built again
+    made = repository.find_engine("onnxruntime")
+
+    def build(module, model, path):
+        made.build(module, model, path)
+        if model.part == "decoder":
+            perturb(path, "box_head.layer3.bias", 3.0)
+
+    broken = type(made)(build, made.open, made.precisions)
+    monkeypatch.setattr(repository, "find_engine", lambda name: broken)
+    with pytest.raises(GateError, match="pred_boxes"):
+        export_fresh(tmp_path / "repository", 112)
+    assert (decoder / "1" / "model.onnx").read_bytes() == before
+    assert not (decoder / "manifest.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
+
+
+@pytest.mark.parametrize(
+    ("check", "sentence"),
+    [
+        pytest.param(OutputCheck("m", "o", float("nan"), 0.0), "cosine nan", id="not a number"),
+        pytest.param(OutputCheck("m", "o", 0.9, 0.0), "cosine 0.900000", id="another direction"),
+        pytest.param(OutputCheck("m", "o", 1.0, 2e-4), "relative error 2.00e-04, expected at most 1e-04", id="too far"),
+    ],
+)
+def test_output_failures_read_well(check, sentence):
+    assert sentence in (check.failure(LIMITS["fp32"]) or "")
+
+
+def test_detection_failures_read_well():
+    check = DetectionCheck(
+        0.5, expected=4, matched=3, missing=1, unexpected=0, borderline=0, box_iou=0.9, mask_iou=1.0, score_difference=0.0
+    )
+    assert check.failures(LIMITS["fp16"]) == [
+        "detections: 1 of 4 missing, 0 unexpected at threshold 0.500",
+        "detections: least box IoU is 0.9000, expected at least 0.98",
+    ]
+
+
+def test_overlaps():
+    unit = np.array([[0.0, 0.0, 1.0, 1.0]])
+    assert box_iou(unit, np.array([[0.5, 0.0, 1.5, 1.0]])) == pytest.approx(1 / 3)
+    assert box_iou(np.zeros((1, 4)), np.zeros((1, 4))) == 1.0
+    full, left = np.ones((1, 2, 2), bool), np.array([[[True, False], [True, False]]])
+    assert mask_iou(full, left) == 0.5
+    assert mask_iou(~full, ~full) == 1.0
+
+
+def test_graph_that_differs_from_the_record_is_refused(exported):
+    export = exported(112)
+    path = export.root / export.variant.decoder.name / "1" / "model.onnx"
+    check_graph(path, export.variant.decoder)
+    with pytest.raises(ValueError, match="disagree"):
+        check_graph(path, export.variant.mask_head)
+
+
+def test_manifest_says_what_it_was_made_from(exported):
+    export = exported(112)
+    data = json.loads((export.root / export.variant.decoder.name / "manifest.json").read_text())
+    assert data["engine"] == "onnxruntime"
+    assert data["precision"] == "fp32"
+    assert set(data["gate"]["outputs"]) == {t.name for t in export.variant.decoder.outputs}
+    assert data["gate"]["detections"]["missing"] == 0
+    assert len(data["files"]["model.onnx"]) == len(data["checkpoint"]["sha256"]) == 64
+    assert {"torch", "transformers", "onnx"} <= set(data["versions"])
