@@ -107,17 +107,17 @@ def draw_batch(seeds: list[int], resolution: int) -> Batch:
 
 
 class SceneBatches(IterableDataset):
-    """An endless stream of batches of `size` scenes, each at one of `resolutions`; every loader process draws its own seeds. `run` starts another stream."""
+    """An endless stream of batches of `size` scenes, each at one of RESOLUTIONS. `run` starts another stream. Of `ranks` training processes each draws scenes of its
+    own, as does every loader process of each; the order of the resolutions is the same for all, so that none waits for another's larger pictures."""
 
-    def __init__(self, size: int, run: int = 0, resolutions: tuple[int, ...] = RESOLUTIONS) -> None:
-        self.size, self.run, self.resolutions = size, run, resolutions
+    def __init__(self, size: int, run: int = 0, rank: int = 0, ranks: int = 1) -> None:
+        self.size, self.run, self.rank, self.ranks = size, run, rank, ranks
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         rng = np.random.default_rng((2, self.run, worker))
-        weights = np.array(RESOLUTION_WEIGHTS[: len(self.resolutions)])
-        seeds = training_seeds(worker, workers, self.run)
+        seeds = training_seeds(self.rank * workers + worker, self.ranks * workers, self.run)
         while True:
-            resolution = int(rng.choice(self.resolutions, p=weights / weights.sum()))
+            resolution = int(rng.choice(RESOLUTIONS, p=RESOLUTION_WEIGHTS))
             yield draw_batch([next(seeds) for _ in range(self.size)], resolution)

@@ -5,14 +5,19 @@ large (32 and 96 pixels squared) mean what they mean there."""
 
 import argparse
 import contextlib
+import datetime
 import io
 import json
+import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -157,6 +162,16 @@ def table(results: dict[int, dict]) -> str:
     return "\n".join(lines)
 
 
+def circumstances(options: argparse.Namespace) -> dict:
+    """What someone needs who wants to measure the same again: command, machine, date, versions."""
+    command = f"python -m export.tiny.evaluate --checkpoint {options.checkpoint} --scenes {options.scenes}"
+    command += f" --resolutions {' '.join(map(str, options.resolutions))} --device {options.device}"
+    machine = f"one {torch.cuda.get_device_name()}" if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
+    names = ("torch", "torchvision", "transformers", "numpy", "pillow", "pycocotools")
+    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {"command": command, "machine": machine, "date": datetime.date.today().isoformat(), "versions": versions}
+
+
 def main(argv: Sequence[str] | None = None) -> dict:
     """Command line; see the module's text. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser(
@@ -168,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
+    parser.add_argument("--out", type=Path, help="also write figures, command, machine, date and versions to this JSON file")
     options = parser.parse_args(argv)
     results = {}
     for resolution in options.resolutions:
@@ -180,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "checkpoint": str(options.checkpoint),
         "results": {str(r): result for r, result in results.items()},
     }
+    if options.out:
+        options.out.write_text(json.dumps({**circumstances(options), **summary}, indent=1) + "\n")
     print(json.dumps(summary))
     return summary
 

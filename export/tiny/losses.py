@@ -13,7 +13,7 @@ from export.tiny.dataset import Batch
 from export.tiny.network import Predictions
 
 WEIGHTS = {
-    "class": 4.0, "l1": 5.0, "giou": 2.0, "presence": 1.0, "dice": 3.0, "mask": 10.0, "semantic": 10.0, "semantic_dice": 3.0,
+    "class": 4.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "dice": 3.0, "mask": 10.0, "semantic": 10.0, "semantic_dice": 3.0,
 }  # fmt: skip
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
@@ -38,12 +38,27 @@ def targets_of(batch: Batch) -> Targets:
     return Targets(boxes.view(b * p, g, 4), named.sum(-1).flatten(), index.flatten(0, 1), scene)
 
 
+def _corners(box: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return box[..., :2] - box[..., 2:] / 2, box[..., :2] + box[..., 2:] / 2
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Intersection and union of cxcywh boxes."""
+    (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
+    shared = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
+    return shared, a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared + 1e-6
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of cxcywh boxes [..., 4], broadcast."""
+    shared, union = _overlap(a, b)
+    return shared / union
+
+
 def giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Generalised IoU of cxcywh boxes [..., 4], broadcast (Rezatofighi et al. 2019): 1 for equal boxes, towards -1 for distant ones."""
-    a_low, a_high = a[..., :2] - a[..., 2:] / 2, a[..., :2] + a[..., 2:] / 2
-    b_low, b_high = b[..., :2] - b[..., 2:] / 2, b[..., :2] + b[..., 2:] / 2
-    shared = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
-    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared + 1e-6
+    (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
+    shared, union = _overlap(a, b)
     hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).prod(-1) + 1e-6
     return shared / union - (hull - union) / hull
 
@@ -78,8 +93,8 @@ def _dice(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def _focal(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    p = logits.sigmoid()
-    miss = p * (1 - wanted) + (1 - p) * wanted
+    """Focal loss with wanted values anywhere in 0..1 (Li et al. 2020, quality focal loss)."""
+    miss = (wanted - logits.sigmoid()).abs()
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * miss**FOCAL_GAMMA
 
 
@@ -89,11 +104,12 @@ def losses(predictions: Predictions, targets: Targets, index_map: torch.Tensor, 
     layer, pair, query, target = rows.unbind(1)
     named = targets.counts.sum().clamp(min=1).float()
     present = (targets.counts > 0).float()
+    got, wanted = predictions.boxes[layer, pair, query], targets.boxes[pair, target]
+    # The score is to say how well the box fits, not only that there is something: precision at high overlaps lives on that order.
     hits = torch.zeros_like(predictions.logits)
-    hits[layer, pair, query] = 1.0
+    hits[layer, pair, query] = iou(got, wanted).detach().sqrt()
     # Whether anything is there at all is the presence token's business: absent prompts do not push the queries down.
     parts = {"class": (_focal(predictions.logits, hits) * present[None, :, None]).sum() / named}
-    got, wanted = predictions.boxes[layer, pair, query], targets.boxes[pair, target]
     parts["l1"] = (got - wanted).abs().sum() / named
     parts["giou"] = (1 - giou(got, wanted)).sum() / named
     everywhere = present.expand(layers, -1)

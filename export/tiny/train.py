@@ -25,16 +25,19 @@ from export.tiny.dataset import Batch, SceneBatches, draw_batch, normalised
 from export.tiny.evaluate import evaluate
 from export.tiny.losses import losses, match, matching_costs, targets_of
 from export.tiny.network import Positions, Predictions, forward_all_layers
-from export.tiny.predictor import TorchPredictor
+from export.tiny.parallel import Team
+from export.tiny.predictor import TorchPredictor, load_model
 from export.tiny.random_scene import FIRST_TRAINING_SEED
 from export.tiny.tokenizer import build_tokenizer
+
+CURVE = "training_curve.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that decides what is learnt, besides code and data."""
 
-    scenes: int = 128  # a batch; three prompts each
+    scenes: int = 96  # a batch and GPU; three prompts each
     learning_rate: float = 3e-4
     warm_up: int = 400  # steps
     weight_decay: float = 1e-4
@@ -46,18 +49,23 @@ class Recipe:
 class Trainer:
     """One model, its average, its optimiser; `step` learns from one batch."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.recipe, self.device, self.steps = recipe, device, 0
+    def __init__(self, recipe: Recipe, team: Team, start_from: Path | None = None) -> None:
+        self.recipe, self.team, self.device, self.steps = recipe, team, team.device, 0
         self.tokenizer = build_tokenizer()
-        self.model = build_model(self.tokenizer, recipe.seed).to(device).train()
-        seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 16)
-        self.pyramid = normalise_pyramid(self.model, normalised(draw_batch(list(seeds), RESOLUTIONS[0]).pixels.to(device)))
+        if start_from:
+            self.model = load_model(start_from, RESOLUTIONS[0], str(self.device))[0].train()
+        else:
+            self.model = build_model(self.tokenizer, recipe.seed).to(self.device).train()
+            seeds = range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 16)
+            pixels = draw_batch(list(seeds), RESOLUTIONS[0]).pixels.to(self.device)
+            normalise_pyramid(self.model, normalised(pixels))
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.positions = Positions(self.model)
         self.tables = {resolution: self._tables(resolution) for resolution in RESOLUTIONS}
         # The half-size FPN level is never used; its weights keep their first values.
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=device.type == "cuda")
+        fused = self.device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
 
     def _tables(self, resolution: int) -> list[torch.Tensor]:
         set_resolution(self.model, resolution)
@@ -78,6 +86,7 @@ class Trainer:
         parts = self._losses(predictions, batch)
         self.optimiser.zero_grad(set_to_none=True)
         parts["loss"].backward()
+        self.team.average_gradients(self.parameters)
         parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimiser.step()
         self.steps += 1
@@ -102,45 +111,54 @@ class Trainer:
         return results
 
 
-def loader(recipe: Recipe, workers: int) -> Iterator[Batch]:
+def loader(recipe: Recipe, workers: int, team: Team) -> Iterator[Batch]:
     """Batches without end, drawn by `workers` processes (0: by this one)."""
-    batches = SceneBatches(recipe.scenes, run=recipe.seed)
+    batches = SceneBatches(recipe.scenes, recipe.seed, team.rank, team.size)
     ahead = dict(prefetch_factor=3) if workers else {}
     return iter(DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead))
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> dict:
     """Train until the time or the steps are used up; returns the curve that was written."""
-    device = torch.device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    batches = loader(recipe, options.workers)
-    trainer = Trainer(recipe, device)
-    started, last, curve = (
-        time.monotonic(),
-        time.monotonic(),
-        {"recipe": recipe_of(recipe, trainer), "points": []},
-    )
+    team = Team(options.device)
+    batches = loader(recipe, options.workers, team)
+    trainer = Trainer(recipe, team, options.start_from)
+    curve = {"recipe": recipe_of(recipe, trainer, options), "points": []}
+    runs = [*earlier_runs(options.start_from), curve]
+    started = last = time.monotonic()
     window: list[dict[str, torch.Tensor]] = []
     progress = 0.0
     while progress < 1.0:
         spent = time.monotonic() - started
-        progress = trainer.steps / options.steps if options.steps else spent / (60 * options.minutes)
-        window.append({name: value.detach() for name, value in trainer.step(next(batches).to(device), progress).items()})
-        if time.monotonic() - last < options.judge_every and progress < 1.0:
-            continue
-        mean = {name: round(float(torch.stack([w[name] for w in window]).mean()), 4) for name in window[0]}
-        point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), **mean}
-        if options.judge_scenes:
-            point["validation"] = trainer.judge(options.judge_scenes, options.judge_resolutions)
-        curve["points"].append(point)
-        report(point)
-        save_checkpoint(trainer.average, trainer.tokenizer, options.out)
-        (options.out / "training_curve.json").write_text(json.dumps(curve, indent=1) + "\n")
-        window, last = [], time.monotonic()
+        progress = team.agree((trainer.steps + 1) / options.steps if options.steps else spent / (60 * options.minutes))
+        parts = trainer.step(next(batches).to(team.device), progress)
+        window.append({name: value.detach() for name, value in parts.items()})
+        if not team.leads:
+            window.clear()
+        elif progress >= 1.0 or time.monotonic() - last >= options.judge_every:
+            mean = {name: round(float(torch.stack([w[name] for w in window]).mean()), 4) for name in window[0]}
+            point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), **mean}
+            if options.judge_scenes:
+                point["validation"] = trainer.judge(options.judge_scenes, options.judge_resolutions)
+            curve["points"].append(point)
+            report(point)
+            save_checkpoint(trainer.average, trainer.tokenizer, options.out)
+            (options.out / CURVE).write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+            window, last = [], time.monotonic()
+    team.leave()
     return curve
 
 
-def recipe_of(recipe: Recipe, trainer: Trainer) -> dict:
+def earlier_runs(start_from: Path | None) -> list[dict]:
+    """The curves of the runs that led to a checkpoint, from the file in its folder or beside it."""
+    for folder in (start_from, start_from.parent) if start_from else ():
+        if (folder / CURVE).is_file():
+            return json.loads((folder / CURVE).read_text())["runs"]
+    return []
+
+
+def recipe_of(recipe: Recipe, trainer: Trainer, options: argparse.Namespace) -> dict:
     """What the curve's file says about how it came to be."""
     device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
@@ -150,7 +168,8 @@ def recipe_of(recipe: Recipe, trainer: Trainer) -> dict:
         "parameters": size,
         "device": device,
         "torch": torch.__version__,
-        "pyramid_std": trainer.pyramid,
+        "processes": trainer.team.size,
+        "started_from": str(options.start_from) if options.start_from else None,
     }
 
 
@@ -170,24 +189,30 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(
         prog="python -m export.tiny.train",
         description="Train the small checkpoint from nothing.",
-        epilog="example: python -m export.tiny.train --minutes 9 --out build/tiny",
+        epilog="examples: python -m export.tiny.train --minutes 9 --out build/tiny; on four GPUs, going on from a checkpoint: "
+        "torchrun --nproc-per-node 4 -m export.tiny.train --minutes 9 --start-from export/tiny/checkpoint --out build/tiny",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=9.0)
     length.add_argument("--steps", type=int, default=0, help="a number of steps instead of a time")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 1))
-    parser.add_argument("--scenes", type=int, default=Recipe().scenes, help="scenes a batch")
+    workers = max(0, (os.cpu_count() or 1) // int(os.environ.get("WORLD_SIZE", 1)) - 1)
+    parser.add_argument("--workers", type=int, default=workers, help="loader processes a GPU")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint to go on from, with a fresh optimiser")
+    parser.add_argument("--scenes", type=int, default=Recipe().scenes, help="scenes a batch and GPU")
     parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
-    parser.add_argument("--seed", type=int, default=Recipe().seed)
+    parser.add_argument("--warm-up", type=int, default=Recipe().warm_up, help="steps of linear warm-up")
+    parser.add_argument("--seed", type=int, default=Recipe().seed, help="another number, other scenes")
     parser.add_argument("--judge-every", type=float, default=60.0, help="seconds between looks at held-out scenes")
     parser.add_argument("--judge-scenes", type=int, default=60)
     parser.add_argument("--judge-resolutions", type=int, nargs="+", default=[RESOLUTIONS[0]])
     options = parser.parse_args(argv)
-    recipe = Recipe(scenes=options.scenes, learning_rate=options.learning_rate, seed=options.seed)
+    recipe = Recipe(options.scenes, options.learning_rate, options.warm_up, seed=options.seed)
     curve = train(recipe, options)
-    print(json.dumps({"out": str(options.out), "steps": curve["points"][-1]["step"], "last": curve["points"][-1]}))
+    if curve["points"]:  # the leading process's
+        last = curve["points"][-1]
+        print(json.dumps({"out": str(options.out), "steps": last["step"], "last": last}))
     return curve
 
 

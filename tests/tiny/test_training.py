@@ -9,6 +9,7 @@ from export.tiny.configuration import build_model, set_resolution, tiny_config
 from export.tiny.dataset import MAX_BOXES, PROMPTS, draw_batch, normalised
 from export.tiny.losses import Targets, giou, losses, match, matching_costs, targets_of
 from export.tiny.network import Positions, Predictions, forward_all_layers
+from export.tiny.parallel import Team
 from export.tiny.random_scene import FIRST_TRAINING_SEED
 from export.tiny.tokenizer import build_tokenizer
 from export.tiny.train import Recipe, Trainer
@@ -111,7 +112,7 @@ def test_training_path_equals_the_models_own_forward(resolution: int) -> None:
 
 
 def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
-    trainer = Trainer(Recipe(scenes=2, warm_up=1), torch.device("cpu"))
+    trainer = Trainer(Recipe(scenes=2, warm_up=1), Team("cpu"))
     batch = draw_batch(SEEDS, 140)
     values = [float(trainer.step(batch, 0.0)["loss"].detach()) for _ in range(6)]
     assert values[-1] < 0.7 * values[0]
