@@ -24,7 +24,7 @@ from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 
 TABLE_WIDTH = 118
-"""Characters that the table needs; a narrower terminal wraps its lines."""
+"""Characters that the table needs; a narrower terminal wraps its lines, a file gets more."""
 HOME = Path(__file__).parent.parent
 EXAMPLES = """examples:
   python -m demo
@@ -74,7 +74,7 @@ class Steps:
 def demonstrate(a: argparse.Namespace, console: Console) -> int:
     """The whole run; returns the exit code. Raises DemoError, ServerError."""
     began = time.perf_counter()
-    step = Steps(console, 5 if a.url else 7)
+    step = Steps(console, 4 if a.url else 6)
     model = a.model
     with step(f"films: {a.cameras} cameras, {a.frames} frames of {a.size}, in {a.output / 'films'}"):
         films = steps.films(a.output / "films", a.cameras, a.frames, a.size, a.seed)
@@ -96,8 +96,7 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
     result = report.summary(reels, seconds, total)
     with step(f"mosaic: {a.output / 'mosaic.mp4'}, {a.output / 'mosaic.png'}"):
         mosaic.write(reels, report.figures(reels, result, model), a.output / "mosaic.mp4", a.output / "mosaic.png")
-    with step("result"):
-        console.print(report.table(reels, result, total, each))
+    console.print(report.table(reels, result, total, each))
     for reel in reels:
         for error in reel.errors[:3]:
             console.print(f"{reel.film.name}: {error}", style="red", markup=False)
@@ -121,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: every frame was answered; 1: some were not; 2: a step could not be done, and stderr says why."""
     a = parser().parse_args(argv)
     console = Console()
-    console.width = max(console.width, TABLE_WIDTH)
+    console.width = max(console.width, TABLE_WIDTH) if console.is_terminal else 150
     try:
         return demonstrate(a, console)
     except (steps.DemoError, ServerError, ValueError) as error:

@@ -20,7 +20,7 @@ from clients.errors import Sam3ServerError
 from clients.frames import SourceError, open_source
 from demo.steps import Film
 
-SCORE_FLOOR = 0.05
+SCORE_FLOOR = 0.1
 """Average precision needs the unsure answers too; the pictures show only the sure ones."""
 
 

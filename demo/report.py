@@ -83,7 +83,7 @@ def figures(reels: Sequence[Reel], result: dict[str, Any], model: str) -> Figure
         subtitle=f"{result['cameras']} cameras, each with its own classes, one model: {model}",
         values=(
             (f"{result['fps']:.1f}", "frames per second"),
-            (f"{result['p95_ms']:.0f} ms", "p95 round trip"),
+            (_time(result["p95_ms"]), "p95 round trip"),
             (f"{result['mean_batch']:.1f}", "frames per batch"),
             (f"{result['detections']}", "detections"),
             (_text(total) if (total := result["map50"]) is not None else "-", "box AP50"),
@@ -95,6 +95,10 @@ def figures(reels: Sequence[Reel], result: dict[str, Any], model: str) -> Figure
 
 def _detections(reel: Reel) -> int:
     return sum(len(shot.found.above(DEFAULT_THRESHOLD)) for shot in reel.shots)
+
+
+def _time(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
 
 
 def _number(value: float) -> float | None:
