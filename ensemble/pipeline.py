@@ -146,7 +146,7 @@ class Pipeline:
             presence[pair.image][pair.class_id] = present[row]
             if len(picks[row]):
                 class_ids = np.full(len(picks[row]), pair.class_id, np.int32)
-                boxes = np.clip(outputs["pred_boxes"][row, picks[row]], 0, 1).astype(np.float32)
+                boxes = outputs["pred_boxes"][row, picks[row]].astype(np.float32)
                 found[pair.image].append(Detections(boxes, values[row, picks[row]], class_ids, presence[pair.image], masks[row]))
 
     @staticmethod

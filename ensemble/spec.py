@@ -340,7 +340,7 @@ class Variant:
                 Tensor("max_detections", "INT32", (1,), optional=True),
             ),
             outputs=(
-                Tensor("boxes", "FP32", (found, 4)),  # xyxy in 0..1 of the frame
+                Tensor("boxes", "FP32", (found, 4)),  # xyxy in 0..1 of the frame; SAM3's own may reach a little beyond it
                 Tensor("scores", "FP32", (found,)),  # descending
                 Tensor("class_ids", "INT32", (found,)),  # index into `classes`
                 Tensor("presence", "FP32", (many,)),  # probability that each class is in the frame

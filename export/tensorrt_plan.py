@@ -245,7 +245,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--onnx", type=Path, required=True)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--part", required=True, help="vision_encoder, text_encoder, geometry_encoder, decoder or mask_head")
-    parser.add_argument("--variant", required=True, help='the variant as JSON, as in the front model\'s config.pbtxt; "{}" is the default')
+    parser.add_argument(
+        "--variant", required=True, help='the variant as JSON, as in the front model\'s config.pbtxt; "{}" is the default'
+    )
     parser.add_argument("--workspace-mb", type=int, default=PlanOptions.workspace_mb)
     parser.add_argument("--level", type=int, default=PlanOptions.level, choices=range(6))
     parser.add_argument("--timing-cache", type=Path)

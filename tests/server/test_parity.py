@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from clients.connection import Client
+from ensemble.preprocess import to_pixel_values
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import render
 
@@ -42,25 +43,33 @@ def box_iou(a, b):
     return shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared)
 
 
-def compare(found, class_id, scores, boxes, masks):
-    """Every detection of one side has its equal on the other; returns how many there were."""
+def compare(found, class_id, scores, boxes, masks, tolerance=1e-3, iou=0.99):
+    """Every detection of one side has its equal on the other, scores within `tolerance`, boxes and masks overlapping by `iou`; returns how many there were."""
     mine = np.flatnonzero(found.class_ids == class_id)
     assert len(mine) == len(scores)
     ours = found.masks
     for i in mine:
         best = max(range(len(scores)), key=lambda j: box_iou(found.boxes[i], boxes[j]))
-        assert box_iou(found.boxes[i], boxes[best]) >= 0.99
-        assert abs(found.scores[i] - scores[best]) <= 1e-3
-        assert (ours[i] & masks[best]).sum() / max(1, (ours[i] | masks[best]).sum()) >= 0.99
+        assert box_iou(found.boxes[i], boxes[best]) >= iou
+        assert abs(found.scores[i] - scores[best]) <= tolerance
+        assert (ours[i] & masks[best]).sum() / max(1, (ours[i] | masks[best]).sum()) >= iou
     return len(mine)
 
 
 @pytest.mark.parametrize("rendering", FRAMES, ids=lambda r: f"{r.frame.shape[1]}x{r.frame.shape[0]}")
-def test_text_prompts(server, reference, rendering):
+@pytest.mark.parametrize(
+    ("stretched", "tolerance", "iou"), [(True, 1e-3, 0.99), (False, 1e-2, 0.97)], ids=["same pixels", "processor's own resize"]
+)
+def test_text_prompts(server, reference, rendering, stretched, tolerance, iou):
+    """On the same pixels scores agree to 1e-3 and boxes and masks overlap by 0.99. Where the processor stretches the frame itself, torchvision's 16-bit filter weights leave up to a fifth of
+    the pixels one grey level off Pillow's at some sizes, and that is what the wider limits are for."""
     classes = (*sorted({f"{i.colour} {i.shape}" for i in rendering.instances}), "object", "purple hexagon")
+    frame = rendering.frame
     with Client(server.grpc_url, model="sam3_r252") as client:
-        found = client.detect(rendering.frame, classes, mask_format="bits")
-    total = sum(compare(found, i, *reference(rendering.frame, name)) for i, name in enumerate(classes))
+        found = client.detect(frame, classes, mask_format="bits")
+    if stretched:
+        frame = to_pixel_values(Image.fromarray(frame), 252).transpose(1, 2, 0)
+    total = sum(compare(found, i, *reference(frame, name), tolerance, iou) for i, name in enumerate(classes))
     assert total >= len(rendering.instances) / 2  # there was something to compare
 
 

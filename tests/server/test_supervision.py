@@ -29,12 +29,12 @@ def own_server(repository):
 
 
 def stubs(server, model):
-    """Process ids of a model's python instances."""
+    """Process ids of a model's python instances; a stub is told its server's shared-memory prefix."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().decode(errors="replace").split("\0")
-            if "triton_python_backend_stub" in words[0] and any(f"{server.repository}/{model}/" in w for w in words):
+            if any(w.startswith(server.identity) for w in words) and any(f"/{model}/" in w for w in words):
                 found.append(int(path.parent.name))
     return found
 
