@@ -137,7 +137,10 @@ class Client:
         self._triton.close()
 
     def ready(self) -> bool:
-        """Whether the server answers and, if a model was named, that model is loaded. Never raises for a server that is away."""
+        """Whether the server answers and, if a model was named, that model is loaded; False for a server that is away.
+
+        A model whose process died may still count as loaded: only an answer of `detect` proves that it works.
+        """
         try:
             if self.model:
                 return bool(self._call("is_model_ready", self.model))

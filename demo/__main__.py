@@ -87,10 +87,14 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
             with step("embedded Triton server"):
                 server = stack.enter_context(EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow")))
                 url = server.grpc_url if a.protocol == "grpc" else server.http_url
-        with step(f"streaming over {a.protocol} to {model} at {url}, with masks"), bars(films, a.frames) as progress:
+        with (
+            step(f"streaming over {a.protocol} to {model or 'its only model'} at {url}, with masks"),
+            bars(films, a.frames) as progress,
+        ):
             reels, seconds = asyncio.run(
                 cameras.stream(films, url, model, protocol=a.protocol, limit=a.frames, in_flight=a.in_flight, progress=progress)
             )
+    model = next((shot.found.model for reel in reels for shot in reel.shots), model or "no model")
     with step("score against the films' ground truth"):
         total, each = score.score(reels)
     result = report.summary(reels, seconds, total)
@@ -127,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"demo: {error}", file=sys.stderr)
         print(json.dumps({"error": str(error)}))
         return 2
+    except KeyboardInterrupt:
+        print(json.dumps({"error": "interrupted"}))
+        return 130
 
 
 if __name__ == "__main__":

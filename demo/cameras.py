@@ -70,7 +70,7 @@ def mean_batch(reels: Sequence[Reel]) -> float:
 async def stream(
     films: Sequence[Film],
     url: str,
-    model: str,
+    model: str | None,
     *,
     protocol: str = "grpc",
     limit: int | None = None,

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,14 @@ def test_concurrent_frames_of_different_classes_share_batches(server, protocol, 
         assert set(found.labels) == ({"blue square"} if i % 2 and i % 3 else {"blue square", "red circle"})
         assert bool(found.mask_rle) == (i % 3 == 2)
     assert max(found.batch for found in answers) > 1
+
+
+def test_threads_share_a_grpc_client(server, picture):
+    with Client(server.grpc_url, model=MODEL) as client, ThreadPoolExecutor(8) as pool:
+        shifted = [np.roll(picture, 10 * i, axis=0) for i in range(8)]
+        answers = list(pool.map(lambda image: client.detect(image, ["blue square"]), shifted))
+    tops = [found.boxes_in_pixels[0, 1] for found in answers]
+    assert tops == pytest.approx([90 + 10 * i for i in range(8)], abs=12)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
