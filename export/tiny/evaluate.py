@@ -83,7 +83,10 @@ class Tally:
     """Collects pairs of answers and detections, and judges them with COCO's evaluation code."""
 
     def __init__(self) -> None:
-        self.pairs, self.right, self.images, self.truth, self.found = 0, 0, [], [], []
+        self.pairs, self.right = 0, 0
+        self.images: list[dict] = []
+        self.truth: list[dict] = []
+        self.found: list[dict] = []
 
     def add(self, question: Question, detections: Detections, rendering: Rendering) -> None:
         """One question about one frame."""
@@ -102,7 +105,7 @@ class Tally:
 
     def figures(self) -> dict:
         """{"pairs", "objects", "presence_accuracy", "box": {AP, AP50, AP75, APs, APm, APl}, "mask": {...}}, APs in 0..1, -1 where there is no such object."""
-        result = {
+        result: dict = {
             "pairs": self.pairs,
             "objects": len(self.truth),
             "presence_accuracy": self.right / max(1, self.pairs),
@@ -164,7 +167,7 @@ def table(results: dict[int, dict]) -> str:
 
 def circumstances(options: argparse.Namespace) -> dict:
     """What someone needs who wants to measure the same again: command, machine, date, versions."""
-    command = f"python -m export.tiny.evaluate --checkpoint {options.checkpoint} --scenes {options.scenes}"
+    command = f"python -m export.tiny.evaluate --checkpoint {os.path.relpath(options.checkpoint)} --scenes {options.scenes}"
     command += f" --resolutions {' '.join(map(str, options.resolutions))} --device {options.device}"
     machine = f"one {torch.cuda.get_device_name()}" if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     names = ("torch", "torchvision", "transformers", "numpy", "pillow", "pycocotools")
@@ -193,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
         print(file=sys.stderr)
     print(table(results))
     summary = {
-        "checkpoint": str(options.checkpoint),
+        "checkpoint": os.path.relpath(options.checkpoint),
         "results": {str(r): result for r, result in results.items()},
     }
     if options.out:

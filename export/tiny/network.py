@@ -26,7 +26,8 @@ class Positions:
     """Sine positions of the coarsest level, [1, C, p, p] in fp32, kept per size: under autocast the model would make them in bf16, and every time anew."""
 
     def __init__(self, model: Sam3Model) -> None:
-        self.encoding, self.kept = model.vision_encoder.neck.position_encoding, {}
+        self.encoding = model.vision_encoder.neck.position_encoding
+        self.kept: dict[tuple[int, ...], torch.Tensor] = {}
 
     def __call__(self, level: torch.Tensor) -> torch.Tensor:
         shape = (1, *level.shape[1:])

@@ -58,13 +58,13 @@ class TorchPredictor:
         device = self.model.device
         pixels = torch.from_numpy(to_square(frame, self.resolution).copy())[None].to(device)
         vision = self.model.get_vision_features(pixel_values=normalised(pixels))
-        found: list[Detections | None] = [None] * len(prompts)
+        found: dict[int, Detections] = {}
         # Prompts with boxes carry extra tokens, so the two kinds go through the model in two calls.
         for boxed in (False, True):
             chosen = [k for k, prompt in enumerate(prompts) if bool(prompt.boxes) == boxed]
             for k, detections in zip(chosen, self._run(vision, [prompts[k] for k in chosen]), strict=True):
                 found[k] = detections
-        return found
+        return [found[k] for k in range(len(prompts))]
 
     def _run(self, vision: Sam3VisionEncoderOutput, prompts: list[Prompt]) -> list[Detections]:
         if not prompts:
@@ -91,5 +91,6 @@ class TorchPredictor:
         for n in range(count):
             keep = order[n, : self.top][scores[n, : self.top] >= self.floor]
             parts = (scores[n, : len(keep)], out.pred_boxes[n, keep], out.pred_masks[n, keep])
-            results.append(Detections(*(part.float().cpu().numpy() for part in parts), float(presence[n])))
+            score, boxes, masks = (part.float().cpu().numpy() for part in parts)
+            results.append(Detections(score, boxes, masks, float(presence[n])))
         return results

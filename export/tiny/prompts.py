@@ -8,11 +8,14 @@ training, evaluation and the videos' ground truth alike:
 - a negative box takes away every instance of the boxed one's colour and shape.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from export.tiny.scenes import COLOURS, SHAPES, Instance
+from export.tiny.scenes import Box, Instance
+from export.tiny.shapes import COLOURS, SHAPES
 
 VISUAL = "visual"  # the text that stands beside boxes without words, as in the original model
 MAX_BOXES = 3
@@ -23,6 +26,7 @@ FOREIGN_NOUNS = (
     "person", "car", "dog", "cat", "bus", "bottle", "chair", "forklift", "helmet", "pallet", "tree", "bicycle", "hexagon", "arrow",
     "heart", "moon", "leaf", "house", "truck", "bird",
 )  # fmt: skip
+T = TypeVar("T")
 _ALPHABET = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 
@@ -31,7 +35,7 @@ class Prompt:
     """`text`, and example boxes: `boxes` xyxy as fractions of the frame, `labels` 1 include, 0 exclude, equally long."""
 
     text: str
-    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    boxes: tuple[Box, ...] = ()
     labels: tuple[int, ...] = ()
 
 
@@ -94,7 +98,7 @@ def phrase(rng: np.random.Generator, colour: str | None, noun: str, plain: bool 
     return f"{colour} {noun}" if colour else noun
 
 
-def _pick(rng: np.random.Generator, options: list | tuple) -> str:
+def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
     return options[int(rng.integers(len(options)))]
 
 
@@ -113,7 +117,8 @@ def absent_text(rng: np.random.Generator, instances: tuple[Instance, ...], plain
     """A text that names none of the instances: near misses (right colour, wrong shape) most of all, now and then a foreign word."""
     for _ in range(20):
         kind = rng.random()
-        colour, shape = _pick(rng, list(COLOURS)), _pick(rng, list(SHAPES))
+        colour: str | None = _pick(rng, list(COLOURS))
+        shape = _pick(rng, list(SHAPES))
         if instances and kind < 0.5:  # a near miss shares one word with something that is there
             target = _pick(rng, instances)
             colour, shape = (target.colour, shape) if rng.random() < 0.5 else (colour, target.shape)
@@ -129,7 +134,7 @@ def absent_text(rng: np.random.Generator, instances: tuple[Instance, ...], plain
     return _pick(rng, FOREIGN_NOUNS)
 
 
-def _foreign(rng: np.random.Generator, colour: str, shape: str) -> tuple[str | None, str]:
+def _foreign(rng: np.random.Generator, colour: str | None, shape: str) -> tuple[str | None, str]:
     kind = rng.random()
     if kind < 0.35:
         return _pick(rng, FOREIGN_COLOURS), shape
@@ -145,12 +150,13 @@ def text_question(rng: np.random.Generator, instances: tuple[Instance, ...], pre
     return Question(prompt, answer(prompt, instances))
 
 
-def _hand_drawn(rng: np.random.Generator, box: tuple[float, ...], jitter: float) -> tuple[float, float, float, float]:
+def _hand_drawn(rng: np.random.Generator, box: Box, jitter: float) -> Box:
     x0, y0, x1, y1 = box
     dx0, dy0, dx1, dy1 = rng.uniform(-jitter, jitter, 4)
     w, h = x1 - x0, y1 - y0
     moved = np.clip([x0 + dx0 * w, y0 + dy0 * h, x1 + dx1 * w, y1 + dy1 * h], 0, 1)
-    return tuple(float(v) for v in moved)
+    left, top, right, bottom = moved.tolist()
+    return left, top, right, bottom
 
 
 def exemplar_question(rng: np.random.Generator, instances: tuple[Instance, ...], jitter: float = 0.06) -> Question:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.tiny.scenes import ASPECTS, COLOURS, MAX_OBJECTS, SHAPES, SIZE_RANGE, Light, Scene, SceneObject
+from export.tiny.scenes import ASPECTS, MAX_OBJECTS, SIZE_RANGE, Light, Scene, SceneObject
+from export.tiny.shapes import COLOURS, SHAPES
 
 FIRST_TRAINING_SEED = 1_000_000  # seeds below are for validation, tests and videos
 SMALL_SHARE, SMALL_SIZE = (
@@ -35,13 +36,14 @@ def training_seeds(worker: int, workers: int, run: int = 0) -> Iterator[int]:
 
 def _random_light(rng: np.random.Generator, moving: bool) -> Light:
     brightness = rng.uniform(0.65, 1.2)
-    gain = tuple(float(g) for g in brightness * rng.uniform(0.92, 1.08, 3))
+    red, green, blue = (brightness * rng.uniform(0.92, 1.08, 3)).tolist()
     slope = rng.uniform(0, 0.3) if rng.random() < 0.5 else 0.0
     direction = rng.uniform(0, 2 * math.pi)
-    ramp = tuple(
+    corners = [
         1.0 + slope * (math.cos(direction) * dx + math.sin(direction) * dy) / math.sqrt(2) for dy in (-1, 1) for dx in (-1, 1)
-    )
-    return Light(gain, ramp, float(rng.uniform(0, 0.12)) if moving else 0.0, float(rng.uniform(4, 10)))
+    ]
+    ramp = (corners[0], corners[1], corners[2], corners[3])
+    return Light((red, green, blue), ramp, float(rng.uniform(0, 0.12)) if moving else 0.0, float(rng.uniform(4, 10)))
 
 
 def _random_grid(rng: np.random.Generator) -> np.ndarray:

@@ -13,14 +13,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "green": (40, 175, 60),
-    "blue": (50, 80, 220),
-    "yellow": (230, 210, 40),
-    "purple": (150, 50, 185),
-    "white": (240, 240, 240),
-}
+from export.tiny.shapes import SHAPES, UNIT_AREA
+
 SIZE_RANGE = (0.033, 0.40)  # diameter over sqrt(width * height)
 ASPECTS = (16 / 9, 16 / 9, 4 / 3, 3 / 2, 1.0, 3 / 4, 9 / 16)  # width / height; wide frames are the commonest
 MAX_OBJECTS = 8
@@ -28,50 +22,7 @@ MIN_VISIBLE_FRACTION = 0.2  # an object of which less can be seen is not ground 
 MIN_VISIBLE_PIXELS = 6
 NOISE_TILE = 512
 
-
-def _ngon(corners: int, radius: float, phase: float = 0.0) -> np.ndarray:
-    angles = phase + np.arange(corners) * 2 * math.pi / corners
-    return np.stack([radius * np.sin(angles), -radius * np.cos(angles)], 1)
-
-
-def _star() -> np.ndarray:
-    points = np.empty((10, 2))
-    points[0::2] = _ngon(5, 1.25)
-    points[1::2] = _ngon(5, 0.52, math.pi / 5)
-    return points
-
-
-def _cross(length: float = 1.05, half: float = 0.37) -> np.ndarray:
-    quarter = [(half, -length), (half, -half), (length, -half)]
-    points = []
-    for turn in range(4):
-        c, s = round(math.cos(turn * math.pi / 2)), round(math.sin(turn * math.pi / 2))
-        points += [(c * x - s * y, s * x + c * y) for x, y in quarter]
-    return np.array(points)
-
-
-def _ring(outer: float = 1.08, inner: float = 0.55) -> np.ndarray:
-    # One outline that runs round the outside, crosses over and runs back round the hole: a polygon without a hole primitive.
-    rim, hole = _ngon(40, outer), _ngon(40, inner)
-    return np.concatenate([rim, rim[:1], hole[:1], hole[::-1]])
-
-
-SHAPES: dict[str, np.ndarray] = {  # outlines around the origin, radius about 1, areas roughly equal
-    "circle": _ngon(40, 1.0),
-    "square": _ngon(4, 1.25, math.pi / 4),
-    "triangle": _ngon(3, 1.3),
-    "star": _star(),
-    "cross": _cross(),
-    "ring": _ring(),
-}
-
-
-def _polygon_area(points: np.ndarray) -> float:
-    x, y = points.T
-    return abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
-
-
-UNIT_AREA = {name: _polygon_area(points) for name, points in SHAPES.items()}
+Box = tuple[float, float, float, float]  # xyxy, fractions of the frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +74,7 @@ class Instance:
 
     colour: str
     shape: str
-    box: tuple[float, float, float, float]
+    box: Box
     area: int
     visible: float
     index: int
@@ -159,8 +110,8 @@ def at_time(scene: Scene, t: float) -> Scene:
         x, y = _bounce(o.x, o.vx, t, half_x), _bounce(o.y, o.vy, t, half_y)
         moved.append(replace(o, x=x, y=y, angle=o.angle + o.spin * t))
     swing = 1.0 + scene.light.flicker * math.sin(2 * math.pi * t / scene.light.period)
-    gain = tuple(g * swing for g in scene.light.gain)
-    return replace(scene, objects=tuple(moved), light=replace(scene.light, gain=gain))
+    red, green, blue = (g * swing for g in scene.light.gain)
+    return replace(scene, objects=tuple(moved), light=replace(scene.light, gain=(red, green, blue)))
 
 
 def frame_size(aspect: float, pixels: float) -> tuple[int, int]:
@@ -258,10 +209,10 @@ def _instances(scene: Scene, index_map: np.ndarray) -> tuple[Instance, ...]:
         if area < MIN_VISIBLE_PIXELS or area < MIN_VISIBLE_FRACTION * full:
             continue
         box = (
-            (x0 + columns[0]) / width,
-            (y0 + rows[0]) / height,
-            (x0 + columns[-1] + 1) / width,
-            (y0 + rows[-1] + 1) / height,
+            float(x0 + columns[0]) / width,
+            float(y0 + rows[0]) / height,
+            float(x0 + columns[-1] + 1) / width,
+            float(y0 + rows[-1] + 1) / height,
         )
-        found.append(Instance(o.colour, o.shape, tuple(map(float, box)), area, min(1.0, area / full), index))
+        found.append(Instance(o.colour, o.shape, box, area, min(1.0, area / full), index))
     return tuple(found)

@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from export.tiny.prompts import ANY_SHAPE, FOREIGN_COLOURS, FOREIGN_NOUNS, VISUAL, plural
-from export.tiny.scenes import COLOURS, SHAPES
+from export.tiny.shapes import COLOURS, SHAPES
 
 CONTEXT = 32  # tokens, start and end included, as in the original
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -124,7 +124,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
     team = Team(options.device)
     batches = loader(recipe, options.workers, team)
     trainer = Trainer(recipe, team, options.start_from)
-    curve = {"recipe": recipe_of(recipe, trainer, options), "points": []}
+    curve: dict = {"recipe": recipe_of(recipe, trainer, options), "points": []}
     runs = [*earlier_runs(options.start_from), curve]
     started = last = time.monotonic()
     window: list[dict[str, torch.Tensor]] = []
@@ -138,7 +138,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
             window.clear()
         elif progress >= 1.0 or time.monotonic() - last >= options.judge_every:
             mean = {name: round(float(torch.stack([w[name] for w in window]).mean()), 4) for name in window[0]}
-            point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), **mean}
+            point: dict = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), **mean}
             if options.judge_scenes:
                 point["validation"] = trainer.judge(options.judge_scenes, options.judge_resolutions)
             curve["points"].append(point)

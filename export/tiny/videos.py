@@ -14,7 +14,8 @@ from pycocotools import mask as rle
 
 from export.tiny.prompts import named_by, phrase
 from export.tiny.random_scene import random_scene
-from export.tiny.scenes import COLOURS, SHAPES, Rendering, Scene, render
+from export.tiny.scenes import Rendering, Scene, render
+from export.tiny.shapes import COLOURS, SHAPES
 
 CLASSES = 4  # a camera; the last one is not in its scene
 MIN_OBJECTS, MAX_TRIES = 4, 50
