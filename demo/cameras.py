@@ -79,7 +79,7 @@ async def stream(
     progress: Progress = lambda reel: None,
 ) -> tuple[list[Reel], float]:
     """Plays all films at once, as fast as answers come, `in_flight` frames of each under way; returns the reels and the seconds
-    it took.
+    it took. `model` None is the server's only one.
 
     Before the clock starts every camera sends its first frame once: a server that has just started allocates its memory and
     encodes the prompts then.

@@ -229,8 +229,10 @@ def test_camera_asks_to_choose_a_model(server, tmp_path, capsys):
 def test_clients_outlive_their_server(repository, protocol, picture):
     """The same client, blocking and asyncio: answered, unavailable, answered again two seconds after the server is back."""
 
+    brief = ("--exit-timeout-secs=3",)  # Triton waits that long for HTTP connections that are still open
+
     async def go():
-        with EmbeddedServer(repository) as first:
+        with EmbeddedServer(repository, arguments=brief) as first:
             address, ports = url_of(first, protocol), (first.http_port, first.grpc_port, first.metrics_port)
             blocking = Client(address, protocol=protocol, model=MODEL)
             awaiting = AsyncClient(address, protocol=protocol, model=MODEL)
@@ -239,7 +241,7 @@ def test_clients_outlive_their_server(repository, protocol, picture):
             blocking.detect(picture, CLASSES)
         with pytest.raises(ServerUnavailable):
             await awaiting.detect(picture, CLASSES)
-        with EmbeddedServer(repository, *ports):
+        with EmbeddedServer(repository, *ports, arguments=brief):
             await asyncio.sleep(2)
             assert len(blocking.detect(picture, CLASSES)) == len(await awaiting.detect(picture, CLASSES)) == 2
         blocking.close()
