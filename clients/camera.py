@@ -1,7 +1,7 @@
 """`sam3-camera`: one camera on the command line.
 
-A video, a folder or an image and a list of names flow in; each frame goes to the server, one line per frame flows out, and if
-asked for an annotated video, a picture, or a JSON line per frame. The last line of stdout is one JSON object.
+A video, a folder or an image and a list of names flow in; each frame goes to the server, one line per frame flows out, and
+an annotated video, a picture, or a JSON line per frame is written. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clients.detections import Detections
 from clients.draw import annotate
 from clients.encode import VideoWriter, to_jpeg
 from clients.errors import RequestTimeout, Sam3ServerError
-from clients.frames import Frame, SourceError, open_source
+from clients.frames import IMAGE_SUFFIXES, Frame, SourceError, open_source
 from ensemble.spec import DEFAULT_THRESHOLD
 
 EXAMPLES = """examples:
@@ -125,6 +125,12 @@ def watch(arguments: argparse.Namespace, client: Client, say: Callable[[str], No
     }
 
 
+def default_output(source: str) -> Path:
+    """Where the annotated frames of a source go if nobody says: `street.mp4` becomes `street-annotated.mp4` in the current folder."""
+    path = Path(source)
+    return Path(f"{path.stem}-annotated{'.png' if path.suffix.lower() in IMAGE_SUFFIXES else '.mp4'}")
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="sam3-camera",
@@ -147,10 +153,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--output",
         type=Path,
-        nargs="+",
-        default=[],
+        nargs="*",
         metavar="FILE",
-        help=f"write {', '.join(Output.suffixes)}; several may be given",
+        help=f"write {', '.join(Output.suffixes)}, one or several; without files nothing is written "
+        "(default: SOURCE-annotated.mp4 in this folder, .png for an image)",
     )
     return p
 
@@ -159,6 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: every frame was answered; 1: some were not; 2: it could not start or go on, and stderr says why."""
     p = parser()
     arguments = p.parse_args(argv)
+    if arguments.output is None:
+        arguments.output = [default_output(arguments.source)]
     if wrong := [str(path) for path in arguments.output if path.suffix not in Output.suffixes]:
         p.error(f"--output must end in {', '.join(Output.suffixes)}, got {', '.join(wrong)}")
     try:

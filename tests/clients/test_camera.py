@@ -70,3 +70,11 @@ def test_outputs(tmp_path, detections, masks):
 def test_record_without_masks(detections):
     record = camera.frame_record(Frame(0, 0.0, np.zeros((360, 640, 3), np.uint8)), detections())
     assert all("mask" not in d for d in record["detections"])
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [("films/street.mp4", "street-annotated.mp4"), ("cat.JPG", "cat-annotated.png"), ("photos/", "photos-annotated.mp4")],
+)
+def test_default_output(source, output):
+    assert str(camera.default_output(source)) == output

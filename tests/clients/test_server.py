@@ -221,7 +221,7 @@ def test_camera_command(server, protocol, picture, tmp_path, capsys):
 
 def test_camera_asks_to_choose_a_model(server, tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert camera.main(["--source", str(tmp_path / "a.png"), "--classes", "cat", "--url", server.grpc_url]) == 2
+    assert camera.main(["--source", str(tmp_path / "a.png"), "--classes", "cat", "--url", server.grpc_url, "--output"]) == 2
     assert "choose one: " in capsys.readouterr().err
 
 
