@@ -172,16 +172,19 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
 
 
 def _table(written: Iterable[Written]) -> Table:
-    table = Table("artifact", "MB", "state", "build s", "least cosine", "largest relative error", title="Written and verified")
+    table = Table(title="Written and verified", title_justify="left")
+    for heading in (
+        "model",
+        "MB",
+        "state",
+        "build s",
+        "cosine",
+        "error",
+    ):  # least cosine and largest relative error of its outputs
+        table.add_column(heading, no_wrap=heading == "model", justify="left" if heading in ("model", "state") else "right")
     for entry in written:
-        table.add_row(
-            entry.artifact,
-            f"{entry.megabytes:.1f}",
-            entry.state,
-            f"{entry.seconds:.1f}",
-            f"{entry.cosine:.7f}",
-            f"{entry.relative_error:.1e}",
-        )
+        size, seconds = f"{entry.megabytes:.1f}", f"{entry.seconds:.1f}"
+        table.add_row(entry.model, size, entry.state, seconds, f"{entry.cosine:.7f}", f"{entry.relative_error:.1e}")
     return table
 
 

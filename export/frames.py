@@ -79,6 +79,6 @@ def gate_samples(frames: Sequence[Frame], tokenizer: Tokenizer, variant: Variant
     ]
 
 
-def _boxes(frame: Frame, n: int, most: int) -> list[tuple[float, ...]]:
+def _boxes(frame: Frame, n: int, most: int) -> Sequence[tuple[float, ...]]:
     negative = (0.1, 0.15, 0.15, 0.2, 0)
     return [(*frame.box, 1), negative][: min(1 + n % 3, most)]

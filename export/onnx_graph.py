@@ -22,8 +22,8 @@ from ensemble.spec import Axis, Model
 
 OPSET = 18
 """LayerNormalization keeps its fp32 statistics (17) and the exporter writes nothing lower (18)."""
-SINGLE_FILE_BYTES = 1_900_000_000
-"""A protobuf ends at 2 GiB; larger weights go to `model.onnx.data` beside the graph."""
+SINGLE_FILE_BYTES = 1_500_000_000
+"""A protobuf ends at 2 GiB and the exporter stops short of it; more weights than this go to `model.onnx.data` beside the graph."""
 
 TORCH_DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,7 +36,8 @@ STYLES = {
 
 
 def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
-    """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" and copies for "fp16"."""
+    """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" in the
+    explicit form, and copies otherwise."""
     if part == "mask_head":
         module: nn.Module = MaskHead(model, style.attention, style.upsampling)
     else:
@@ -46,4 +48,6 @@ def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.M
             "decoder": Decoder,
         }
         module = wrappers[part](model, style.attention)
+    if precision == "fp32" and style.attention == "fused":
+        module = copy.deepcopy(module)  # this form goes to a GPU, and the checkpoint's weights must stay where they are
     return in_precision(module.eval(), precision)

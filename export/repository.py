@@ -69,7 +69,8 @@ def export_variant(
     recipes = {part: recipe(source, variant, engine, part) for part in PARTS}
     kept = {part for part in PARTS if not force and is_current(root / getattr(variant, part).name, recipes[part])}
     if len(kept) < len(PARTS):
-        staging = root.parent / f".{root.name}.staging-{os.getpid()}"
+        root.parent.mkdir(parents=True, exist_ok=True)
+        staging = root.parent / f".{root.name}.staging-{os.getpid()}"  # outside: a server may be watching the repository
         try:
             sized = at_size(source.model, variant.resolution, variant.queries)
             runs: dict[str, Run] = {}
@@ -208,7 +209,7 @@ def _publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
     files = {}
     for path in sorted((staged / VERSION).iterdir()):
         files[path.name] = file_sha256(path)
-        os.replace(path, folder / VERSION / path.name)
+        shutil.move(path, folder / VERSION / path.name)  # a rename, or a copy where the repository is a mount of its own
     size = sum((folder / VERSION / name).stat().st_size for name in files)
     (folder / MANIFEST).write_text(json.dumps({**data, "bytes": size, "files": files}, indent=2) + "\n")
 

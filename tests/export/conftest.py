@@ -135,8 +135,8 @@ def error() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
 @pytest.fixture(scope="session")
 def export_fresh(source: checkpoint.Source) -> Callable[..., Export]:
-    """(root, resolution, precision) -> an export of its own."""
-    return lambda root, resolution, precision="fp32": export(source, root, resolution, precision)
+    """(root, resolution, precision, source) -> an export of its own, of the random checkpoint unless another is given."""
+    return lambda root, resolution, precision="fp32", other=None: export(other or source, root, resolution, precision)
 
 
 @pytest.fixture(autouse=True)
