@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -110,24 +111,23 @@ def test_tensorrt_that_is_not_installed_is_refused(folder, monkeypatch, capsys):
     assert "--engine onnxruntime" in result["error"]
 
 
-def test_export_writes_a_repository_and_keeps_what_is_current(folder, tmp_path, capsys):
+def test_export_completes_a_repository_and_keeps_what_is_current(exported, folder, tmp_path, capsys):
     root = tmp_path / "repository"
-    argv = ["--checkpoint", str(folder), "--resolution", "112", "--queries", "12", "--repository", str(root)]
+    shutil.copytree(exported(112).root, root)
+    (root / "sam3_text_encoder" / "1" / "model.onnx").write_bytes(b"damaged")
+    (root / "sam3_r112" / "config.pbtxt").unlink()
+    argv = ["--checkpoint", str(folder), "--resolution", "112", "--max-pairs", "16", "--repository", str(root)]
     status, result = run(capsys, *argv)
     assert status == 0
     assert result["front"] == ["sam3_r112"]
-    assert {entry["state"] for entry in result["written"]} == {"built"}
-    assert sorted(path.name for path in root.iterdir()) == [
-        *("sam3_decoder_r112_q12", "sam3_geometry_encoder_r112", "sam3_mask_head_r112_q12"),
-        *("sam3_r112", "sam3_text_encoder", "sam3_vision_encoder_r112"),
-    ]
-    assert (root / "sam3_text_encoder" / "1" / "tokenizer.json").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
-
-    (root / "sam3_text_encoder" / "1" / "model.onnx").write_bytes(b"damaged")
-    status, result = run(capsys, *argv)
-    assert status == 0
     assert [entry["model"] for entry in result["written"] if entry["state"] == "built"] == ["sam3_text_encoder"]
+    assert (root / "sam3_text_encoder" / "1" / "tokenizer.json").is_file()
+    assert (root / "sam3_r112" / "config.pbtxt").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
 
     status, result = run(capsys, *argv)
     assert {entry["state"] for entry in result["written"]} == {"kept"}
+    assert [entry["model"] for entry in result["written"]] == [
+        *("sam3_vision_encoder_r112", "sam3_text_encoder", "sam3_geometry_encoder_r112"),
+        *("sam3_decoder_r112_q20", "sam3_mask_head_r112_q20"),
+    ]

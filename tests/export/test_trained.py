@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +25,9 @@ def trained(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def trained_export(trained, export_fresh, tmp_path_factory):
-    """(resolution, precision) -> the trained checkpoint's export."""
-    root = tmp_path_factory.mktemp("trained")
+def trained_export(trained, export_fresh):
+    """(resolution, precision) -> the trained checkpoint's export, kept between runs while it is current."""
+    root = Path(__file__).parents[2] / "build" / "test-export"
     return cache(lambda resolution, precision="fp32": export_fresh(root / precision, resolution, precision, trained))
 
 
