@@ -136,6 +136,7 @@ def _tag(
     wide, high = right - left + 2 * pad, bottom - top + 2 * pad
     x0, y0, x1, y1 = _ordered(box)
     places = [(x0, y0 - high), (x0, y1), (x1 - wide, y0 - high), (x1 - wide, y1), (x0, y0), (x0, y1 - high)]
+    places += [(x1, y0), (x0 - wide, y0), (x0, y0 - 2 * high), (x0, y1 + high)]  # crowded: beside it, or one row farther
     inside = [(x, y) for x, y in places if 0 <= y <= size[1] - high]
     choices = [(min(max(x, 0.0), max(0.0, size[0] - wide)), y) for x, y in inside or [(x0, max(0.0, min(y0, size[1] - high)))]]
     free = [(x, y) for x, y in choices if not any(x < o[2] and o[0] < x + wide and y < o[3] and o[1] < y + high for o in others)]

@@ -49,12 +49,21 @@ def test_tags_stay_inside_pictures_of_any_size(detections, size):
     assert annotate(picture, detections(3)).shape == picture.shape
 
 
-def test_tags_of_one_place_do_not_cover_each_other(detections):
-    same = np.array([[0.4, 0.4, 0.6, 0.6]] * 2, np.float32)
+@pytest.mark.parametrize(
+    "box", [(0.4, 0.4, 0.6, 0.6), (0.0, 0.0, 0.1, 0.1), (0.9, 0.9, 1.0, 1.0)], ids=["middle", "corner", "other corner"]
+)
+def test_tags_of_one_place_do_not_cover_each_other(detections, box):
+    """Three tags cover as many pixels as the same three do far from each other."""
+    ids = np.array([0, 1, 0], np.int32)
     colours = {"red circle": (255, 0, 0), "blue square": (0, 0, 255)}
-    picture = annotate(GREY, detections(2, boxes=same), colours=colours)
-    for colour in colours.values():
-        assert (picture == colour).all(axis=2).sum() > 1500  # both tags are seen, not just one
+
+    def tag_pixels(boxes):
+        found = detections(3, boxes=np.array(boxes, np.float32), class_ids=ids)
+        with_tags, without = (annotate(GREY, found, colours=colours, labels=labels) for labels in (True, False))
+        return (with_tags != without).any(axis=2).sum()
+
+    apart = tag_pixels([(0.4, y, 0.6, y + 0.1) for y in (0.2, 0.5, 0.8)])
+    assert tag_pixels([box] * 3) > 0.9 * apart  # a tag on a box edge of its own colour changes nothing there
 
 
 def test_a_label_keeps_its_colour(detections):
