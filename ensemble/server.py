@@ -191,6 +191,7 @@ class EmbeddedServer:
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.identity}",
             "--disable-auto-complete-config",
+            "--exit-timeout-secs=3",  # an idle keep-alive connection counts as work in progress until then
             *(f"--{kind}-address={self.address}" for kind in ("http", "grpc", "metrics")),
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",

@@ -11,7 +11,7 @@ from PIL import Image
 from ensemble.preprocess import decode, to_pixel_values
 from ensemble.request import RequestError
 
-GRADIENT = np.stack(np.meshgrid(np.arange(0, 240, 4), np.arange(0, 160, 4)) + [np.full((40, 60), 90)], -1).astype(np.uint8)
+GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 4), np.arange(0, 160, 4)), np.full((40, 60), 90)], -1).astype(np.uint8)
 
 
 def encoded(image, kind="PNG", **options):
