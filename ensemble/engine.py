@@ -1,6 +1,6 @@
 """Runs one sub-model's artifact inside Triton's python backend, for the engines that have no Triton backend where this server runs.
 
-The model's own configuration says what flows in and out, and which engine: `onnxruntime` opens `model.onnx`.
+The model's own configuration says what flows in and out, and which engine: `onnxruntime` opens `model.onnx`, `aoti` opens `model.pt2`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ensemble.spec import ARTIFACTS
 
 
 class Runner(Protocol):
-    """Runs one artifact: arrays by input name in, arrays of the wanted outputs out."""
+    """Runs one artifact: Triton tensors by input name in; of the wanted outputs NumPy arrays, or whatever has `__dlpack__`, out."""
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]: ...
+    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]: ...
 
 
 class OnnxRuntimeRunner:
@@ -40,8 +40,8 @@ class OnnxRuntimeRunner:
                 f"{path}: expected ONNX Runtime's CUDA provider, got {self._session.get_providers()}; install onnxruntime-gpu"
             )
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        return self._session.run(list(outputs), dict(inputs))
+    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        return self._session.run(list(outputs), {name: tensor.as_numpy() for name, tensor in inputs.items()})
 
 
 class TritonPythonModel:
@@ -56,13 +56,8 @@ class TritonPythonModel:
                 f"{args['model_name']}: expected {path}; run sam3-export --engine {engine} for this repository"
             )
         self.outputs = [output["name"] for output in config["output"]]
-        if engine != "onnxruntime":
-            raise ValueError(
-                f"{args['model_name']}: expected engine onnxruntime, got {engine!r}; export again with an engine this server runs"
-            )
-        self.runner: Runner = OnnxRuntimeRunner(
-            path, args["model_instance_kind"] == "GPU", int(args["model_instance_device_id"] or 0)
-        )
+        device_id = int(args["model_instance_device_id"] or 0) if args["model_instance_kind"] == "GPU" else None
+        self.runner = open_artifact(engine, path, device_id)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -70,7 +65,23 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         wanted = [name for name in self.outputs if name in request.requested_output_names()]
         try:
-            results = self.runner.run({tensor.name(): tensor.as_numpy() for tensor in request.inputs()}, wanted)
+            results = self.runner.run({tensor.name(): tensor for tensor in request.inputs()}, wanted)
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in zip(wanted, results, strict=True)])
+        return pb_utils.InferenceResponse([to_triton(name, result) for name, result in zip(wanted, results, strict=True)])
+
+
+def open_artifact(engine: str, path: Path, device_id: int | None) -> Runner:
+    """The runner of `path` on that GPU, or on the CPU for None. Raises ValueError for an engine that has a Triton backend of its own."""
+    if engine == "onnxruntime":
+        return OnnxRuntimeRunner(path, device_id is not None, device_id or 0)
+    if engine == "aoti":
+        from ensemble.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
+
+        return AotiRunner(path, device_id)
+    raise ValueError(f"{path}: expected engine onnxruntime or aoti, got {engine!r}; export again with an engine this server runs")
+
+
+def to_triton(name: str, result: Any) -> Any:
+    """An output as a Triton tensor; one on a GPU is handed over where it lies."""
+    return pb_utils.Tensor(name, result) if isinstance(result, np.ndarray) else pb_utils.Tensor.from_dlpack(name, result)

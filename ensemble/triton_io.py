@@ -39,8 +39,25 @@ def call_sub_model(model: Model, inputs: Mapping[str, Any], outputs: Sequence[st
     results = {}
     for name in outputs:
         tensor = pb_utils.get_output_tensor_by_name(response, name)
-        results[name] = tensor.as_numpy() if model.output(name).host else tensor
+        results[name] = to_numpy(tensor, model.name) if model.output(name).host else tensor
     return results
+
+
+def to_numpy(tensor: Any, model_name: str) -> np.ndarray:
+    """A tensor's values on the host. Triton's own backends answer a call in GPU memory, from which only PyTorch can fetch them here.
+
+    Raises SubModelError where that is needed and PyTorch is not installed.
+    """
+    if tensor.is_cpu():
+        return tensor.as_numpy()
+    try:
+        import torch
+    except ImportError:
+        raise SubModelError(
+            f"{model_name}: expected output {tensor.name()!r} in host memory, got it on the GPU, and PyTorch, which would fetch it, is not installed;"
+            " install torch in the front model's environment"
+        ) from None
+    return torch.from_dlpack(tensor.to_dlpack()).cpu().numpy()
 
 
 def response(found: Detections, frame_size: tuple[int, int], stage_ms: Mapping[str, float], batch: int) -> Any:

@@ -1,0 +1,64 @@
+"""Runs `model.pt2`, PyTorch compiled ahead of time, for `ensemble/engine.py`: Triton's tensors in, PyTorch tensors on the GPU and small NumPy arrays out.
+
+Inputs that lie on the GPU are taken over without a copy (DLPack); outputs that stay between the models are handed on the same way. What the front model
+reads is copied to the host here, because that process has no PyTorch. The package needs none of the export's Python.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIGNATURE = "sam3_signature"
+"""Key of a package's metadata: names of inputs and outputs, and which outputs the front model reads; the compiled function itself knows no names."""
+
+
+class AotiRunner:
+    """One package on one device: `device_id` is the GPU's number, or None for a package that was compiled for the CPU.
+
+    Raises ValueError for a package without a signature or for another device.
+    """
+
+    def __init__(self, path: Path, device_id: int | None) -> None:
+        self._device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
+        self._run = torch._inductor.aoti_load_package(str(path), device_index=-1 if device_id is None else device_id)
+        metadata = self._run.get_metadata()
+        if SIGNATURE not in metadata:
+            raise ValueError(
+                f"{path}: expected a package that sam3-export wrote, got one without {SIGNATURE!r} in its metadata; export it again"
+            )
+        made_for = metadata.get("AOTI_DEVICE_KEY", self._device.type)
+        if made_for != self._device.type:
+            raise ValueError(
+                f"{path}: expected a package for {self._device.type}, got one for {made_for}; export it on the machine that serves it"
+            )
+        signature = json.loads(metadata[SIGNATURE])
+        self.inputs: list[str] = signature["inputs"]
+        self.outputs: list[str] = signature["outputs"]
+        self.host: frozenset[str] = frozenset(signature["host"])
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """All outputs by name, on the device; `inputs` by name, on any device."""
+        with torch.inference_mode():
+            results = self._run(*(inputs[name].to(self._device, non_blocking=True) for name in self.inputs))
+        return dict(zip(self.outputs, results, strict=True))
+
+    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
+        """The wanted outputs of Triton tensors by name: NumPy arrays where the front model reads them, tensors on the device otherwise."""
+        results = self({name: as_torch(tensor) for name, tensor in inputs.items()})
+        wanted = [results[name].cpu().numpy() if name in self.host else results[name] for name in outputs]
+        if self._device.type == "cuda":
+            # Whoever gets a tensor reads it on a stream of its own, in another process: it must be finished by then.
+            torch.cuda.current_stream(self._device).synchronize()
+        return wanted
+
+
+def as_torch(tensor: Any) -> torch.Tensor:
+    """A Triton tensor as PyTorch's, without a copy, wherever it lies."""
+    if tensor.is_cpu():
+        return torch.from_numpy(tensor.as_numpy())
+    return torch.from_dlpack(tensor.to_dlpack())

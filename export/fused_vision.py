@@ -1,0 +1,158 @@
+"""The image transformer written for one GPU without TensorRT: frames to a feature pyramid, the same result as `vision_encoder` with fewer passes over memory.
+
+Tokens stay in window order from the patch embedding to the pyramid, so that windows need no partition: a window is a run of tokens, and global attention
+does not care about order as long as its rotary table is permuted too. (Where windows do not fill the map, tokens stay in raster order and are padded
+layer by layer.) Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU runs in its product's epilogue.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Sam3Model
+
+from export.attention import joined_projection
+from export.fused_layers import Kernels, attend, gelu_linear, linear_of, turn
+from export.positions import rope_tables, tiled_positions
+from export.precision import layer_norm
+from export.vision_encoder import PIXEL_SHIFT, fold_normalisation, partition, pyramid_level, rotary_rows, unpartition
+
+
+class FusedVisionEncoder(nn.Module):
+    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14, each contiguous."""
+
+    def __init__(self, model: Sam3Model, kernels: Kernels) -> None:
+        super().__init__()
+        vit = model.vision_encoder.backbone
+        config = vit.config
+        self.patch: int = config.patch_size
+        patches: int = config.image_size // config.patch_size
+        self.order = TokenOrder(patches, config.window_size)
+        folded, offset = fold_normalisation(vit.embeddings.patch_embeddings.projection)
+        weight = folded.weight.flatten(1)  # [C,3*14*14]
+        self.padding: int = -weight.shape[1] % 8  # fp16 products want rows of 16 bytes
+        self.patch_weight = nn.Parameter(F.pad(weight, (0, self.padding)), requires_grad=False)
+        positions = (tiled_positions(vit.embeddings.position_embeddings, patches) + offset).flatten(1, 2)
+        self.register_buffer("positions", positions[:, self.order.raster()].contiguous())  # [1,p*p,C]
+        self.norm = vit.layer_norm
+        for name, grid in (("window", config.window_size), ("global", patches)):
+            cos, sin = half_tables(*rope_tables(vit.layers[0].rotary_emb, grid, config.window_size))
+            if name == "global":
+                cos, sin = cos[self.order.raster()], sin[self.order.raster()]
+            self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)  # [grid*grid,d/2]
+            self.register_buffer(f"{name}_sin", sin.contiguous(), persistent=False)
+        self.blocks = nn.ModuleList(FusedBlock(layer, self.order, kernels) for layer in vit.layers)
+        self.levels = nn.ModuleList(FusedLevel(level, self.order) for level in model.vision_encoder.neck.fpn_layers[:3])
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        pixels = self.order.patches_of(pixel_values, self.patch)  # [B,p*p,3*14*14]
+        pixels = F.pad(pixels.to(self.patch_weight.dtype) * (1 / PIXEL_SHIFT), (0, self.padding))
+        x = layer_norm(self.norm, F.linear(pixels, self.patch_weight) + self.positions)  # [B,p*p,C]
+        windowed, whole = (self.window_cos, self.window_sin), (self.global_cos, self.global_sin)
+        for block in self.blocks:
+            x = block(x, *(windowed if block.window else whole))
+        return tuple(level(x) for level in self.levels)
+
+
+class TokenOrder:
+    """Where the tokens of a p x p map stand in a row: window by window if windows of `window` tokens a side fill it, line by line otherwise."""
+
+    def __init__(self, patches: int, window: int) -> None:
+        self.patches = patches
+        self.by_window = patches % window == 0
+        self.group = window if self.by_window else patches  # tokens a side of a group
+        self.groups = patches // self.group  # groups a side
+
+    def raster(self) -> Tensor:
+        """Position in raster order of each token in this order: [p*p]."""
+        g, w = self.groups, self.group
+        return torch.arange(self.patches**2).reshape(g, w, g, w).permute(0, 2, 1, 3).flatten()
+
+    def patches_of(self, pixels: Tensor, patch: int) -> Tensor:
+        """[B,3,R,R] -> [B,p*p,3*patch*patch] in this order."""
+        g, w = self.groups, self.group
+        tiles = pixels.reshape(-1, 3, g, w, patch, g, w, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)  # B gy gx wy wx 3 y x
+        return tiles.reshape(-1, self.patches**2, 3 * patch * patch)
+
+    def to_map(self, x: Tensor, doublings: int) -> Tensor:
+        """Tokens [B,p*p,4**doublings*C], each holding its square of pixels (coarse to fine), -> map [B,C,s,s], s = p*2**doublings, channels last in memory."""
+        g, w, side = self.groups, self.group, self.patches * 2**doublings
+        x = x.reshape(-1, g, g, w, w, *[2] * (2 * doublings), x.shape[-1] // 4**doublings)
+        rows = [1 + 2 * i for i in range(2 + doublings)]
+        x = x.permute(0, *rows, *[r + 1 for r in rows], x.ndim - 1)  # B, rows coarse to fine, columns coarse to fine, C
+        return x.reshape(x.shape[0], side, side, -1).permute(0, 3, 1, 2)
+
+
+class FusedBlock(nn.Module):
+    """One layer of the image transformer over [B,p*p,C]; `window` tokens a side, 0 for global attention."""
+
+    def __init__(self, layer: nn.Module, order: TokenOrder, kernels: Kernels) -> None:
+        super().__init__()
+        source = layer.attention
+        self.window: int = layer.window_size
+        self.order, self.kernels = order, kernels
+        self.heads, self.head_dim = source.num_attention_heads, source.head_dim
+        joined = joined_projection(source, "qkv")
+        rows = rotary_rows(self.heads, self.head_dim)
+        self.qkv = linear_of(joined.weight[rows], joined.bias[rows])
+        self.output, self.norm1, self.norm2 = source.o_proj, layer.layer_norm1, layer.layer_norm2
+        self.fc1, self.fc2 = layer.mlp.fc1, layer.mlp.fc2
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(layer_norm(self.norm1, x), cos, sin)
+        return x + self.fc2(gelu_linear(self.fc1, layer_norm(self.norm2, x)))
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        p, width, window = self.order.patches, x.shape[-1], self.window
+        if window and not self.order.by_window:  # a padded token is zero before the projection, so it is the bias after it
+            qkv = F.linear(x, self.qkv.weight).unflatten(1, (p, p))
+            qkv = partition(qkv, p, window) + self.qkv.bias  # [B*windows,w*w,3C]
+        else:
+            qkv = self.qkv(x).reshape(-1, window * window or p * p, 3 * width)
+        q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
+        out = attend(q, turn(k, cos, sin), v, self.kernels, turned_by=(cos, sin))  # [*,tokens,C]
+        if window and not self.order.by_window:
+            return unpartition(self.output(out), p, window).reshape(-1, p * p, width)
+        return self.output(out.reshape(-1, p * p, width))
+
+
+class FusedLevel(nn.Module):
+    """One level of the pyramid: tokens [B,p*p,M] -> [B,C,s,s], s = p, 2p or 4p; every transposed convolution and the 1x1 one as products over tokens."""
+
+    def __init__(self, level: nn.Module, order: TokenOrder) -> None:
+        super().__init__()
+        self.order = order
+        folded = pyramid_level(level)
+        if folded is level:  # the coarse level: no transposed convolution to fold into
+            before: list[nn.Module] = []
+            self.products = nn.ModuleList([linear_of(level.proj1.weight[:, :, 0, 0], level.proj1.bias)])
+            last = level.proj2
+        else:
+            *before, last = list(folded)
+            doubling = [m for m in before if isinstance(m, nn.ConvTranspose2d)]
+            self.products = nn.ModuleList(token_product(convolution) for convolution in doubling)
+        self.doublings = sum(isinstance(m, nn.ConvTranspose2d) for m in before)
+        self.weight = nn.Parameter(last.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.bias = last.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        *hidden, last = self.products
+        for product in hidden:  # GELU stands between two transposed convolutions
+            x = gelu_linear(product, x).reshape(-1, product.out_features // 4)
+        x = last(x).reshape(-1, tokens, last.out_features * 4 ** len(hidden))
+        x = self.order.to_map(x, self.doublings)
+        return F.conv2d(x, self.weight, self.bias, padding=1).contiguous()
+
+
+def token_product(convolution: nn.ConvTranspose2d) -> nn.Linear:
+    """A 2x2 transposed convolution of stride 2 as a product over tokens: each becomes its four pixels, line by line."""
+    weight = convolution.weight.detach().permute(2, 3, 1, 0)  # [2,2,O,I]
+    return linear_of(weight.reshape(-1, weight.shape[3]), convolution.bias.detach().repeat(4))
+
+
+def half_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [n,d/2] of `rope_tables`' [n,d]: both members of a pair turn by the same angle."""
+    half = cos.shape[1] // 2
+    return cos[:, :half], sin[:, half:]

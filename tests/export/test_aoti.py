@@ -1,0 +1,156 @@
+"""The modules for one GPU compute what the wrappers do, export with their kernels inside, and run as packages compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Sam3Model
+
+from ensemble.aoti import AotiRunner
+from ensemble.spec import Checkpoint, Variant
+from export.aoti_package import build_package, dynamic_shapes, open_package
+from export.fused_parts import make_fused_part
+from export.fused_vision import TokenOrder
+from export.onnx_graph import sample_inputs
+from export.parts import Style, make_part
+
+PLAIN = Style("fused", "plain")
+RECORD = Checkpoint("small", image_size=112, hidden_size=64, num_queries=20)
+FUSED = ("vision_encoder", "decoder", "mask_head")
+
+
+def variant(resolution: int, precision: str = "fp32") -> Variant:
+    return Variant(resolution, 20, precision, max_batch=4, max_pairs=16, checkpoint=RECORD)
+
+
+def inputs(part: str, resolution: int, **sizes: int) -> dict[str, torch.Tensor]:
+    """Random inputs by the record, with indices and masks that make sense."""
+    torch.manual_seed(sum(sizes.values()))
+    limits = {
+        "image_index": sizes.get("images", 1),
+        "pair_index": sizes.get("pairs", 1),
+        "query_index": 20,
+        "input_ids": 200,
+        "prompt_mask": 2,
+    }
+    found = {}
+    for tensor in getattr(variant(resolution), part).inputs:
+        shape = tensor.shape(**sizes)
+        if tensor.dtype == "FP32":
+            found[tensor.name] = torch.randn(shape)
+        else:
+            dtype = torch.uint8 if tensor.dtype == "UINT8" else torch.int32
+            found[tensor.name] = torch.randint(0, limits.get(tensor.name, 256), shape, dtype=dtype)
+    if "prompt_mask" in found:
+        found["prompt_mask"][:, :3] = 1
+    return found
+
+
+def outputs(module: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    result = module(*arguments.values())
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("part", FUSED)
+@pytest.mark.parametrize("resolution", [112, 126], ids=["windows fill the map", "windows are padded"])
+def test_fused_part_equals_wrapper(
+    part: str, resolution: int, sized: Callable[[int], Sam3Model], error: Callable[..., float]
+) -> None:
+    arguments = inputs(part, resolution, images=3, pairs=5, tokens=37, rows=4, picks=3)
+    wanted = outputs(make_part(part, sized(resolution), PLAIN, "fp32"), arguments)
+    found = outputs(make_fused_part(part, sized(resolution), "fp32", "plain"), arguments)
+    assert [f.shape for f in found] == [w.shape for w in wanted]
+    assert all(f.is_contiguous() for f in found)
+    for f, w in zip(found, wanted, strict=True):
+        assert error(f.double(), w.double()) < 1e-5
+
+
+@pytest.mark.parametrize(("patches", "window", "by_window"), [(8, 4, True), (9, 4, False), (4, 4, True)])
+def test_token_order_is_a_permutation_that_maps_back(patches: int, window: int, by_window: bool) -> None:
+    order = TokenOrder(patches, window)
+    raster = order.raster()
+    assert order.by_window is by_window
+    assert sorted(raster.tolist()) == list(range(patches**2))
+    assert order.to_map(raster[None, :, None].float(), 0).flatten().tolist() == list(range(patches**2))
+
+
+@pytest.mark.parametrize(
+    ("part", "kernels"),
+    [
+        ("vision_encoder", {"attention": 4}),
+        ("decoder", {"attention": 8, "box_attention": 2, "box_bias": 4}),
+        ("mask_head", {"attention": 1, "upsample": 2, "mask_product": 1}),
+    ],
+)
+def test_export_records_the_kernels(part: str, kernels: dict[str, int], sized: Callable[[int], Sam3Model]) -> None:
+    """Exported with every axis free, without a GPU: tracing looks at shapes only."""
+    pytest.importorskip("triton", reason="Triton comes with the GPU build of PyTorch")
+    record = getattr(variant(112, "fp16"), part)
+    samples = sample_inputs(record)
+    shapes = tuple(dynamic_shapes(record, samples).values())
+    program = torch.export.export(
+        make_fused_part(part, sized(112), "fp16", "gpu"), tuple(samples.values()), dynamic_shapes=shapes
+    )
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    counted = {name: calls.count(f"sam3.{name}.default") for name in kernels}
+    assert counted == kernels
+    assert not [name for name in calls if "scaled_dot_product" in name]
+
+
+def test_gpu_kernels_are_refused_where_they_cannot_run(sized: Callable[[int], Sam3Model]) -> None:
+    with pytest.raises(ValueError, match="GPU kernels compute in fp16, got precision 'fp32'"):
+        make_fused_part("decoder", sized(112), "fp32", "gpu")
+
+
+class FakeTensor:
+    """What Triton hands to a model: a name and values on the host, or on a GPU behind DLPack."""
+
+    def __init__(self, value: torch.Tensor, on_gpu: bool) -> None:
+        self.value, self.on_gpu = value, on_gpu
+
+    def is_cpu(self) -> bool:
+        return not self.on_gpu
+
+    def as_numpy(self) -> np.ndarray:
+        assert not self.on_gpu, "Triton cannot do that"
+        return self.value.numpy()
+
+    def to_dlpack(self) -> Any:
+        return torch.utils.dlpack.to_dlpack(self.value)
+
+
+@pytest.fixture(scope="module")
+def package(sized: Callable[[int], Sam3Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mask head, the part with most axes, compiled for the CPU."""
+    path = tmp_path_factory.mktemp("aoti") / "model.pt2"
+    return build_package(make_fused_part("mask_head", sized(56), "fp32", "plain"), variant(56).mask_head, path, "cpu")
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 32, 1, 1), (3, 5, 41, 4, 20), (2, 16, 33, 16, 2)], ids=["ones", "several", "largest"])
+def test_package_runs_at_every_size(
+    package: Path, sizes: tuple[int, ...], sized: Callable[[int], Sam3Model], error: Callable[..., float]
+) -> None:
+    arguments = inputs("mask_head", 56, **dict(zip(("images", "pairs", "tokens", "rows", "picks"), sizes, strict=True)))
+    logits, bits = outputs(make_part("mask_head", sized(56), PLAIN, "fp32"), arguments)
+    found = open_package(package, None)({name: tensor.numpy() for name, tensor in arguments.items()})
+    assert list(found) == ["mask_logits", "mask_bits"]
+    assert error(torch.from_numpy(found["mask_logits"]), logits) < 1e-5
+    clear = (logits.abs() > 1e-4).numpy()  # a logit of nothing may fall on either side
+    unpacked = [np.unpackbits(b, axis=-1)[..., : logits.shape[-1]] for b in (found["mask_bits"], bits.numpy())]
+    assert (unpacked[0] == unpacked[1])[clear].all()
+    assert np.array_equal(np.packbits(found["mask_logits"] > 0, axis=-1), found["mask_bits"])
+
+
+def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(package: Path) -> None:
+    runner = AotiRunner(package, None)
+    arguments = inputs("mask_head", 56, images=2, pairs=3, tokens=32, rows=2, picks=2)
+    tensors = {name: FakeTensor(value, on_gpu=value.is_floating_point()) for name, value in arguments.items()}
+    bits, logits = runner.run(tensors, ["mask_bits", "mask_logits"])
+    assert isinstance(bits, np.ndarray), "the front model reads mask_bits"
+    assert isinstance(logits, torch.Tensor), "nobody on the host reads mask_logits"
+    assert np.array_equal(np.packbits(logits.numpy() > 0, axis=-1), bits)
