@@ -10,6 +10,7 @@ from transformers import Sam3Model
 
 from export.attention import Form
 from export.decoder import Decoder
+from export.fused_parts import make_fused_part
 from export.geometry_encoder import GeometryEncoder
 from export.mask_head import MaskHead, Upsampling
 from export.precision import in_precision
@@ -21,16 +22,17 @@ PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How attention is spelled and how the mask head upsamples; the result is the same."""
+    """How attention is spelled, how the mask head upsamples, and whether fp16 runs this project's GPU kernels; the result is the same."""
 
     attention: Form
     upsampling: Upsampling
+    kernels: bool = False
 
 
 STYLES = {
     "onnxruntime": Style("explicit", "plain"),
     "tensorrt": Style("explicit", "subpixel"),
-    "aoti": Style("fused", "subpixel"),
+    "aoti": Style("fused", "subpixel", kernels=True),
 }
 """By engine."""
 
@@ -38,6 +40,8 @@ STYLES = {
 def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
     """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" in the
     explicit form, and copies otherwise."""
+    if style.kernels and precision == "fp16":
+        return make_fused_part(part, model, precision, "gpu")
     if part == "mask_head":
         module: nn.Module = MaskHead(model, style.attention, style.upsampling)
     else:

@@ -134,6 +134,8 @@ def recipe(source: Source, variant: Variant, engine: str, part: str) -> str:
     """Hash of everything that one artifact is made from: weights, record, precision, engine, library versions and the code that makes graphs."""
     model = getattr(variant, part)
     paths = [Path(__file__).with_name(f"{name}.py") for name in GRAPH_CODE]
+    if STYLES[engine].kernels:
+        paths += sorted(Path(__file__).parent.glob("fused_*.py")) + sorted((Path(__file__).parent / "kernels").glob("*.py"))
     code = [file_sha256(path) for path in paths if path.is_file()]
     facts = [
         source.sha256,

@@ -13,33 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble.spec import Variant
+from export.detections import DetectionCheck, check_detections, merged, threshold_of
+from export.limits import LIMITS, Limits
 from export.reference import Arrays, Sample, scores
 
 Run = Callable[[Arrays], dict[str, np.ndarray]]
 """Inputs by name in, outputs by name out."""
 
 NUMPY_DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
-THRESHOLD = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What an artifact may differ by: `relative` is max|a-b| / max|b| of one output, `cosine` the least similarity of one output (flattened);
-    of detections, `iou` is the least overlap of boxes and of masks, `score` the largest difference. A query whose reference score is within `margin`
-    of the threshold may fall on either side of it."""
-
-    relative: float
-    cosine: float
-    iou: float
-    score: float
-    margin: float
-
-
-LIMITS = {
-    "fp32": Limits(relative=1e-4, cosine=0.999999, iou=0.998, score=1e-4, margin=1e-4),
-    "fp16": Limits(relative=float("inf"), cosine=0.999, iou=0.98, score=0.03, margin=0.02),
-}
-"""By precision of the artifact."""
 
 
 class GateError(RuntimeError):
@@ -64,34 +45,6 @@ class OutputCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class DetectionCheck:
-    """Detections of the whole chain against the reference: how many it expects, how many were found at the same query, which were not, and how far off."""
-
-    threshold: float
-    expected: int
-    matched: int
-    missing: int
-    unexpected: int
-    borderline: int  # fell on the other side, but within the margin
-    box_iou: float  # least over matched
-    mask_iou: float
-    score_difference: float  # largest over matched
-
-    def failures(self, limits: Limits) -> list[str]:
-        found = []
-        if self.missing or self.unexpected:
-            found.append(
-                f"detections: {self.missing} of {self.expected} missing, {self.unexpected} unexpected at threshold {self.threshold:.3f}"
-            )
-        for name, value in (("box", self.box_iou), ("mask", self.mask_iou)):
-            if not (value >= limits.iou):
-                found.append(f"detections: least {name} IoU is {value:.4f}, expected at least {limits.iou}")
-        if not (self.score_difference <= limits.score):
-            found.append(f"detections: scores differ by up to {self.score_difference:.4f}, expected at most {limits.score}")
-        return found
-
-
-@dataclass(frozen=True, slots=True)
 class GateReport:
     """Everything that was measured; `failures` is empty if the artifacts may enter the repository."""
 
@@ -111,7 +64,7 @@ def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample],
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
     detections = []
     for sample, truth in zip(samples, expected, strict=True):
-        threshold = _threshold(truth)
+        threshold = threshold_of(truth)
         picks = strongest(scores(truth), variant.max_picks)
         for check in check_parts(runs, variant, sample, truth, picks):
             checks.setdefault((check.model, check.output), []).append(check)
@@ -121,7 +74,7 @@ def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample],
         OutputCheck(*key, float(np.min([c.cosine for c in group])), float(np.max([c.relative for c in group])))
         for key, group in checks.items()
     )
-    summary = _merge(detections)
+    summary = merged(detections)
     failures = [f for f in (check.failure(limits) for check in outputs) if f] + summary.failures(limits)
     return GateReport(outputs, summary, tuple(failures))
 
@@ -232,63 +185,3 @@ def run_chain(runs: Mapping[str, Run], variant: Variant, sample: Sample, picks: 
     out |= call(runs, variant, "decoder", feed)
     feed |= out | {"pair_index": np.arange(len(picks), dtype=np.int32), "query_index": picks}
     return out | call(runs, variant, "mask_head", feed)
-
-
-def check_detections(found: Arrays, truth: Arrays, picks: np.ndarray, threshold: float, margin: float) -> DetectionCheck:
-    """Compares detections query by query: the same query of the same pair is the same detection, in whatever order scores put them."""
-    score, reference = scores(found), scores(truth)
-    here, there = score >= threshold, reference >= threshold
-    close = np.abs(reference - threshold) <= margin
-    both = here & there
-    boxes = box_iou(found["pred_boxes"].astype(np.float64)[both], truth["pred_boxes"].astype(np.float64)[both])
-    picked = np.take_along_axis(both, picks, 1)  # [N,T]
-    mask_logits = np.take_along_axis(truth["mask_logits"], picks[..., None, None], 1)
-    masks = mask_iou(found["mask_logits"][picked] > 0, mask_logits[picked] > 0)
-    return DetectionCheck(
-        threshold=threshold,
-        expected=int(there.sum()),
-        matched=int(both.sum()),
-        missing=int((there & ~here & ~close).sum()),
-        unexpected=int((here & ~there & ~close).sum()),
-        borderline=int(((here != there) & close).sum()),
-        box_iou=float(boxes.min(initial=1.0)),
-        mask_iou=float(masks.min(initial=1.0)),
-        score_difference=float(np.abs(score - reference)[both].max(initial=0.0)),
-    )
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Overlap of boxes xyxy [D,4] row by row -> [D]."""
-    inner = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(1)
-    outer = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inner
-    return np.where(outer > 0, inner / np.where(outer > 0, outer, 1), 1.0)
-
-
-def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Overlap of masks bool [D,H,W] row by row -> [D]; two empty masks overlap fully."""
-    inner, outer = (a & b).sum((1, 2)), (a | b).sum((1, 2))
-    return np.where(outer > 0, inner / np.where(outer > 0, outer, 1), 1.0)
-
-
-def _threshold(truth: Arrays) -> float:
-    """The usual threshold where something reaches it; otherwise the middle of the widest gap near the upper quartile of all scores,
-    so that a checkpoint which finds nothing in the gate's frames is still compared on detections."""
-    values = np.sort(scores(truth).ravel())
-    if values[-1] >= THRESHOLD:
-        return THRESHOLD
-    upper = values[len(values) * 3 // 4 :]
-    gap = int(np.argmax(np.diff(upper))) if len(upper) > 1 else 0
-    return float(upper[gap : gap + 2].mean())
-
-
-def _merge(checks: list[DetectionCheck]) -> DetectionCheck:
-    total = {
-        name: sum(getattr(c, name) for c in checks) for name in ("expected", "matched", "missing", "unexpected", "borderline")
-    }
-    return DetectionCheck(
-        threshold=min(c.threshold for c in checks),
-        **total,
-        box_iou=min(c.box_iou for c in checks),
-        mask_iou=min(c.mask_iou for c in checks),
-        score_difference=max(c.score_difference for c in checks),
-    )

@@ -11,10 +11,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export.detections import DetectionCheck, box_iou, mask_iou
 from export.frames import drawn_frames, gate_samples
+from export.limits import LIMITS
 from export.onnx_graph import check_graph, onnx_session
 from export.reference import expected_outputs
-from export.verify import LIMITS, DetectionCheck, GateError, OutputCheck, box_iou, mask_iou, verify
+from export.verify import GateError, OutputCheck, verify
 
 
 def perturb(path: Path, initializer: str, factor: float) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from export.detections import check_detections
 from export.reference import expected_outputs, scores
-from export.verify import check_detections, check_parts, run_chain, strongest
+from export.verify import check_parts, run_chain, strongest
 
 LIMIT = 1e-4  # max|a-b| / max|b| of each output
 

@@ -10,11 +10,13 @@ import pytest
 from PIL import Image
 
 from export.checkpoint import load
+from export.detections import check_detections
 from export.frames import to_pixels
+from export.limits import LIMITS
 from export.reference import all_expected_outputs, make_sample, scores
 from export.tiny.random_scene import random_scene
 from export.tiny.scenes import render
-from export.verify import LIMITS, check_detections, run_chain, strongest, verify
+from export.verify import run_chain, strongest, verify
 
 SEEDS = range(8_100_000, 8_100_003)
 
