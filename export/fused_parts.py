@@ -38,12 +38,14 @@ def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernel
 def check_kernels(model: Sam3Model, precision: str) -> None:
     """Raises ValueError where the GPU kernels cannot run this checkpoint in this precision."""
     if precision != "fp16":
-        raise ValueError(
-            f"GPU kernels compute in fp16, got precision {precision!r}; use precision fp16, or the plain wrappers of export.parts"
-        )
-    width = model.detr_decoder.layers[0].self_attn.head_dim
-    if width < SMALLEST_HEAD or width & (width - 1):
-        raise ValueError(
-            f"GPU kernels need attention heads of a power of two, at least {SMALLEST_HEAD} channels; this checkpoint's decoder has {width}:"
-            " use the plain wrappers of export.parts"
-        )
+        raise ValueError(f"GPU kernels compute in fp16, got precision {precision!r}; use --precision fp16")
+    widths = {
+        "image transformer": model.vision_encoder.backbone.layers[0].attention.head_dim,
+        "decoder": model.detr_decoder.layers[0].self_attn.head_dim,
+    }
+    for part, width in widths.items():
+        if width < SMALLEST_HEAD or width & (width - 1):
+            raise ValueError(
+                f"GPU kernels need attention heads of a power of two, at least {SMALLEST_HEAD} channels; this checkpoint's {part} has {width}:"
+                " use --engine onnxruntime or tensorrt"
+            )
