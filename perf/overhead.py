@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 import urllib.request
@@ -68,16 +67,15 @@ async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[
                     samples[name].append((wall / cameras, inside / cameras, answers[0].batch, len(answers[0])))
     rows = []
     for name, values in samples.items():
-        wall, inside, batch, found = (list(column) for column in zip(*values, strict=True))
-        outside = [w - i for w, i in zip(wall, inside, strict=True)]
+        wall, inside, batch, found = np.array(values).T
         rows.append(
             {
                 "case": name,
-                "ms_per_frame": round(statistics.median(wall), 2),
-                "sub_models_ms": round(statistics.median(inside), 2),
-                "outside_ms": round(statistics.median(outside), 2),
-                "batch": round(float(np.mean(batch)), 2),
-                "detections": found[0],
+                "ms_per_frame": round(float(np.median(wall)), 2),
+                "sub_models_ms": round(float(np.median(inside)), 2),
+                "outside_ms": round(float(np.median(wall - inside)), 2),
+                "batch": round(float(batch.mean()), 2),
+                "detections": int(found[0]),
             }
         )
     return rows
@@ -93,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repository",
         type=Path,
-        default=Path("build/demo/repository"),
+        default=Path("build/repository"),
         help="what sam3-export wrote; the demo makes the default",
     )
     parser.add_argument("--model", default="sam3_r252")

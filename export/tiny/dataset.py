@@ -17,7 +17,7 @@ from export.tiny.random_scene import random_scene, training_seeds
 from export.tiny.scenes import MAX_OBJECTS, frame_size, render
 from export.tiny.tokenizer import build_tokenizer, encode
 
-RESOLUTION_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
+RESOLUTION_WEIGHTS = (0.52, 0.16, 0.16, 0.16)
 TEXT_PROMPTS = 2
 PROMPTS = TEXT_PROMPTS + 1  # the last one of every scene has example boxes
 FRAME_SCALE = (1.3, 2.0)  # side of the drawn frame (square root of its pixels) over the network's resolution

@@ -32,6 +32,7 @@ from export.tiny.scenes import Rendering, frame_size, render
 Predict = Callable[[np.ndarray, Sequence[Prompt]], list[Detections]]  # frame uint8 RGB [H, W, 3]
 FRAME_PIXELS = 640 * 360
 FULL_SIDE = 1008
+SMALL, LARGE = 64, 128  # sides in 1008-equivalent pixels; COCO's own 32 and 96 would leave no drawn object small
 TEXT_QUESTIONS = 4
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -117,6 +118,7 @@ class Tally:
                     result[name] = dict.fromkeys(FIGURES, 0.0)
                     continue
                 judge = COCOeval(truth, self._coco(self.found, kind), kind)
+                judge.params.areaRng = [[0, 1e10], [0, SMALL**2], [SMALL**2, LARGE**2], [LARGE**2, 1e10]]
                 judge.evaluate()
                 judge.accumulate()
                 judge.summarize()

@@ -13,7 +13,7 @@ from export.tiny.dataset import Batch
 from export.tiny.network import Predictions
 
 WEIGHTS = {
-    "class": 4.0, "l1": 5.0, "giou": 2.0, "presence": 1.0, "dice": 3.0, "mask": 10.0, "semantic": 10.0, "semantic_dice": 3.0,
+    "class": 4.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "dice": 3.0, "mask": 10.0, "semantic": 10.0, "semantic_dice": 3.0,
 }  # fmt: skip
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
@@ -47,6 +47,12 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
     shared = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
     return shared, a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - shared + 1e-6
+
+
+def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of cxcywh boxes [..., 4], broadcast."""
+    shared, union = _overlap(a, b)
+    return shared / union
 
 
 def giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -99,8 +105,9 @@ def losses(predictions: Predictions, targets: Targets, index_map: torch.Tensor, 
     named = targets.counts.sum().clamp(min=1).float()
     present = (targets.counts > 0).float()
     got, wanted = predictions.boxes[layer, pair, query], targets.boxes[pair, target]
+    # The score is to say how well the box fits, not only that there is something: precision at high overlaps lives on that order.
     hits = torch.zeros_like(predictions.logits)
-    hits[layer, pair, query] = 1.0
+    hits[layer, pair, query] = iou(got, wanted).detach().sqrt()
     # Whether anything is there at all is the presence token's business: absent prompts do not push the queries down.
     parts = {"class": (_focal(predictions.logits, hits) * present[None, :, None]).sum() / named}
     parts["l1"] = (got - wanted).abs().sum() / named

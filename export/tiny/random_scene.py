@@ -10,10 +10,7 @@ from export.tiny.scenes import ASPECTS, MAX_OBJECTS, SIZE_RANGE, Light, Scene, S
 from export.tiny.shapes import COLOURS, SHAPES
 
 FIRST_TRAINING_SEED = 1_000_000  # seeds below are for validation, tests and videos
-SMALL_SHARE, SMALL_SIZE = (
-    0.2,
-    0.07,
-)  # this share of the objects is drawn below this size, where lower resolutions hurt
+SMALL_SHARE, SMALL_SIZE = 0.15, 0.08  # this share of the objects is drawn below this size, where lower resolutions hurt
 MIN_CONTRAST = 60.0  # Euclidean distance in RGB between an object and the background behind it
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from export.tiny.shapes import SHAPES, UNIT_AREA
 
-SIZE_RANGE = (0.033, 0.40)  # diameter over sqrt(width * height)
+SIZE_RANGE = (0.05, 0.42)  # diameter over sqrt(width * height)
 ASPECTS = (16 / 9, 16 / 9, 4 / 3, 3 / 2, 1.0, 3 / 4, 9 / 16)  # width / height; wide frames are the commonest
 MAX_OBJECTS = 8
 MIN_VISIBLE_FRACTION = 0.2  # an object of which less can be seen is not ground truth: nobody could name it

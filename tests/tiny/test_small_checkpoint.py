@@ -45,7 +45,7 @@ def test_setting_the_resolution_equals_loading_with_it(resolution: int) -> None:
 @pytest.mark.parametrize(
     ("resolution", "box_floor", "mask_floor"),
     [
-        (252, 0.85, 0.85),
+        (252, 0.93, 0.93),
         (140, 0.60, 0.55),  # small objects are lost here
     ],
 )
