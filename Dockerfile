@@ -9,7 +9,8 @@ FROM ${TRITON} AS server
 # about Triton 24.10 and do not hold here, so the package is not installed, its folder is copied.
 RUN pip install --no-cache-dir "tokenizers>=0.22" "pillow>=11" "pycocotools>=2.0.8"
 COPY ensemble /opt/sam3/ensemble
-ENV PYTHONPATH=/opt/sam3
+# A path file and not PYTHONPATH, which the python backend's process ignores on Python 3.12.
+RUN echo /opt/sam3 > "$(python3 -c 'import site; print(site.getsitepackages()[0])')/sam3.pth"
 RUN useradd --create-home --uid 10001 sam3
 USER sam3
 EXPOSE 8000 8001 8002
