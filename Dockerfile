@@ -22,5 +22,5 @@ RUN pip install --no-cache-dir "tensorrt-cu13-bindings==${TRT_VERSION%%+*}" \
     "torch==2.11.0" "torchvision==0.26.0" "transformers==5.17.0" "onnx>=1.19" "onnxscript>=0.5" "onnxruntime-gpu>=1.22" "rich>=13"
 COPY export /opt/sam3/export
 USER sam3
-WORKDIR /work
+WORKDIR /home/sam3
 ENTRYPOINT ["python3", "-m", "export.cli"]
