@@ -1,12 +1,13 @@
-"""Where frames come from: a video file, a folder of images, or one image.
+"""Where frames come from: a video file, a live stream, a webcam, a folder of images, or one image.
 
-A path flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame. Every source is
-an iterator with a rate and an end to close; a live stream would be one more class with the same three members.
+A path or an address flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame.
+Every source is an iterator with a rate and an end to close. Decoding blocks and live sources fail: `clients/reader.py` gives each
+camera a thread for the one and starts again after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +25,9 @@ STILLS_FPS = 1.0
 """Rate at which a folder of images is played back."""
 
 
+EVERY: Callable[[float], bool] = lambda time_s: True  # noqa: E731 - typed as a value, it is the default of `read`
+
+
 class SourceError(ValueError):
     """A source that cannot be opened or read; the message names the file and what was expected."""
 
@@ -38,12 +42,17 @@ class Frame:
 
 
 class Source(Protocol):
-    """An iterator of frames. `fps` is the rate they were taken at; `count` how many there are, None where the file does not
-    say.
+    """An iterator of frames. `fps` is the rate they were taken at; `count` how many there are, None where nobody can say; `live`
+    whether frames come when they happen and not when they are asked for.
     """
 
     fps: float
     count: int | None
+    live: bool
+
+    def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
+        """The frames whose time in seconds is `wanted`: the others are decoded, since later ones need them, but not converted."""
+        ...
 
     def __iter__(self) -> Iterator[Frame]: ...
     def close(self) -> None: ...
@@ -52,12 +61,16 @@ class Source(Protocol):
 
 
 def open_source(path: str | Path) -> Source:
-    """The source behind a path: folders and images by Pillow, anything else by PyAV. Raises SourceError."""
-    if "://" in str(path):
-        raise SourceError(
-            f"source must be a video file, an image, or a folder of images, "
-            f"got the address {str(path)!r}; record it to a file first"
-        )
+    """The source behind a path or an address: folders and images by Pillow, anything else by PyAV. Raises SourceError.
+
+    Addresses are FFmpeg's (`rtsp://`, `http://`, `udp://`, `tcp://` and so on) and `webcam:0`. Opening a live one takes up to
+    `clients.streams.OPEN_TIMEOUT_S`.
+    """
+    address = str(path)
+    if "://" in address or address.startswith("webcam:"):
+        from clients.streams import Stream  # which builds on this module
+
+        return Stream(address)
     path = Path(path)
     if path.is_dir():
         images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -72,12 +85,19 @@ def open_source(path: str | Path) -> Source:
 class Stills:
     """Image files in the order given."""
 
+    live = False
+
     def __init__(self, paths: list[Path], fps: float = STILLS_FPS) -> None:
         self.paths, self.fps = paths, fps
         self.count: int | None = len(paths)
 
     def __iter__(self) -> Iterator[Frame]:
+        return self.read()
+
+    def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
         for index, path in enumerate(self.paths):
+            if not wanted(index / self.fps):
+                continue
             try:
                 with Image.open(path) as image:
                     rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -98,11 +118,13 @@ class Stills:
 class Video:
     """The first video stream of a file, decoded frame by frame."""
 
-    def __init__(self, path: Path) -> None:
+    live = False
+
+    def __init__(self, path: Path | str) -> None:
         self.path = path
         try:
-            self._container = av.open(str(path))
-        except (av.FFmpegError, OSError) as error:
+            self._container = self._open()
+        except (av.FFmpegError, OSError, ValueError) as error:
             raise SourceError(f"{str(path)!r} is not a video that FFmpeg can open ({error})") from error
         if not self._container.streams.video:
             self._container.close()
@@ -112,16 +134,21 @@ class Video:
         self.fps = float(self._stream.average_rate or 25)
         self.count: int | None = self._stream.frames or None
 
+    def _open(self) -> av.container.InputContainer:
+        return av.open(str(self.path))
+
     def __iter__(self) -> Iterator[Frame]:
         """From the start each time. Raises SourceError, with the number of good frames, where the file is damaged."""
+        return self.read()
+
+    def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
         self._container.seek(0)
         index = 0
         try:
             for picture in self._container.decode(self._stream):
-                rgb: NDArray[Any] = picture.to_ndarray(format="rgb24")
-                if picture.rotation:  # phones film sideways and note by how many degrees counterclockwise to turn
-                    rgb = np.ascontiguousarray(np.rot90(rgb, picture.rotation // 90))
-                yield Frame(index, picture.time if picture.time is not None else index / self.fps, rgb)
+                time_s = picture.time if picture.time is not None else index / self.fps
+                if wanted(time_s):
+                    yield Frame(index, time_s, upright(picture))
                 index += 1
         except av.FFmpegError as error:
             raise SourceError(f"{str(self.path)!r} cannot be decoded after {index} frames ({error})") from error
@@ -137,3 +164,9 @@ class Video:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def upright(picture: av.VideoFrame) -> NDArray[np.uint8]:
+    """uint8 [H,W,3] RGB; phones film sideways and note by how many degrees counterclockwise to turn."""
+    rgb: NDArray[Any] = picture.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(rgb, picture.rotation // 90)) if picture.rotation else rgb

@@ -21,6 +21,11 @@ def test_video(film):
         assert abs(int(frame.rgb.mean()) - 30 * i) <= 2
 
 
+def test_unwanted_frames_are_passed_over(film):
+    with open_source(film) as source:
+        assert [f.index for f in source.read(lambda time_s: round(time_s * 12) % 3 == 0)] == [0, 3]
+
+
 def test_video_filmed_sideways_is_turned(tmp_path):
     path = tmp_path / "phone.mp4"
     picture = np.zeros((64, 96, 3), np.uint8)
@@ -76,7 +81,8 @@ REFUSED = {
     "text called image": (lambda tmp: _text(tmp / "a.png"), "not an image"),
     "half a JPEG": (lambda tmp: _cut(tmp / "a.jpg"), "not an image"),
     "empty folder": (lambda tmp: tmp, "no images"),
-    "live stream": (lambda tmp: "rtsp://camera/1", "record it"),
+    "nobody streams there": (lambda tmp: "tcp://127.0.0.1:9", "not a video"),
+    "no webcam": (lambda tmp: "webcam:63", "there is no webcam /dev/video63"),
 }
 
 
