@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from ensemble.aoti import AotiRunner
+from export.fused_layers import Kernels
 from export.fused_parts import make_fused_part
 from export.parts import Style, make_part
 
@@ -76,9 +77,9 @@ def from_parts(parts: Mapping[str, Callable[..., Any]]) -> Candidate:
     return Candidate(encode, decode, text if "text_encoder" in parts else None)
 
 
-def reference(model: Sam3Model) -> Candidate:
+def reference(model: Sam3Model, device: str) -> Candidate:
     """The wrappers in fp32, which the tests hold to transformers' model; features and prompts are taken as they come and raised to fp32."""
-    parts = {part: make_part(part, model, Style("fused", "plain"), "fp32").cuda() for part in TIMED_PARTS}
+    parts = {part: make_part(part, model, Style("fused", "plain"), "fp32").to(device) for part in TIMED_PARTS}
 
     def raised(module: nn.Module) -> Callable[..., Any]:
         return lambda *tensors: module(*(t.float() if t.is_floating_point() else t for t in tensors))
@@ -86,12 +87,14 @@ def reference(model: Sam3Model) -> Candidate:
     return from_parts({part: raised(module) for part, module in parts.items()})
 
 
-def wrappers(model: Sam3Model) -> Candidate:
-    return from_parts({part: make_part(part, model, Style("fused", "subpixel"), "fp16").cuda() for part in TIMED_PARTS})
+def wrappers(model: Sam3Model, device: str) -> Candidate:
+    return from_parts({part: make_part(part, model, Style("fused", "subpixel"), "fp16").to(device) for part in TIMED_PARTS})
 
 
-def fused(model: Sam3Model) -> Candidate:
-    return from_parts({part: make_fused_part(part, model, "fp16", "gpu").cuda() for part in TIMED_PARTS})
+def fused(model: Sam3Model, device: str) -> Candidate:
+    """With the Triton kernels on a GPU, in plain PyTorch on the CPU (to try the command out)."""
+    kernels: Kernels = "plain" if device == "cpu" else "gpu"
+    return from_parts({part: make_fused_part(part, model, "fp16", kernels).to(device) for part in TIMED_PARTS})
 
 
 def aoti(packages: Mapping[str, Path]) -> Candidate:
@@ -103,9 +106,9 @@ def aoti(packages: Mapping[str, Path]) -> Candidate:
     return from_parts({part: positional(AotiRunner(path, 0)) for part, path in packages.items()})
 
 
-def transformers_model(model: Sam3Model, compiled: bool) -> Candidate:
+def transformers_model(model: Sam3Model, compiled: bool, device: str) -> Candidate:
     """transformers' own forward pass, its features repeated for each pair; it has no way to leave out masks."""
-    half = model.half().cuda()
+    half = model.half().to(device)
     forward = half.forward
     encoder = half.get_vision_features
     if compiled:

@@ -11,6 +11,7 @@ of its own, before anything is timed.
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import subprocess
@@ -22,12 +23,12 @@ from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from transformers import Sam3Model
 
 from ensemble.spec import Variant
 from export import checkpoint
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
+    arguments.device = "cuda"
     if arguments.build:
         build(arguments.build[0], int(arguments.build[1]), arguments.packages)
         return 0
@@ -133,13 +135,13 @@ def build_all(resolutions: Sequence[int], folder: Path, console: Console) -> Non
 
 
 # ---- measurements
-def measure(source: Any, arguments: argparse.Namespace, folder: Path, deadline: float, console: Console) -> Iterator[Row]:
+def measure(source: Sam3Model, arguments: argparse.Namespace, folder: Path, deadline: float, console: Console) -> Iterator[Row]:
     """Rows of every engine, resolution by resolution; an engine that fails is reported and left out."""
     for resolution in arguments.resolutions:
-        truth = Truth(source, resolution, max(arguments.batches))
+        truth = Truth(source, resolution, max(arguments.batches), arguments.device)
         for engine in arguments.engines:
             try:
-                candidate = make(engine, source, resolution, arguments.resolutions[0], folder)
+                candidate = make(engine, source, resolution, arguments.resolutions[0], folder, arguments.device)
                 yield from measure_engine(engine, candidate, truth, resolution, arguments, deadline)
             except Exception as error:
                 console.print(
@@ -147,21 +149,25 @@ def measure(source: Any, arguments: argparse.Namespace, folder: Path, deadline: 
                 )
             candidate = None  # type: ignore[assignment]  # its weights leave the GPU before the next one's come
             gc.collect()
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             torch.compiler.reset()
 
 
-def make(engine: str, source: Any, resolution: int, first: int, folder: Path) -> Candidate:
+def make(engine: str, source: Sam3Model, resolution: int, first: int, folder: Path, device: str) -> Candidate:
     """The candidate of that engine; raises FileNotFoundError where a package was not compiled."""
     if engine == "aoti":
         paths = {part: package(folder, part, first if part == "text_encoder" else resolution) for part in TIMED_PARTS}
         return aoti({part: path for part, path in paths.items() if path.exists()})
-    model = checkpoint.at_size(source, resolution, 200)
+    model = sized(source, resolution)
     if engine.startswith("transformers"):
-        import copy
+        return transformers_model(copy.deepcopy(model), engine.endswith("compiled"), device)
+    return (wrappers if engine == "wrappers" else fused)(model, device)
 
-        return transformers_model(copy.deepcopy(model), engine.endswith("compiled"))
-    return (wrappers if engine == "wrappers" else fused)(model)
+
+def sized(source: Sam3Model, resolution: int) -> Sam3Model:
+    """`source` at that resolution, with all its queries."""
+    return checkpoint.at_size(source, resolution, source.config.detr_decoder_config.num_queries)
 
 
 def measure_engine(
@@ -197,16 +203,18 @@ def measure_engine(
 
 def timed(row: Row, call: Callable[[], Outputs], wanted: Outputs, profile: Path | None) -> Row:
     """`row` with the median time of `call` by CUDA events after warming up, its memory, and its outputs' cosines with `wanted`."""
-    from triton.testing import do_bench
-
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    device = next(iter(wanted.values())).device.type
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     found = call()
-    torch.cuda.synchronize()
-    peak = (torch.cuda.max_memory_allocated() - before) / 1e6
+    peak = 0.0
+    if device == "cuda":
+        torch.cuda.synchronize()
+        peak = (torch.cuda.max_memory_allocated() - before) / 1e6
     cosines = {name: round(cosine(found[name], wanted[name]), 7) for name in wanted if name in found and name != "mask_bits"}
     del found
-    milliseconds = do_bench(call, warmup=100, rep=250, return_mode="median")
+    milliseconds = median_ms(call, device)
     if profile:
         write_profile(profile, row, call)
     return replace(
@@ -216,6 +224,17 @@ def timed(row: Row, call: Callable[[], Outputs], wanted: Outputs, profile: Path 
         cosines=cosines,
         peak_mb=round(peak, 1),
     )
+
+
+def median_ms(call: Callable[[], object], device: str) -> float:
+    """Median milliseconds of a call, by CUDA events after a warm-up; on the CPU a single call by the clock."""
+    if device == "cuda":
+        from triton.testing import do_bench
+
+        return do_bench(call, warmup=100, rep=250, return_mode="median")
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -243,25 +262,29 @@ def write_profile(path: Path, row: Row, call: Callable[[], object]) -> None:
 class Truth:
     """The inputs of every case at one resolution, and the outputs in fp32, made when first asked for."""
 
-    def __init__(self, source: Any, resolution: int, batch: int) -> None:
-        self.model = reference(checkpoint.at_size(source, resolution, 200))
-        generator = torch.Generator("cuda").manual_seed(resolution)
-        coarse = torch.rand(batch, 3, 16, 16, device="cuda", generator=generator)
+    def __init__(self, source: Sam3Model, resolution: int, batch: int, device: str) -> None:
+        self.queries: int = source.config.detr_decoder_config.num_queries
+        self.device = device
+        self.model = reference(sized(source, resolution), device)
+        generator = torch.Generator(device).manual_seed(resolution)
+        coarse = torch.rand(batch, 3, 16, 16, device=device, generator=generator)
         smooth = torch.nn.functional.interpolate(coarse, size=(resolution, resolution), mode="bilinear")
-        noise = torch.rand(batch, 3, resolution, resolution, device="cuda", generator=generator)
+        noise = torch.rand(batch, 3, resolution, resolution, device=device, generator=generator)
         self.pixel_values = (178 * smooth + 77 * noise).to(torch.uint8)
-        self.input_ids = torch.randint(3, 200, (4, 32), device="cuda", dtype=torch.int32, generator=generator)
+        self.input_ids = torch.randint(3, 200, (4, 32), device=device, dtype=torch.int32, generator=generator)
         self.prompts = self.model.text(self.work(1, 1, 1.0, prompts=False))["text_features"].half()  # type: ignore[misc]
         self._features: dict[int, Outputs] = {}
 
     def work(self, batch: int, classes: int, present: float, chunk: int = 0, prompts: bool = True) -> Work:
         """Pairs `chunk * 32` and following of `batch` frames times `classes`; every 1/present-th of them gets masks."""
-        pairs = torch.arange(batch * classes, device="cuda", dtype=torch.int32)[chunk * MOST_PAIRS : (chunk + 1) * MOST_PAIRS]
+        pairs = torch.arange(batch * classes, device=self.device, dtype=torch.int32)[
+            chunk * MOST_PAIRS : (chunk + 1) * MOST_PAIRS
+        ]
         step = round(1 / present) if present else len(pairs) + 1
-        rows = torch.arange(0 if present else len(pairs), len(pairs), step, device="cuda", dtype=torch.int32)
-        picks = (torch.arange(PICKS, device="cuda", dtype=torch.int32) * 7 + rows[:, None]) % 200
-        features = self.prompts[(pairs % 4).long()] if prompts else torch.empty(0, device="cuda")
-        mask = (torch.arange(32, device="cuda")[None] < 3 + (pairs % 4)[:, None]).int()
+        rows = torch.arange(0 if present else len(pairs), len(pairs), step, device=self.device, dtype=torch.int32)
+        picks = (torch.arange(PICKS, device=self.device, dtype=torch.int32) * 7 + rows[:, None]) % self.queries
+        features = self.prompts[(pairs % 4).long()] if prompts else torch.empty(0, device=self.device)
+        mask = (torch.arange(32, device=self.device)[None] < 3 + (pairs % 4)[:, None]).int()
         return Work(self.pixel_values[:batch], self.input_ids, pairs // classes, features, mask, rows, picks)
 
     def features(self, batch: int) -> Outputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from transformers import Sam3Model
 
 from ensemble.aoti import AotiRunner
 from ensemble.spec import Checkpoint, Variant
+from export import checkpoint
 from export.aoti_package import build_package, dynamic_shapes, open_package
 from export.fused_parts import make_fused_part
 from export.fused_vision import TokenOrder
 from export.onnx_graph import sample_inputs
 from export.parts import Style, make_part
+from perf import engines
 
 PLAIN = Style("fused", "plain")
 RECORD = Checkpoint("small", image_size=112, hidden_size=64, num_queries=20)
@@ -154,3 +159,17 @@ def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
     assert isinstance(bits, np.ndarray), "the front model reads mask_bits"
     assert isinstance(logits, torch.Tensor), "nobody on the host reads mask_logits"
     assert np.array_equal(np.packbits(logits.numpy() > 0, axis=-1), bits)
+
+
+@pytest.mark.parametrize("engine", ["wrappers", "fused", "transformers"])
+def test_engines_are_compared_with_the_same_computation_in_fp32(engine: str, source: checkpoint.Source, tmp_path: Path) -> None:
+    """The command's measurements on the small model and the CPU: every part and case has a row, and fp16 is close to fp32."""
+    case = argparse.Namespace(
+        resolutions=[112], batches=[2], classes=[2], present=[1.0, 0.5], engines=[engine], device="cpu", profile=None
+    )
+    rows = list(engines.measure(source.model, case, tmp_path, time.monotonic() + 600, Console()))
+    parts = [(row.part, row.present) for row in rows]
+    text = [] if engine == "transformers" else [("text_encoder", 1.0)]
+    assert parts == [("vision_encoder", 1.0), *text, ("decoder+masks", 1.0), ("decoder+masks", 0.5)]
+    assert all(row.ms_per_frame > 0 for row in rows)
+    assert min(row.cosine for row in rows) > 0.999, rows
