@@ -22,7 +22,7 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """One camera's encoded video and what is truly in it (`camera_i.mp4`, `camera_i.json`)."""
+    """One camera's encoded video and what is truly in it (`camera_<n>.mp4`, `camera_<n>.json`, counted from 1)."""
 
     name: str
     video: Path
@@ -50,7 +50,7 @@ def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list
         options = [word for name, value in request.items() for word in (f"--{name}", str(value))]
         run("export.tiny.videos", "--out", str(folder), *options)
         stamp.write_text(json.dumps(request))
-    paths = [folder / f"camera_{i}.mp4" for i in range(cameras)]
+    paths = [folder / f"camera_{i + 1}.mp4" for i in range(cameras)]
     return [Film(f"camera {i + 1}", path, json.loads(path.with_suffix(".json").read_text())) for i, path in enumerate(paths)]
 
 

@@ -89,11 +89,11 @@ def record_camera(out: Path, camera: int, frames: int, fps: int, height: int, wi
         raise ValueError(f"width and height must be even, got {width}x{height}; try {width - width % 2}x{height - height % 2}")
     scene = camera_scene(seed, camera, width / height)
     classes = class_list(scene, seed)
-    video = out / f"camera_{camera}.mp4"
+    video = out / f"camera_{camera + 1}.mp4"
     drawn = write_video(video, drawn_frames(scene, frames, fps, height, width), fps, height, width)
     head = {"video": video.name, "classes": list(classes), "fps": fps, "width": width, "height": height}
     records = [ground_truth(rendering, classes) for rendering in drawn]
-    (out / f"camera_{camera}.json").write_text(json.dumps({**head, "frames": records}) + "\n")
+    (out / f"camera_{camera + 1}.json").write_text(json.dumps({**head, "frames": records}) + "\n")
     return head
 
 

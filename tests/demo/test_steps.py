@@ -18,7 +18,7 @@ def calls(monkeypatch):
 
 def test_films_are_drawn_once_per_request(tmp_path, calls):
     for i in range(2):
-        (tmp_path / f"camera_{i}.json").write_text(json.dumps({"classes": [f"thing {i}"]}))
+        (tmp_path / f"camera_{i + 1}.json").write_text(json.dumps({"classes": [f"thing {i}"]}))
     made = steps.films(tmp_path, 2, 10, "640x360", 1)
     assert [film.classes for film in made] == [["thing 0"], ["thing 1"]]
     assert made[1].name == "camera 2"

@@ -24,8 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("camera", [0, 1])
 def test_decoded_frames_are_the_drawn_ones(folder: Path, camera: int) -> None:
-    truth = json.loads((folder / f"camera_{camera}.json").read_text())
-    with av.open(str(folder / f"camera_{camera}.mp4")) as container:
+    truth = json.loads((folder / f"camera_{camera + 1}.json").read_text())
+    with av.open(str(folder / f"camera_{camera + 1}.mp4")) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     scene = camera_scene(3, camera, WIDTH / HEIGHT)
     assert len(decoded) == len(truth["frames"]) == FRAMES
@@ -38,7 +38,7 @@ def test_decoded_frames_are_the_drawn_ones(folder: Path, camera: int) -> None:
 
 
 def test_ground_truth_matches_the_scene(folder: Path) -> None:
-    truth = json.loads((folder / "camera_0.json").read_text())
+    truth = json.loads((folder / "camera_1.json").read_text())
     scene = camera_scene(3, 0, WIDTH / HEIGHT)
     for k, records in enumerate(truth["frames"]):
         drawn = render(scene, HEIGHT, WIDTH, t=k / truth["fps"], supersample=2)
