@@ -33,7 +33,7 @@ def test_decoded_frames_are_the_drawn_ones(folder: Path, camera: int) -> None:
         drawn = render(scene, HEIGHT, WIDTH, t=k / truth["fps"], supersample=2)
         others = [render(scene, HEIGHT, WIDTH, t=j / truth["fps"], supersample=2) for j in range(FRAMES) if j != k]
         error = lambda r, f=frame: np.abs(r.frame.astype(int) - f).mean()  # noqa: E731
-        assert error(drawn) < 8  # colours are subsampled and compressed
+        assert error(drawn) < 8 + 0.8 * scene.noise  # colours are subsampled, and compression smooths the noise away
         assert error(drawn) <= min(map(error, others)) + 0.05  # and it is this frame, not its neighbour
 
 
