@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  (registers RoIAlign, which the geometry encoder's package calls by name)
 
 SIGNATURE = "sam3_signature"
 """Key of a package's metadata: names of inputs and outputs, and which outputs the front model reads; the compiled function itself knows no names."""
@@ -45,6 +46,8 @@ class AotiRunner:
         """All outputs by name, on the device; `inputs` by name, on any device."""
         with torch.inference_mode():
             results = self._run(*(inputs[name].to(self._device, non_blocking=True) for name in self.inputs))
+        if isinstance(results, torch.Tensor):  # a package with one output returns it bare
+            results = [results]
         return dict(zip(self.outputs, results, strict=True))
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:

@@ -28,7 +28,8 @@ def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernel
     if kernels == "gpu":
         check_kernels(model, precision)
     if part in ("text_encoder", "geometry_encoder"):
-        module: nn.Module = (TextEncoder if part == "text_encoder" else GeometryEncoder)(model, "fused")
+        # A few tokens: their scores are small, and the explicit form asks no library which of its kernels takes these masks.
+        module: nn.Module = (TextEncoder if part == "text_encoder" else GeometryEncoder)(model, "explicit")
     else:
         fused = {"vision_encoder": FusedVisionEncoder, "decoder": FusedDecoder, "mask_head": FusedMaskHead}
         module = fused[part](model, kernels)

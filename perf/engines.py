@@ -30,8 +30,12 @@ from rich.table import Table
 from torch import Tensor
 from transformers import Sam3Model
 
+from ensemble.aoti import AotiRunner
 from ensemble.spec import Variant
 from export import checkpoint
+from export.aoti_package import build_package
+from export.fused_parts import make_fused_part
+from export.onnx_graph import sample_inputs
 from perf.candidates import ENGINES, TIMED_PARTS, Candidate, Outputs, Work, aoti, fused, reference, transformers_model, wrappers
 
 RESULTS = Path(__file__).parent / "results" / "h200" / "engines.json"
@@ -105,14 +109,13 @@ def package(folder: Path, part: str, resolution: int) -> Path:
 
 
 def build(part: str, resolution: int, folder: Path) -> None:
-    """Compiles one part of the random model into `folder`."""
-    from export.aoti_package import build_package
-    from export.fused_parts import make_fused_part
-
-    model = checkpoint.at_size(checkpoint.random_source().model, resolution, 200)
-    build_package(
-        make_fused_part(part, model, "fp16", "gpu"), getattr(Variant(resolution), part), package(folder, part, resolution)
-    )
+    """Compiles one part of the random model into `folder`, and runs it once: only a package that survives that gets its name."""
+    model = sized(checkpoint.random_source().model, resolution)
+    record, path = getattr(Variant(resolution), part), package(folder, part, resolution)
+    trial = build_package(make_fused_part(part, model, "fp16", "gpu"), record, path.with_suffix(".trial.pt2"))
+    AotiRunner(trial, 0)(sample_inputs(record))
+    torch.cuda.synchronize()
+    trial.rename(path)
 
 
 def build_all(resolutions: Sequence[int], folder: Path, console: Console) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import subprocess
+import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,7 @@ from export.onnx_graph import sample_inputs
 from export.parts import Style, make_part
 from perf import engines
 
+ROOT = Path(__file__).parents[2]
 PLAIN = Style("fused", "plain")
 RECORD = Checkpoint("small", image_size=112, hidden_size=64, num_queries=20)
 FUSED = ("vision_encoder", "decoder", "mask_head")
@@ -118,6 +123,9 @@ class FakeTensor:
     def __init__(self, value: torch.Tensor, on_gpu: bool) -> None:
         self.value, self.on_gpu = value, on_gpu
 
+    def name(self) -> str:
+        return "pred_logits"
+
     def is_cpu(self) -> bool:
         return not self.on_gpu
 
@@ -151,6 +159,31 @@ def test_package_runs_at_every_size(
     assert np.array_equal(np.packbits(found["mask_logits"] > 0, axis=-1), found["mask_bits"])
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "geometry_encoder"])
+def test_package_runs_in_a_process_without_the_export(
+    part: str, sized: Callable[[int], Sam3Model], error: Callable[..., float], tmp_path: Path
+) -> None:
+    """One output, which the compiled function returns bare; and RoIAlign, which the process that runs the package has to know."""
+    module = make_fused_part(part, sized(56), "fp32", "plain")
+    build_package(module, getattr(variant(56), part), tmp_path / "model.pt2", "cpu")
+    arguments = inputs(part, 56, images=2, pairs=3, prompts=3)
+    if "boxes" in arguments:
+        arguments |= {
+            "boxes": torch.rand(3, 8, 4) * 0.3 + 0.3,
+            "box_labels": torch.tensor([[1] * 4 + [-10] * 4] * 3, dtype=torch.int32),
+        }
+    (wanted,) = outputs(module, arguments)
+    torch.save(arguments, tmp_path / "inputs.pt")
+    script = (
+        "import sys, torch; from pathlib import Path; from ensemble.aoti import AotiRunner; folder = Path(sys.argv[1]);"
+        " (result,) = AotiRunner(folder / 'model.pt2', None)(torch.load(folder / 'inputs.pt')).values();"
+        " torch.save(result, folder / 'result.pt'); assert 'export' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert error(torch.load(tmp_path / "result.pt"), wanted) < 1e-5
+
+
 def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(package: Path) -> None:
     runner = AotiRunner(package, None)
     arguments = inputs("mask_head", 56, images=2, pairs=3, tokens=32, rows=2, picks=2)
@@ -159,6 +192,33 @@ def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
     assert isinstance(bits, np.ndarray), "the front model reads mask_bits"
     assert isinstance(logits, torch.Tensor), "nobody on the host reads mask_logits"
     assert np.array_equal(np.packbits(logits.numpy() > 0, axis=-1), bits)
+
+
+@pytest.fixture
+def triton_io(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`ensemble.triton_io` outside Triton."""
+    backend = types.ModuleType("triton_python_backend_utils")
+    backend.Tensor = FakeTensor  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    monkeypatch.delitem(sys.modules, "ensemble.triton_io", raising=False)
+    yield importlib.import_module("ensemble.triton_io")
+    sys.modules.pop("ensemble.triton_io", None)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["on the host", "on the GPU"])
+def test_front_model_reads_host_outputs_wherever_they_lie(triton_io: Any, on_gpu: bool) -> None:
+    values = torch.arange(6.0).reshape(2, 3)
+    assert np.array_equal(triton_io.to_numpy(FakeTensor(values, on_gpu), "sam3_decoder"), values.numpy())
+
+
+def test_output_on_the_gpu_without_pytorch_says_what_to_install(triton_io: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = FakeTensor(torch.zeros(1), on_gpu=True)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        triton_io.SubModelError,
+        match=r"sam3_decoder: expected output 'pred_logits' in host memory, got it on the GPU.*install torch",
+    ):
+        triton_io.to_numpy(tensor, "sam3_decoder")
 
 
 @pytest.mark.parametrize("engine", ["wrappers", "fused", "transformers"])
