@@ -1,4 +1,4 @@
-"""`sam3-camera`: one camera on the command line.
+"""`sam3-camera`: one camera on the command line; with `--config` a whole fleet, which is `clients/watch.py`'s.
 
 A video, a folder or an image and a list of names flow in; each frame goes to the server, one line per frame flows out, and
 an annotated video, a picture, or a JSON line per frame is written. The last line of stdout is one JSON object.
@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   sam3-camera --source video.mp4 --classes "red circle" "blue square"
   sam3-camera --source video.mp4 --classes person dog --masks --output annotated.mp4
   sam3-camera --source photos/ --classes "traffic light" --url gpu-host:8001 --output found.jsonl
+  sam3-camera --config cameras.yaml --seconds 60
   sam3-camera --source photo.jpg --classes cat --protocol http --model sam3_r672 --output cat.png
 """
 
@@ -138,8 +139,10 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--source", required=True, help="video file, image, or folder of images")
-    p.add_argument("--classes", required=True, nargs="+", metavar="NAME", help="what to look for, each in a few words")
+    p.add_argument("--source", help="video file, image, folder of images, rtsp:// or another address, or webcam:0")
+    p.add_argument("--classes", nargs="+", metavar="NAME", help="what to look for, each in a few words")
+    p.add_argument("--config", type=Path, metavar="FILE", help="many cameras: a YAML file instead of --source and --classes")
+    p.add_argument("--seconds", type=float, metavar="S", help="with --config: stop after so long")
     p.add_argument("--url", default="localhost", help="host:port of the server (default: %(default)s with Triton's port)")
     p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     p.add_argument("--model", help="front model, such as sam3_r672 (default: the server's only one)")
@@ -165,6 +168,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: every frame was answered; 1: some were not; 2: it could not start or go on, and stderr says why."""
     p = parser()
     arguments = p.parse_args(argv)
+    if arguments.config is not None:
+        from clients.watch import run  # which builds on this module
+
+        if arguments.source or arguments.classes:
+            p.error("--config names the cameras; leave --source and --classes out")
+        return run(arguments.config, arguments.seconds)
+    if not arguments.source or not arguments.classes:
+        p.error("--source and --classes are needed, or --config")
     if arguments.output is None:
         arguments.output = [default_output(arguments.source)]
     if wrong := [str(path) for path in arguments.output if path.suffix not in Output.suffixes]:

@@ -63,9 +63,13 @@ class Detections:
         """A line for people: `2 red circle, 1 blue square`, or `nothing`."""
         return ", ".join(f"{count} {label}" for label, count in Counter(self.labels).most_common()) or "nothing"
 
-    def above(self, score: float) -> Detections:
-        """Those with at least that score."""
-        keep = np.flatnonzero(self.scores >= score)
+    def above(self, score: float | NDArray[np.floating]) -> Detections:
+        """Those with at least that score, or [D] with a score for each."""
+        return self.where(self.scores >= score)
+
+    def where(self, mask: NDArray[np.bool_]) -> Detections:
+        """Those for which bool [D] is true."""
+        keep = np.flatnonzero(mask)
         return replace(
             self,
             boxes=self.boxes[keep],

@@ -1,0 +1,146 @@
+"""`sam3-camera --config cameras.yaml`: a fleet on the command line.
+
+A configuration flows in; JSON lines, pictures and annotated videos flow out, a status line now and then on stderr, and as the
+last line of stdout one JSON object in which every frame is accounted for, on Ctrl-C too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from clients.camera import Output, frame_record
+from clients.config import FleetConfig, read_config
+from clients.fleet import Answer, Camera, open_pool, run_fleet
+from clients.frames import Frame
+from clients.yaml_lines import ConfigError
+
+STATUS_EVERY_S = 5.0
+
+
+class Lines:
+    """A JSON-lines file to which several may append: each line goes to the system in one piece, so that none is ever cut."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, record: dict[str, Any]) -> None:
+        os.write(self._file, (json.dumps(record) + "\n").encode())
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class Outputs:
+    """Every camera's files; a handler for `run_fleet`."""
+
+    def __init__(self, cameras: list[Camera]) -> None:
+        self.lines: dict[Path, Lines] = {}
+        self.drawn: dict[str, list[Output]] = {}
+        for camera in cameras:
+            for path in camera.config.outputs:
+                if path.suffix == ".jsonl":
+                    self.lines.setdefault(path, Lines(path))
+                else:
+                    self.drawn.setdefault(camera.config.name, []).append(Output(path, camera.config.fps or 10.0))
+
+    async def __call__(self, camera: Camera, answer: Answer) -> None:
+        for path in camera.config.outputs:
+            if path in self.lines:
+                self.lines[path].write(record(camera, answer))
+        if answer.found is not None and answer.outcome == "answered":
+            frame = Frame(answer.picture.index, answer.picture.time_s, answer.picture.rgb)
+            for output in self.drawn.get(camera.config.name, ()):
+                await asyncio.to_thread(output.write, frame, answer.found)
+
+    def close(self) -> None:
+        for lines in self.lines.values():
+            lines.close()
+        for outputs in self.drawn.values():
+            for output in outputs:
+                output.close()
+
+
+def record(camera: Camera, answer: Answer) -> dict[str, Any]:
+    """One frame as plain data. `captured` is the wall clock in seconds, `replaced` the frames that this one replaced, `latency_ms` from
+    capture to answer, `request_ms` of that the request.
+    """
+    picture = answer.picture
+    line: dict[str, Any] = {
+        "camera": camera.config.name,
+        "frame": picture.index,
+        "outcome": answer.outcome,
+        "captured": round(time.time() - (time.monotonic() - picture.captured), 3),
+        "replaced": picture.replaced,
+    }
+    if answer.error:
+        line["error"] = answer.error
+    if answer.found is not None and answer.outcome == "answered":
+        about = frame_record(Frame(picture.index, picture.time_s, picture.rgb), answer.found)
+        line |= about | {"request_ms": about["latency_ms"]}
+    return line | {"time_s": round(picture.time_s, 3), "latency_ms": round(answer.latency_ms, 2)}
+
+
+def status(cameras: list[Camera]) -> str:
+    """One line for people: `yard 12.1 s: 120 answered, 3 dropped, live | ...`."""
+    return " | ".join(
+        f"{c.config.name}: {c.tally.answered} answered, {c.tally.dropped.total() + c.reader.replaced} dropped, "
+        f"{c.tally.failed.total()} failed, {c.reader.state}"
+        for c in cameras
+    )
+
+
+async def watch(config: FleetConfig, seconds: float | None = None) -> dict[str, Any]:
+    """Runs the fleet until its sources end, `seconds` are over, or SIGINT or SIGTERM comes; returns the summary."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # not on Windows, not outside the main thread
+            loop.add_signal_handler(number, stop.set)
+    if seconds is not None:
+        loop.call_later(seconds, stop.set)
+    cameras = [Camera(camera) for camera in config.cameras]
+    outputs = Outputs(cameras)
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            say(status(cameras))
+
+    teller = asyncio.create_task(tell())
+    try:
+        return await run_fleet(cameras, open_pool(config, say), outputs, stop)
+    finally:
+        teller.cancel()
+        outputs.close()
+
+
+def run(path: Path, seconds: float | None = None) -> int:
+    """0: every frame was answered or dropped; 1: some failed, or none was answered; 2: the configuration cannot be used."""
+    try:
+        config = read_config(path)
+    except ConfigError as error:
+        print(f"sam3-camera: {error}", file=sys.stderr)
+        print(json.dumps({"config": str(path), "error": str(error)}))
+        return 2
+    result = asyncio.run(watch(config, seconds))
+    for each in result["each"]:
+        print(
+            f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())} dropped "
+            f"+ {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
+            + (f"; {each['error']}" if "error" in each else "")
+        )
+    print(json.dumps(result))
+    return 1 if result["failed"] or not result["answered"] else 0
