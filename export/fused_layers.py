@@ -26,7 +26,8 @@ def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
 def gelu_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """GELU of `linear`, on a GPU in the product's epilogue.
 
-    The epilogue's GELU is the tanh form; it differs from the exact one by at most 5e-4 (Hendrycks and Gimpel 2016), one step of fp16 near 1.
+    The epilogue's GELU is the tanh form (Hendrycks and Gimpel 2016), at most 5e-4 from the exact one; over the 32 layers of real-size SAM3 with random
+    weights that changed the pyramid by 2e-4 of its norm, less than fp16 itself does.
     """
     return _activated(linear, x, True)
 
