@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.yaml_lines import ConfigError, Entry, load
+from clients.zones import Zone
 from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS, Variant
 
 CAMERA_KEYS = {
@@ -26,6 +27,7 @@ CAMERA_KEYS = {
     "loop",
     "output",
     "track",
+    "zones",
 }
 FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "cameras"}
 
@@ -34,7 +36,8 @@ FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "camer
 class CameraConfig:
     """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most frames a
     second (None: all of them); `deadline_s` from capture to answer (infinite: none); `in_flight` frames under way at once;
-    `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix.
+    `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix; `track`
+    gives things ids, and so do `zones`.
     """
 
     name: str
@@ -50,6 +53,7 @@ class CameraConfig:
     loop: bool = False
     outputs: tuple[Path, ...] = ()
     track: bool = False
+    zones: tuple[Zone, ...] = ()
 
     @property
     def threshold(self) -> float:
@@ -121,6 +125,10 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
     for key in ("realtime", "loop", "track"):
         if key in given:
             options[key] = given[key].flag()
+    if "zones" in given:
+        options["zones"] = tuple(
+            _zone(entry, classes) for entry in given["zones"].items("a list of zones, each with name and polygon")
+        )
     if "output" in given:
         entry = given["output"]
         paths = entry.items("a list of files") if isinstance(entry.value, list) else [entry]
@@ -145,6 +153,25 @@ def _output(entry: Entry, name: str, home: Path) -> Path:
     if path.suffix not in (".jsonl", ".mp4", ".png"):
         entry.fail("a file that ends in .jsonl, .mp4 or .png")
     return path
+
+
+def _zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
+    given = entry.mapping({"name", "polygon", "seconds", "classes"}, ("name", "polygon"))
+    corners = []
+    for corner in given["polygon"].items("a list of at least three corners [x, y]"):
+        if not isinstance(corner.value, list) or len(corner.value) != 2:
+            corner.fail("a corner [x, y]")
+        x, y = (side.number(0, 1, "a fraction of the frame from 0 to 1") for side in corner.value)
+        corners.append((x, y))
+    if len(corners) < 3:
+        raise ConfigError(
+            f"{entry.file}:{given['polygon'].line}: {given['polygon'].what}: expected at least three corners, got {len(corners)}"
+        )
+    wanted: list[str] = []
+    for name in given["classes"].items("a list of class names") if "classes" in given else []:
+        wanted.append(name.choice(*classes))
+    seconds = given["seconds"].number(0, 86400, "seconds from 0 to 86400") if "seconds" in given else 0.0
+    return Zone(given["name"].text("a name"), tuple(corners), seconds, tuple(wanted))
 
 
 def _threshold(entry: Entry) -> float:

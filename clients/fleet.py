@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from clients.config import CameraConfig, FleetConfig
 from clients.connection import AsyncClient
 from clients.detections import Detections
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
+from clients.follow import Follower
 from clients.pool import Place, Pool
 from clients.reader import Picture, Reader
 from clients.tally import Tally, summary
@@ -36,7 +37,7 @@ KINDS = {RequestTimeout: "timeout", ServerUnavailable: "unavailable", InvalidReq
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What became of one frame that was sent: `outcome` is `answered`, `late`, or the kind of error; `found` is None where
-    nothing came, `latency_ms` is from capture to answer.
+    nothing came, `latency_ms` is from capture to answer. `tracks` [D] and `events` are what `clients/follow.py` makes of it.
     """
 
     picture: Picture
@@ -44,6 +45,8 @@ class Answer:
     latency_ms: float
     found: Detections | None = None
     error: str = ""
+    tracks: tuple[int, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
 
 
 Handler = Callable[["Camera", Answer], Awaitable[None] | None]
@@ -61,6 +64,7 @@ class Camera:
         self._asking: set[asyncio.Task[Answer]] = set()
         self._places = asyncio.Semaphore(config.in_flight)
         self._failures = 0
+        self._follow = Follower(config) if config.track or config.zones else None
         self._feeder: asyncio.Task[None] | None = None
 
     async def run(self, pool: Pool, handler: Handler) -> None:
@@ -112,12 +116,13 @@ class Camera:
                 time.monotonic() - picture.captured > config.deadline_s
             ):  # it waited too long, and its answer would come later still
                 return _answer(picture, "late")
-            client = place.client(config.model)
+            client, sent = place.client(config.model), time.monotonic()
             found = await client.detect(picture.jpeg, config.classes, threshold=config.threshold, mask_format=config.masks)
             self._failures = 0
-            late = time.monotonic() - picture.captured > config.deadline_s
+            share = (time.monotonic() - picture.captured) / config.deadline_s
+            place.note(share, sent, pool.in_flight)
             thresholds = np.array(config.thresholds, np.float32)[found.class_ids]
-            return _answer(picture, "late" if late else "answered", found.above(thresholds))
+            return _answer(picture, "late" if share > 1 else "answered", found.above(thresholds))
         except Sam3ServerError as error:
             if isinstance(error, ServerUnavailable):
                 pool.lost(place)
@@ -136,6 +141,9 @@ class Camera:
                 continue
             answer = task.result()
             self._count(answer)
+            if self._follow and answer.found is not None and answer.outcome == "answered":
+                tracks, events = self._follow(answer.found, answer.picture.time_s)
+                answer = replace(answer, tracks=tracks, events=events)
             done = handler(self, answer)
             if done is not None:
                 await done

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +18,32 @@ from clients.connection import AsyncClient
 
 LOOK_EVERY_S = 0.5
 """Between two looks for a server that is away: with gRPC's own second it is found within two."""
+TOO_LATE, IN_TIME = 0.3, 0.1
+"""Shares of late answers above which a server gets fewer frames at once, and below which more."""
+ROOM = 0.6
+"""Only answers that came within this share of their deadline say that there is room for more."""
+FIRST_LIMIT = 8
+"""Frames that a server gets at once before it has shown what it can do."""
+MEMORY = 0.1
+"""Weight of the latest answer in that share."""
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One server as the pool sees it: a client per front model in use, frames under way, and how often it went away."""
+    """One server as the pool sees it: a client per front model in use, frames under way, and how often it went away.
+
+    `limit` is how many frames it may have at once. A queue that is longer than the deadlines makes every answer late, however
+    fast the server is, so the limit follows the answers: a third less when too many are late, one more per round when they are
+    not. One camera with a deadline that cannot be met does not make many.
+    """
 
     connect: Callable[[str | None], AsyncClient]
     address: str
     clients: dict[str | None, AsyncClient] = field(default_factory=dict)
     busy: int = 0
+    limit: float = 1.0
+    late: float = 0.0
+    lowered: float = 0.0
     away: bool = False
     outages: int = 0
     search: asyncio.Task[None] | None = field(default=None, repr=False)
@@ -36,6 +53,16 @@ class Place:
         if model not in self.clients:
             self.clients[model] = self.connect(model)
         return self.clients[model]
+
+    def note(self, share: float, sent: float, most: int) -> None:
+        """An answer came after that share of its deadline (above 1: late) to what was sent then (`time.monotonic`). The limit stays
+        within 1 and `most`.
+        """
+        self.late += MEMORY * ((share > 1) - self.late)
+        if share > 1 and self.late > TOO_LATE and sent > self.lowered:  # what was under way when it was lowered tells nothing new
+            self.limit, self.lowered = max(1.0, self.limit * 2 / 3), time.monotonic()
+        elif share < ROOM and self.late < IN_TIME:
+            self.limit = min(float(most), self.limit + 1 / self.limit)
 
     async def ready(self) -> bool:
         """Whether all front models in use are there."""
@@ -53,6 +80,8 @@ class Pool:
         look_every: float = LOOK_EVERY_S,
     ) -> None:
         self.places = list(places)
+        for place in self.places:
+            place.limit = float(min(in_flight, FIRST_LIMIT))
         self.in_flight, self._say, self._look_every = in_flight, say, look_every
         self._waiting: deque[asyncio.Future[Place]] = deque()
 
@@ -105,7 +134,7 @@ class Pool:
 
     def _serve(self) -> None:
         while self._waiting:
-            free = [p for p in self.places if not p.away and p.busy < self.in_flight]
+            free = [p for p in self.places if not p.away and p.busy < int(p.limit)]
             if not free:
                 return
             future = self._waiting.popleft()

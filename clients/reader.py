@@ -69,7 +69,8 @@ class Reader:
         self._change = threading.Condition()
         self._stopping = threading.Event()
         self._ended = False
-        self._next_due = 0.0
+        self._next_due = self._film_s = 0.0
+        self._born = time.monotonic()
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"reader {address}", daemon=True)
@@ -148,13 +149,15 @@ class Reader:
     def _play(self, source: Source) -> None:
         newest_only = source.live or self.realtime
         start, self._next_due = time.monotonic(), 0.0
+        began = start - self._born if newest_only else self._film_s  # times go on where another connection or round left them
         for frame in source.read(self._wanted):
             if self.realtime and not source.live:
                 self._stopping.wait(max(0.0, start + frame.time_s - time.monotonic()))
             if self._stopping.is_set():
                 return
             self.state = "live"
-            self._offer(frame, newest_only)
+            self._offer(frame, began + frame.time_s, newest_only)
+            self._film_s = began + frame.time_s + 1 / source.fps
 
     def _wanted(self, time_s: float) -> bool:
         """Whether the frame at that time of the source is due at the configured rate."""
@@ -168,7 +171,7 @@ class Reader:
         self._next_due = max(self._next_due + 1 / self.fps, time_s + 1e-3)
         return True
 
-    def _offer(self, frame: Frame, newest_only: bool) -> None:
+    def _offer(self, frame: Frame, time_s: float, newest_only: bool) -> None:
         captured, jpeg = time.monotonic(), to_jpeg(frame.rgb)
         with self._change:
             if newest_only and self._ready:
@@ -181,7 +184,7 @@ class Reader:
                     self._change.wait()
             if self._stopping.is_set():
                 return
-            self._ready.append(Picture(self.read, frame.time_s, captured, replaced, frame.rgb, jpeg))
+            self._ready.append(Picture(self.read, time_s, captured, replaced, frame.rgb, jpeg))
             self.read += 1
         self._notify()
 

@@ -86,6 +86,10 @@ def record(camera: Camera, answer: Answer) -> dict[str, Any]:
     if answer.found is not None and answer.outcome == "answered":
         about = frame_record(Frame(picture.index, picture.time_s, picture.rgb), answer.found)
         line |= about | {"request_ms": about["latency_ms"]}
+        for detection, track in zip(line["detections"], answer.tracks, strict=False):
+            detection |= {"track": track} if track >= 0 else {}
+        if answer.events:
+            line["events"] = list(answer.events)
     return line | {"time_s": round(picture.time_s, 3), "latency_ms": round(answer.latency_ms, 2)}
 
 

@@ -8,6 +8,7 @@ import pytest
 from clients import camera
 from clients.config import read_config
 from clients.yaml_lines import ConfigError
+from clients.zones import Zone
 
 GOOD = """\
 servers: [gpu-1, gpu-2:9001]
@@ -32,6 +33,11 @@ cameras:
     masks: rle
     realtime: true
     output: [a.jsonl, b.mp4]
+    zones:
+      - name: gate
+        polygon: [[0, 0], [1, 0], [0.5, 1]]
+        seconds: 5
+        classes: [pallet]
 """
 
 
@@ -59,6 +65,7 @@ def test_what_it_means(write, tmp_path):
     assert (yard.source, yard.model) == (str(tmp_path / "films" / "yard.mp4"), "sam3_r1008")
     assert (yard.classes, yard.thresholds, yard.threshold) == (("forklift", "pallet"), (0.7, 0.4), 0.4)
     assert (yard.deadline_s, yard.masks, yard.realtime) == (math.inf, "rle", True)
+    assert yard.zones == (Zone("gate", ((0, 0), (1, 0), (0.5, 1)), 5, ("pallet",)),)
     assert yard.outputs == (tmp_path / "a.jsonl", tmp_path / "b.mp4")
 
 
@@ -88,6 +95,10 @@ MISTAKES = {
     "classes is text": (change("[person, backpack]", "person"), 11, "expected a list of class names"),
     "class twice": (change("[person, backpack]", "[person, person]"), 11, "expected class names that differ"),
     "output": (change("b.mp4", "b.gif"), 22, "ends in .jsonl, .mp4 or .png"),
+    "corner": (change("[1, 0]", "[1]"), 25, "expected a corner [x, y], got a list"),
+    "corner outside": (change("[1, 0]", "[640, 0]"), 25, "expected a fraction of the frame from 0 to 1, got 640"),
+    "two corners": (change("[1, 0], ", ""), 25, "expected at least three corners, got 2"),
+    "zone of another class": (change("[pallet]", "[dog]"), 27, "expected one of forklift, pallet, got 'dog'"),
     "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
 }
 

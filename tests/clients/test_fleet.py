@@ -15,6 +15,7 @@ from clients.frames import Frame
 from clients.pool import Place, Pool
 from clients.reader import Reader
 from clients.watch import Lines, record
+from clients.zones import Zone
 
 BASE = CameraConfig("camera", "none", ("blue square", "red circle"), (0.5, 0.5))
 
@@ -140,6 +141,33 @@ async def test_overload_is_shared(detections):
     assert summary["dropped_by"]["replaced"] > 0
 
 
+async def test_a_queue_longer_than_the_deadline_is_not_filled(detections):
+    """A server that does one frame after the other in 10 ms; twelve cameras with four places each would wait 480 ms for 100."""
+    server, turn = Server(detections()), asyncio.Lock()
+
+    async def detect(*_, **__):
+        async with turn:
+            await asyncio.sleep(0.01)
+        return server.found
+
+    server.detect = detect
+    cameras = [camera(10_000, live=True, name=f"c{i}", in_flight=4, deadline_s=0.1) for i in range(12)]
+    servers = pool(server, in_flight=48)
+    summary, answers = await run(cameras, servers, seconds=3.0)
+    assert servers.places[0].limit < 20
+    last = [each[-1].outcome for each in answers.values()]
+    assert last.count("answered") >= 6
+    assert summary["answered"] > summary["dropped_by"]["late"]
+
+
+async def test_one_impossible_deadline_does_not_throttle_the_others(detections):
+    cameras = [camera(10_000, live=True, name=f"c{i}", deadline_s=1e-6 if i == 0 else 10.0) for i in range(8)]
+    servers = pool(Server(detections(), seconds=0.01), in_flight=16)
+    summary, _ = await run(cameras, servers, seconds=0.5)
+    assert servers.places[0].limit == 16
+    assert [each["answered"] > 0 for each in summary["each"]] == [False] + [True] * 7
+
+
 async def test_cameras_wait_for_a_server_that_went_away(detections):
     server = Server(detections(), seconds=0.001)
     loop = asyncio.get_running_loop()
@@ -228,6 +256,18 @@ async def test_lines_are_whole(detections, tmp_path):
     assert [d["label"] for d in first["detections"]] == ["red circle", "blue square"]
     assert (second["outcome"], second["error"]) == ("timeout", "slow")
     assert "detections" not in second
+
+
+async def test_tracks_and_zone_events_reach_the_lines(detections):
+    pytest.importorskip("supervision")
+    everywhere = Zone("yard", ((0, 0), (1, 0), (1, 1.01), (0, 1.01)), seconds=0.5, classes=("red circle",))
+    yard = camera(12, name="yard", zones=(everywhere,))
+    _, answers = await run([yard], pool(Server(detections())))
+    lines = [record(yard, answer) for answer in answers["yard"]]
+    assert len({tuple(d["track"] for d in line["detections"]) for line in lines[2:]}) == 1
+    (event,) = (event for line in lines for event in line.get("events", ()))
+    assert (event["zone"], event["label"]) == ("yard", "red circle")
+    assert event["track"] == lines[-1]["detections"][0]["track"]
 
 
 @pytest.mark.parametrize("live", [False, True], ids=["file", "live"])
