@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "sweep": ("perf.sweep", "measure a server with perf_analyzer over resolutions, cameras and classes"),
+    "report": ("perf.report", "turn sweeps into a page of plots and Markdown tables"),
     "capacity": ("perf.capacity", "which resolution for my cameras and my GPU, and why"),
     "check": ("perf.check", "what the model behind `capacity` predicts for points that it has not seen"),
 }
