@@ -44,8 +44,10 @@ class DetectionCheck:
         return found
 
 
-def check_detections(found: Arrays, truth: Arrays, picks: np.ndarray, threshold: float, margin: float) -> DetectionCheck:
-    """Compares detections query by query: the same query of the same pair is the same detection."""
+def check_detections(
+    found: Arrays, truth: Arrays, picks: np.ndarray, threshold: float, margin: float, mask_margin: float = 0.0
+) -> DetectionCheck:
+    """Compares detections query by query: the same query of the same pair is the same detection. `margin` and `mask_margin` as in `Limits`."""
     score, reference = scores(found), scores(truth)
     here, there = score >= threshold, reference >= threshold
     close = np.abs(reference - threshold) <= margin
@@ -53,7 +55,8 @@ def check_detections(found: Arrays, truth: Arrays, picks: np.ndarray, threshold:
     boxes = box_iou(found["pred_boxes"].astype(np.float64)[both], truth["pred_boxes"].astype(np.float64)[both])
     picked = np.take_along_axis(both, picks, 1)  # [N,T]
     mask_logits = np.take_along_axis(truth["mask_logits"], picks[..., None, None], 1)
-    masks = mask_iou(found["mask_logits"][picked] > 0, mask_logits[picked] > 0)
+    decided = np.abs(mask_logits[picked]) >= mask_margin
+    masks = mask_iou((found["mask_logits"][picked] > 0) & decided, (mask_logits[picked] > 0) & decided)
     return DetectionCheck(
         threshold=threshold,
         expected=int(there.sum()),

@@ -69,7 +69,7 @@ def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample],
         for check in check_parts(runs, variant, sample, truth, picks):
             checks.setdefault((check.model, check.output), []).append(check)
         chained = run_chain(runs, variant, sample, picks)
-        detections.append(check_detections(chained, truth, picks, threshold, limits.margin))
+        detections.append(check_detections(chained, truth, picks, threshold, limits.margin, limits.mask_margin))
     outputs = tuple(
         OutputCheck(*key, float(np.min([c.cosine for c in group])), float(np.max([c.relative for c in group])))
         for key, group in checks.items()

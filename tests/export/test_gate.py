@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.detections import DetectionCheck, box_iou, mask_iou
+from export.detections import DetectionCheck, box_iou, check_detections, mask_iou
 from export.frames import drawn_frames, gate_samples
 from export.limits import LIMITS
 from export.onnx_graph import check_graph, onnx_session
@@ -129,3 +129,28 @@ def test_manifest_says_what_it_was_made_from(exported):
     assert data["gate"]["detections"]["missing"] == 0
     assert len(data["files"]["model.onnx"]) == len(data["checkpoint"]["sha256"]) == 64
     assert {"torch", "transformers", "onnx"} <= set(data["versions"])
+
+
+def test_a_mask_pixel_that_is_undecided_may_fall_on_either_side():
+    """One pixel of nine lies within the margin of zero and flips: overlap 8/9 without the margin, full with it. A decided pixel that flips counts."""
+    reference = np.full((1, 1, 4, 4), -5.0, np.float32)
+    reference[0, 0, :3, :3] = 5.0
+    reference[0, 0, 1, 1] = 0.05
+    shared = {
+        "pred_logits": np.array([[4.0]]),
+        "presence_logits": np.array([[4.0]]),
+        "pred_boxes": np.array([[[0.0, 0.0, 0.5, 0.5]]]),
+    }
+    flipped = reference.copy()
+    flipped[0, 0, 1, 1] = -0.05
+    wrong = flipped.copy()
+    wrong[0, 0, 0, 0] = -5.0
+    picks = np.array([[0]])
+
+    def overlap(logits, margin):
+        found, truth = {**shared, "mask_logits": logits}, {**shared, "mask_logits": reference}
+        return check_detections(found, truth, picks, 0.5, 0.0, margin).mask_iou
+
+    assert overlap(flipped, 0.0) == pytest.approx(8 / 9)
+    assert overlap(flipped, 0.1) == 1.0
+    assert overlap(wrong, 0.1) == pytest.approx(7 / 8)
