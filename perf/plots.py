@@ -51,8 +51,9 @@ def throughput_latency(rows: Sequence[Row]) -> Figure:
         panel.set(
             xlabel="latency, ms (p50 solid, p95 dashed, p99 dotted)",
             title=f"{classes} class{'es' if classes > 1 else ''}",
-            xscale="log",
         )
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
     panels[0].set_ylabel("frames a second")
     panels[-1].legend(title="resolution")
     figure.suptitle("Throughput against latency; numbers are cameras")

@@ -1,0 +1,159 @@
+"""`sam3-perf guide`: the numbers in docs/resolution.md: the model of cost and the published measurements go in, the page's tables come out.
+
+What is written between two markers of a table is replaced, everything else is left as it is, so judgement is written by hand and no number is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ensemble.spec import RESOLUTIONS
+from perf.calibrate import fit, leave_one_out
+from perf.model import MB, SAM3, decoder_flops, feature_bytes, mask_head_flops, score_bytes, vision_flops
+from perf.published import RTX_5090, TABLES
+from perf.tables import Sheet
+
+PAGE = Path(__file__).parents[1] / "docs" / "resolution.md"
+WIDER = (1008, 952, 896, 840, 784, 728, 672, 616, 560, 504, 448, 336)
+
+
+def windows() -> Sheet:
+    """Patches, windows and what padding costs."""
+    rows = []
+    for r in WIDER:
+        n, padded = SAM3.patches(r), SAM3.padded(r)
+        flops, honest = vision_flops(r), vision_flops(r, pad_linears=False)
+        share = f"{flops / vision_flops(1008):.0%}"
+        cells = [str(r), str(r // 14), f"{n:,}", f"{(padded - n) / padded:.0%}"]
+        rows.append((*cells, f"{flops / 1e9:,.0f}", share, f"{honest / 1e9:,.0f}", f"{flops / n / 1e6:.0f}"))
+    columns = ("resolution", "p", "patches", "padding", "GFLOP", "of 1008", "GFLOP, linears unpadded", "MFLOP a patch")
+    return Sheet("Vision encoder, one frame (computed)", columns, tuple(rows))
+
+
+def parts() -> Sheet:
+    """Operations and features by resolution."""
+    rows = []
+    for r in RESOLUTIONS:
+        vision, decoder, masks = (f(r) / 1e9 for f in (vision_flops, decoder_flops, mask_head_flops))
+        share = (4 * (decoder + masks)) / (vision + 4 * (decoder + masks))
+        cells = (f"{vision:,.0f}", f"{decoder:.0f}", f"{masks:.0f}", f"{share:.0%}", f"{feature_bytes(r, 8) / MB:.0f}")
+        rows.append((str(r), *cells, f"{score_bytes(r, 8, fused=False) / MB:,.0f}"))
+    columns = (
+        "resolution",
+        "vision GFLOP",
+        "decoder, a class",
+        "masks, a class",
+        "4 classes' share",
+        "features MB",
+        "unfused scores MB",
+    )
+    return Sheet("Parts; megabytes for 8 frames in fp16 (computed)", columns, tuple(rows))
+
+
+def objects() -> Sheet:
+    """Source pixels that one patch covers, across and down."""
+    rows = []
+    for r in RESOLUTIONS:
+        cells = [str(r)]
+        for width, height in ((1920, 1080), (3840, 2160)):
+            across, down = width * 14 / r, height * 14 / r
+            cells += [f"{across:.0f} × {down:.0f}", f"{across:.0f}", f"{2 * across:.0f}"]
+        rows.append(tuple(cells))
+    columns = ("resolution", "1080p: patch", "1 patch", "2 patches", "4K: patch", "1 patch", "2 patches")
+    return Sheet(
+        "Pixels of the source in one patch, and the object width that covers one and two (computed)", columns, tuple(rows)
+    )
+
+
+def published() -> Sheet:
+    """The published table beside what the model, fitted without the point, says."""
+    rows = []
+    for point in leave_one_out(RTX_5090):
+        m = point.measured
+        cells = (f"{m.ms_per_frame:.1f}", f"{point.ms_per_frame:.1f}", f"{m.memory_mb:,.0f}", f"{point.memory_mb:,.0f}")
+        fps = f"{1e3 / m.ms_per_frame / m.cameras_served:.1f}"
+        rows.append((str(m.resolution), str(m.cameras_served), fps, *cells))
+    columns = ("resolution", "cameras", "fps per camera", "ms a frame", "predicted", "memory MB", "predicted")
+    title = (
+        "RTX 5090, another pipeline, FP16, 4 classes, 50 queries (measured elsewhere), and each point predicted from the others"
+    )
+    return Sheet(title, columns, tuple(rows))
+
+
+def h200() -> Sheet:
+    """Measured before there was a server: transformers' own model."""
+    rows = [
+        (
+            name.removeprefix("h200-"),
+            str(m.resolution),
+            f"{m.batch:g}",
+            str(m.classes),
+            f"{m.ms_per_frame:.1f}",
+            f"{1e3 / m.ms_per_frame:.1f}",
+        )
+        for name, samples in TABLES.items()
+        if name.startswith("h200")
+        for m in samples
+    ]
+    columns = ("transformers", "resolution", "frames", "classes", "ms a frame", "fps")
+    return Sheet("H200, transformers 5.17, bf16, model alone without decoding and transport (measured)", columns, tuple(rows))
+
+
+def coefficients() -> str:
+    """The fitted coefficients in a sentence."""
+    c = fit(RTX_5090)
+    return (
+        f"Fitted to that table: {c.per_frame_ms:.1f} ms a frame that no resolution changes, {c.per_call_ms:.1f} ms a call, "
+        f"{c.ms_per_tflop:.1f} ms a TFLOP ({1 / c.ms_per_tflop * 1e3:.0f} TFLOP/s), {c.base_mb:.0f} MB beside the weights, "
+        f"{c.activation_mb:.0f} MB of activations per thousand patches and frame of the plan's batch.\n"
+    )
+
+
+SECTIONS = {
+    "windows": lambda: windows().markdown(),
+    "parts": lambda: parts().markdown(),
+    "objects": lambda: objects().markdown(),
+    "published": lambda: published().markdown(),
+    "h200": lambda: h200().markdown(),
+    "coefficients": coefficients,
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every `<!-- name -->` ... `<!-- /name -->` filled. Raises ValueError for a name that nobody generates."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in SECTIONS:
+            raise ValueError(f"expected one of {', '.join(SECTIONS)} between <!-- and -->, got {name!r}")
+        return f"<!-- {name} -->\n{SECTIONS[name]()}<!-- /{name} -->"
+
+    return re.sub(r"<!-- (?P<name>[a-z0-9]+) -->\n.*?<!-- /(?P=name) -->", replace, text, flags=re.DOTALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: the page is up to date (now); 1: with --check, it was not; 2: it cannot be read or names an unknown table."""
+    parser = argparse.ArgumentParser(prog="sam3-perf guide", description="Write the numbers of docs/resolution.md again.")
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true", help="change nothing, say whether it is up to date")
+    options = parser.parse_args(argv)
+    try:
+        before = options.page.read_text()
+        after = fill(before)
+    except (OSError, ValueError) as error:
+        print(f"sam3-perf guide: {error}", file=sys.stderr)
+        print(json.dumps({"error": str(error)}))
+        return 2
+    if not options.check:
+        options.page.write_text(after)
+    print(json.dumps({"page": str(options.page), "up_to_date": before == after, "written": not options.check}))
+    return int(options.check and before != after)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
