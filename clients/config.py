@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.yaml_lines import ConfigError, Entry, load
 from clients.zones import Zone
+from clients.zoom import Zoom
 from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS, Variant
 
 CAMERA_KEYS = {
@@ -28,6 +30,7 @@ CAMERA_KEYS = {
     "output",
     "track",
     "zones",
+    "zoom",
 }
 FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "cameras"}
 
@@ -37,7 +40,7 @@ class CameraConfig:
     """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most frames a
     second (None: all of them); `deadline_s` from capture to answer (infinite: none); `in_flight` frames under way at once;
     `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix; `track`
-    gives things ids, and so do `zones`.
+    gives things ids, and so do `zones`; `zoom` looks at small things again.
     """
 
     name: str
@@ -54,6 +57,7 @@ class CameraConfig:
     outputs: tuple[Path, ...] = ()
     track: bool = False
     zones: tuple[Zone, ...] = ()
+    zoom: Zoom | None = None
 
     @property
     def threshold(self) -> float:
@@ -113,7 +117,7 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         threshold = _threshold(given["threshold"])
     classes, thresholds = _classes(given["classes"], threshold)
     source = given["source"].text("a file, a folder, or an address such as rtsp://...")
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if "fps" in given:
         options["fps"] = given["fps"].number(0.01, 1000, "frames a second from 0.01 to 1000")
     if "deadline_ms" in given:
@@ -129,13 +133,15 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         options["zones"] = tuple(
             _zone(entry, classes) for entry in given["zones"].items("a list of zones, each with name and polygon")
         )
+    if "zoom" in given:
+        options["zoom"] = _zoom(given["zoom"], classes)
     if "output" in given:
         entry = given["output"]
         paths = entry.items("a list of files") if isinstance(entry.value, list) else [entry]
         options["outputs"] = tuple(_output(path, given["name"].text(), home) for path in paths)
     if not is_address(source):
         source = str(home / source)
-    return CameraConfig(given["name"].text("a name"), source, classes, thresholds, _model(given), **options)  # type: ignore[arg-type]
+    return CameraConfig(given["name"].text("a name"), source, classes, thresholds, _model(given), **options)
 
 
 def _server(entry: Entry, protocol: str) -> str:
@@ -172,6 +178,24 @@ def _zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
         wanted.append(name.choice(*classes))
     seconds = given["seconds"].number(0, 86400, "seconds from 0 to 86400") if "seconds" in given else 0.0
     return Zone(given["name"].text("a name"), tuple(corners), seconds, tuple(wanted))
+
+
+def _zoom(entry: Entry, classes: tuple[str, ...]) -> Zoom:
+    given = entry.mapping({"resolution", "model", "classes", "suspect", "crops", "margin", "least", "largest"})
+    model = _model(given)
+    if model is None:
+        raise ConfigError(f"{entry.file}:{entry.line}: {entry.what}: 'resolution' or 'model' of the second pass is missing")
+    options: dict[str, Any] = {}
+    if "classes" in given:
+        options["classes"] = tuple(name.choice(*classes) for name in given["classes"].items("a list of class names"))
+    if "crops" in given:
+        options["crops"] = given["crops"].whole(1, 64, "a whole number from 1 to 64")
+    if "margin" in given:
+        options["margin"] = given["margin"].number(1, 20, "a factor from 1 to 20")
+    for key in ("suspect", "least", "largest"):
+        if key in given:
+            options[key] = given[key].number(0.01, 1, "a number from 0.01 to 1")
+    return Zoom(model, **options)
 
 
 def _threshold(entry: Entry) -> float:

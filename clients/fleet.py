@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from clients.follow import Follower
 from clients.pool import Place, Pool
 from clients.reader import Picture, Reader
 from clients.tally import Tally, summary
+from clients.zoom import look_closer
 
 GRACE_S = 5.0
 """What frames under way get to come home when the fleet is stopped."""
@@ -116,8 +118,8 @@ class Camera:
                 time.monotonic() - picture.captured > config.deadline_s
             ):  # it waited too long, and its answer would come later still
                 return _answer(picture, "late")
-            client, sent = place.client(config.model), time.monotonic()
-            found = await client.detect(picture.jpeg, config.classes, threshold=config.threshold, mask_format=config.masks)
+            sent = time.monotonic()
+            found = await _detect(place, config, picture)
             self._failures = 0
             share = (time.monotonic() - picture.captured) / config.deadline_s
             place.note(share, sent, pool.in_flight)
@@ -159,6 +161,19 @@ class Camera:
         else:
             tally.failed[answer.outcome] += 1
             tally.error = answer.error
+
+
+async def _detect(place: Place, config: CameraConfig, picture: Picture) -> Detections:
+    """One pass over the frame, or two."""
+    zoom = config.zoom
+    first = place.client(config.model).detect
+    if zoom is None:
+        return await first(picture.jpeg, config.classes, threshold=config.threshold, mask_format=config.masks)
+    second = partial(
+        place.client(zoom.model).detect, classes=config.classes, threshold=config.threshold, mask_format=config.masks
+    )
+    suspects = await first(picture.jpeg, config.classes, threshold=min(config.threshold, zoom.suspect), mask_format=config.masks)
+    return await look_closer(picture.rgb, suspects, zoom, second)
 
 
 def _answer(picture: Picture, outcome: str, found: Detections | None = None, error: str = "") -> Answer:

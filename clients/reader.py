@@ -148,19 +148,19 @@ class Reader:
 
     def _play(self, source: Source) -> None:
         newest_only = source.live or self.realtime
-        start, self._next_due = time.monotonic(), 0.0
+        start = time.monotonic()
         began = start - self._born if newest_only else self._film_s  # times go on where another connection or round left them
-        for frame in source.read(self._wanted):
+        for frame in source.read(lambda time_s: self._wanted(began + time_s, 1 / source.fps)):
             if self.realtime and not source.live:
                 self._stopping.wait(max(0.0, start + frame.time_s - time.monotonic()))
             if self._stopping.is_set():
                 return
             self.state = "live"
             self._offer(frame, began + frame.time_s, newest_only)
-            self._film_s = began + frame.time_s + 1 / source.fps
 
-    def _wanted(self, time_s: float) -> bool:
-        """Whether the frame at that time of the source is due at the configured rate."""
+    def _wanted(self, time_s: float, lasts: float) -> bool:
+        """Whether the frame at that time, in seconds from the camera's start, is due at the configured rate."""
+        self._film_s = time_s + lasts
         if self._stopping.is_set():
             return True  # so that the reading can end
         if not self.fps:

@@ -9,6 +9,7 @@ from clients import camera
 from clients.config import read_config
 from clients.yaml_lines import ConfigError
 from clients.zones import Zone
+from clients.zoom import Zoom
 
 GOOD = """\
 servers: [gpu-1, gpu-2:9001]
@@ -38,6 +39,9 @@ cameras:
         polygon: [[0, 0], [1, 0], [0.5, 1]]
         seconds: 5
         classes: [pallet]
+    zoom:
+      resolution: 1008
+      crops: 2
 """
 
 
@@ -66,6 +70,7 @@ def test_what_it_means(write, tmp_path):
     assert (yard.classes, yard.thresholds, yard.threshold) == (("forklift", "pallet"), (0.7, 0.4), 0.4)
     assert (yard.deadline_s, yard.masks, yard.realtime) == (math.inf, "rle", True)
     assert yard.zones == (Zone("gate", ((0, 0), (1, 0), (0.5, 1)), 5, ("pallet",)),)
+    assert yard.zoom == Zoom("sam3_r1008", crops=2)
     assert yard.outputs == (tmp_path / "a.jsonl", tmp_path / "b.mp4")
 
 
@@ -99,6 +104,8 @@ MISTAKES = {
     "corner outside": (change("[1, 0]", "[640, 0]"), 25, "expected a fraction of the frame from 0 to 1, got 640"),
     "two corners": (change("[1, 0], ", ""), 25, "expected at least three corners, got 2"),
     "zone of another class": (change("[pallet]", "[dog]"), 27, "expected one of forklift, pallet, got 'dog'"),
+    "zoom to where": (change("      resolution: 1008\n", ""), 28, "of the second pass is missing"),
+    "crops": (change("crops: 2", "crops: 0"), 30, "expected a whole number from 1 to 64"),
     "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
 }
 

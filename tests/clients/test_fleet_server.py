@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from clients.config import CameraConfig, FleetConfig
+from clients.connection import AsyncClient
 from clients.encode import VideoWriter
 from clients.fleet import Camera, open_pool, run_fleet
+from clients.zoom import Zoom, look_closer
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant
 
@@ -81,6 +84,24 @@ def test_nothing_is_lost_on_ctrl_c(server, film, tmp_path):
         outcomes = collections.Counter(line["outcome"] for line in lines_of(path))
         assert outcomes["answered"] == each["answered"] > 0
         assert each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
+
+
+async def test_zoom_finds_what_is_too_small(server):
+    """A disc of 14 pixels in a wide frame: with two passes its box is right to a pixel or two."""
+    image = Image.new("RGB", (1280, 720), (90, 95, 90))
+    ImageDraw.Draw(image).ellipse((900, 300, 940, 340), fill=(220, 40, 40))
+    picture = np.asarray(image)
+    zoom = Zoom(MODELS[0], suspect=0.02, least=0.2)
+    async with AsyncClient(server.grpc_url, model=MODELS[1]) as low, AsyncClient(server.grpc_url, model=MODELS[0]) as high:
+        suspects = await low.detect(picture, ["red circle"], threshold=zoom.suspect, mask_format="bits")
+        both = await look_closer(
+            picture, suspects, zoom, partial(high.detect, classes=["red circle"], threshold=0.5, mask_format="bits")
+        )
+    best = both.above(0.5)
+    assert best.labels == ("red circle",)
+    assert best.boxes_in_pixels[0] == pytest.approx([900, 300, 940, 340], abs=6)
+    assert both.model == f"{MODELS[1]}+{MODELS[0]}"
+    assert best.masks_at(720, 1280)[0, 320, 920]
 
 
 async def test_cameras_go_on_after_the_server_was_killed(repository, film):

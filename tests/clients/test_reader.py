@@ -108,6 +108,15 @@ async def test_a_loop_starts_over():
     assert reader.join(5)
 
 
+async def test_the_rate_holds_over_rounds():
+    """Three frames at 10 fps, again and again: at 2 fps every fifth of them all."""
+    reader = Reader("film", loop=True, fps=2, opener=lambda _: Script(3)).start()
+    pictures = [await reader.next() for _ in range(4)]
+    assert [int(p.rgb[0, 0, 0]) for p in pictures] == [0, 2, 1, 0]
+    assert [p.time_s for p in pictures] == pytest.approx([0, 0.5, 1.0, 1.5])
+    reader.stop()
+
+
 async def test_a_missing_file_fails_once(tmp_path):
     reader = Reader(str(tmp_path / "none.mp4")).start()
     assert await reader.next() is None
