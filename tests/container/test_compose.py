@@ -1,0 +1,78 @@
+"""What can be said of the container without Docker: its flags exist in the real server, nothing is open to the world, nothing is writable, versions agree."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ensemble import preflight
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVER = COMPOSE["services"]["server"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    """The options that the embedded Triton's own --help lists."""
+    package = preflight.find_triton()
+    environment = preflight.environment(package, preflight.find_libpython())
+    shown = subprocess.run(
+        [package / "tritonserver/bin/tritonserver", "--help"], env=environment, capture_output=True, text=True, check=False
+    )
+    return set(re.findall(r"^\s*(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
+
+
+def test_every_server_flag_is_one_that_triton_knows(known_flags):
+    used = {word.split("=")[0] for word in SERVER["command"] if word.startswith("--")}
+    assert len(known_flags) > 40
+    assert used
+    assert used <= known_flags
+
+
+def test_ports_are_open_to_this_machine_only():
+    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
+    assert len(published) == 3
+    assert all(port.startswith("127.0.0.1:") for port in published)
+
+
+def test_the_server_cannot_write_or_gain_rights():
+    assert SERVER["read_only"] is True
+    assert SERVER["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in SERVER["security_opt"]
+    assert all(volume.endswith(":ro") for volume in SERVER["volumes"])
+    assert re.search(r"^USER sam3$", DOCKERFILE, re.MULTILINE)
+    assert "--model-control-mode=none" in SERVER["command"]
+    assert not any("allow-client-shm" in word for word in SERVER["command"])
+
+
+def test_models_are_served_from_where_they_are_built():
+    target = next(word.split("=")[1] for word in SERVER["command"] if word.startswith("--model-repository"))
+    assert [v.split(":")[:2] for v in SERVER["volumes"]] == [["./model_repository", target]]
+    build = COMPOSE["services"]["build"]
+    assert build["entrypoint"][-1] == target
+    assert f"./model_repository:{target}" in build["volumes"]
+
+
+def test_server_and_build_share_one_pinned_base_at_or_above_the_security_floor():
+    year, month = map(int, re.search(r"tritonserver:(\d+)\.(\d+)-py3", DOCKERFILE).groups())
+    assert (year, month) >= (26, 7)
+    assert f"tritonserver:{year}.{month:02d}-py3-sdk" in COMPOSE["services"]["sdk"]["image"]
+    assert {COMPOSE["services"][name]["build"]["target"] for name in ("server", "build")} == {"server", "build"}
+    assert re.search(r"^FROM server AS build$", DOCKERFILE, re.MULTILINE)
+
+
+def test_versions_in_the_container_are_those_of_the_project():
+    project = (ROOT / "pyproject.toml").read_text()
+    for name in ("torch", "torchvision", "transformers"):
+        pinned = re.search(rf'"{name}==([\d.]+)"', project)
+        assert pinned
+        assert f'"{name}=={pinned[1]}"' in DOCKERFILE
+
+
+def test_everything_the_dockerfile_copies_is_there():
+    for source in re.findall(r"^COPY (\S+) ", DOCKERFILE, re.MULTILINE):
+        assert (ROOT / source).is_dir()
