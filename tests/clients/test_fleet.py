@@ -157,7 +157,7 @@ async def test_a_queue_longer_than_the_deadline_is_not_filled(detections):
     assert servers.places[0].limit < 20
     last = [each[-1].outcome for each in answers.values()]
     assert last.count("answered") >= 6
-    assert summary["answered"] > summary["dropped_by"]["late"]
+    assert summary["answered"] > summary["dropped_by"].get("late", 0)
 
 
 async def test_one_impossible_deadline_does_not_throttle_the_others(detections):
