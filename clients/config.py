@@ -31,6 +31,7 @@ CAMERA_KEYS = {
     "track",
     "zones",
     "zoom",
+    "webhook",
 }
 FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "cameras"}
 
@@ -40,7 +41,8 @@ class CameraConfig:
     """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most frames a
     second (None: all of them); `deadline_s` from capture to answer (infinite: none); `in_flight` frames under way at once;
     `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix; `track`
-    gives things ids, and so do `zones`; `zoom` looks at small things again.
+    gives things ids, and so do `zones`; `zoom` looks at small things again;
+    `webhook` is where events are posted.
     """
 
     name: str
@@ -58,6 +60,7 @@ class CameraConfig:
     track: bool = False
     zones: tuple[Zone, ...] = ()
     zoom: Zoom | None = None
+    webhook: str | None = None
 
     @property
     def threshold(self) -> float:
@@ -100,6 +103,11 @@ def read_config(path: Path | str) -> FleetConfig:
                 f"{given['name'].file}:{given['name'].line}: the name {camera.name!r} is on line {lines[camera.name]} already"
             )
         lines[camera.name] = given["name"].line
+        if shared := [str(p) for c in cameras for p in c.outputs if p in camera.outputs and p.suffix != ".jsonl"]:
+            raise ConfigError(
+                f"{entry.file}:{entry.line}: {camera.name!r} would write the same {shared[0]} as another camera, which only "
+                "works for .jsonl; put {name} into the file's name"
+            )
         cameras.append(camera)
     timeout, flight = top.get("timeout_s"), top.get("in_flight")
     return FleetConfig(
@@ -133,6 +141,10 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         options["zones"] = tuple(
             _zone(entry, classes) for entry in given["zones"].items("a list of zones, each with name and polygon")
         )
+    if "webhook" in given:
+        options["webhook"] = given["webhook"].text("an address such as http://host/events")
+        if not options["webhook"].startswith(("http://", "https://")):
+            given["webhook"].fail("an address such as http://host/events")
     if "zoom" in given:
         options["zoom"] = _zoom(given["zoom"], classes)
     if "output" in given:
@@ -156,8 +168,8 @@ def is_address(source: str) -> bool:
 def _output(entry: Entry, name: str, home: Path) -> Path:
     """`{name}` becomes the camera's name, so that one default serves all."""
     path = home / entry.text("a file").replace("{name}", name.replace("/", "_").replace(" ", "-"))
-    if path.suffix not in (".jsonl", ".mp4", ".png"):
-        entry.fail("a file that ends in .jsonl, .mp4 or .png")
+    if path.suffix not in (".jsonl", ".json", ".mp4", ".png"):
+        entry.fail("a file that ends in .jsonl, .json, .mp4 or .png")
     return path
 
 

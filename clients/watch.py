@@ -1,6 +1,6 @@
 """`sam3-camera --config cameras.yaml`: a fleet on the command line.
 
-A configuration flows in; JSON lines, pictures and annotated videos flow out, a status line now and then on stderr, and as the
+A configuration flows in; JSON lines, COCO results, pictures, annotated videos and events flow out, a status line now and then on stderr, and as the
 last line of stdout one JSON object in which every frame is accounted for, on Ctrl-C too.
 """
 
@@ -18,8 +18,10 @@ from typing import Any
 
 from clients.camera import Output, frame_record
 from clients.config import FleetConfig, read_config
+from clients.detections import Detections
 from clients.fleet import Answer, Camera, open_pool, run_fleet
 from clients.frames import Frame
+from clients.webhook import Webhook
 from clients.yaml_lines import ConfigError
 
 STATUS_EVERY_S = 5.0
@@ -39,34 +41,74 @@ class Lines:
         os.close(self._file)
 
 
+class CocoResults:
+    """A JSON array of COCO result records, as pycocotools' `loadRes` reads it; `image_id` is the frame's number, `category_id` the
+    class's place in the camera's list, masks are RLE at the frame's size. The array is complete once it is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w")
+        self._separator = "["
+
+    def write(self, frame: int, found: Detections) -> None:
+        for item in found.to_coco(frame):
+            if "segmentation" in item:
+                item["segmentation"]["counts"] = item["segmentation"]["counts"].decode()
+            self._file.write(f"{self._separator}\n{json.dumps(item)}")
+            self._separator = ","
+
+    def close(self) -> None:
+        self._file.write("[]\n" if self._separator == "[" else "\n]\n")
+        self._file.close()
+
+
 class Outputs:
-    """Every camera's files; a handler for `run_fleet`."""
+    """Every camera's files and webhooks; a handler for `run_fleet`."""
 
     def __init__(self, cameras: list[Camera]) -> None:
         self.lines: dict[Path, Lines] = {}
-        self.drawn: dict[str, list[Output]] = {}
+        self.coco: dict[Path, CocoResults] = {}
+        self.drawn: dict[Path, Output] = {}
+        self.hooks = {c.config.webhook: Webhook(c.config.webhook) for c in cameras if c.config.webhook}
         for camera in cameras:
             for path in camera.config.outputs:
                 if path.suffix == ".jsonl":
                     self.lines.setdefault(path, Lines(path))
+                elif path.suffix == ".json":
+                    self.coco.setdefault(path, CocoResults(path))
                 else:
-                    self.drawn.setdefault(camera.config.name, []).append(Output(path, camera.config.fps or 10.0))
+                    self.drawn.setdefault(path, Output(path, camera.config.fps or 10.0))
 
     async def __call__(self, camera: Camera, answer: Answer) -> None:
+        picture, found = answer.picture, answer.found if answer.outcome == "answered" else None
         for path in camera.config.outputs:
             if path in self.lines:
                 self.lines[path].write(record(camera, answer))
-        if answer.found is not None and answer.outcome == "answered":
-            frame = Frame(answer.picture.index, answer.picture.time_s, answer.picture.rgb)
-            for output in self.drawn.get(camera.config.name, ()):
-                await asyncio.to_thread(output.write, frame, answer.found)
+            elif found is not None and path in self.coco:
+                self.coco[path].write(picture.index, found)
+            elif found is not None:  # drawing takes milliseconds, and other cameras' answers wait in this loop
+                await asyncio.to_thread(self.drawn[path].write, Frame(picture.index, picture.time_s, picture.rgb), found)
+        if camera.config.webhook:
+            for event in answer.events:
+                about = {"camera": camera.config.name, "frame": picture.index, "captured": wall_clock(answer)}
+                self.hooks[camera.config.webhook].send(about | event)
 
-    def close(self) -> None:
-        for lines in self.lines.values():
-            lines.close()
-        for outputs in self.drawn.values():
-            for output in outputs:
-                output.close()
+    async def close(self) -> dict[str, int]:
+        """Completes all files; returns how many events were sent and lost."""
+        close = [thing.close for files in (self.lines, self.coco, self.drawn) for thing in files.values()]  # type: ignore[attr-defined]
+        for one in close:
+            one()
+        await asyncio.gather(*(hook.close() for hook in self.hooks.values()))
+        return {
+            "events_sent": sum(hook.sent for hook in self.hooks.values()),
+            "events_lost": sum(hook.lost for hook in self.hooks.values()),
+        }
+
+
+def wall_clock(answer: Answer) -> float:
+    """When the frame was captured, in seconds since 1970."""
+    return round(time.time() - (time.monotonic() - answer.picture.captured), 3)
 
 
 def record(camera: Camera, answer: Answer) -> dict[str, Any]:
@@ -78,7 +120,7 @@ def record(camera: Camera, answer: Answer) -> dict[str, Any]:
         "camera": camera.config.name,
         "frame": picture.index,
         "outcome": answer.outcome,
-        "captured": round(time.time() - (time.monotonic() - picture.captured), 3),
+        "captured": wall_clock(answer),
         "replaced": picture.replaced,
     }
     if answer.error:
@@ -125,10 +167,11 @@ async def watch(config: FleetConfig, seconds: float | None = None) -> dict[str, 
 
     teller = asyncio.create_task(tell())
     try:
-        return await run_fleet(cameras, open_pool(config, say), outputs, stop)
+        result = await run_fleet(cameras, open_pool(config, say), outputs, stop)
     finally:
         teller.cancel()
-        outputs.close()
+        events = await outputs.close()
+    return result | (events if outputs.hooks else {})
 
 
 def run(path: Path, seconds: float | None = None) -> int:
