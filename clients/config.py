@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clients.config_parts import read_classes, read_model, read_threshold, read_zone, read_zoom
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.yaml_lines import ConfigError, Entry, load
 from clients.zones import Zone
 from clients.zoom import Zoom
-from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS, Variant
+from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS
 
 CAMERA_KEYS = {
     "threshold",
@@ -122,8 +123,8 @@ def read_config(path: Path | str) -> FleetConfig:
 def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
     threshold = DEFAULT_THRESHOLD
     if "threshold" in given:
-        threshold = _threshold(given["threshold"])
-    classes, thresholds = _classes(given["classes"], threshold)
+        threshold = read_threshold(given["threshold"])
+    classes, thresholds = read_classes(given["classes"], threshold)
     source = given["source"].text("a file, a folder, or an address such as rtsp://...")
     options: dict[str, Any] = {}
     if "fps" in given:
@@ -139,21 +140,21 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
             options[key] = given[key].flag()
     if "zones" in given:
         options["zones"] = tuple(
-            _zone(entry, classes) for entry in given["zones"].items("a list of zones, each with name and polygon")
+            read_zone(entry, classes) for entry in given["zones"].items("a list of zones, each with name and polygon")
         )
     if "webhook" in given:
         options["webhook"] = given["webhook"].text("an address such as http://host/events")
         if not options["webhook"].startswith(("http://", "https://")):
             given["webhook"].fail("an address such as http://host/events")
     if "zoom" in given:
-        options["zoom"] = _zoom(given["zoom"], classes)
+        options["zoom"] = read_zoom(given["zoom"], classes)
     if "output" in given:
         entry = given["output"]
         paths = entry.items("a list of files") if isinstance(entry.value, list) else [entry]
         options["outputs"] = tuple(_output(path, given["name"].text(), home) for path in paths)
     if not is_address(source):
         source = str(home / source)
-    return CameraConfig(given["name"].text("a name"), source, classes, thresholds, _model(given), **options)
+    return CameraConfig(given["name"].text("a name"), source, classes, thresholds, read_model(given), **options)
 
 
 def _server(entry: Entry, protocol: str) -> str:
@@ -171,65 +172,3 @@ def _output(entry: Entry, name: str, home: Path) -> Path:
     if path.suffix not in (".jsonl", ".json", ".mp4", ".png"):
         entry.fail("a file that ends in .jsonl, .json, .mp4 or .png")
     return path
-
-
-def _zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
-    given = entry.mapping({"name", "polygon", "seconds", "classes"}, ("name", "polygon"))
-    corners = []
-    for corner in given["polygon"].items("a list of at least three corners [x, y]"):
-        if not isinstance(corner.value, list) or len(corner.value) != 2:
-            corner.fail("a corner [x, y]")
-        x, y = (side.number(0, 1, "a fraction of the frame from 0 to 1") for side in corner.value)
-        corners.append((x, y))
-    if len(corners) < 3:
-        raise ConfigError(
-            f"{entry.file}:{given['polygon'].line}: {given['polygon'].what}: expected at least three corners, got {len(corners)}"
-        )
-    wanted: list[str] = []
-    for name in given["classes"].items("a list of class names") if "classes" in given else []:
-        wanted.append(name.choice(*classes))
-    seconds = given["seconds"].number(0, 86400, "seconds from 0 to 86400") if "seconds" in given else 0.0
-    return Zone(given["name"].text("a name"), tuple(corners), seconds, tuple(wanted))
-
-
-def _zoom(entry: Entry, classes: tuple[str, ...]) -> Zoom:
-    given = entry.mapping({"resolution", "model", "classes", "suspect", "crops", "margin", "least", "largest"})
-    model = _model(given)
-    if model is None:
-        raise ConfigError(f"{entry.file}:{entry.line}: {entry.what}: 'resolution' or 'model' of the second pass is missing")
-    options: dict[str, Any] = {}
-    if "classes" in given:
-        options["classes"] = tuple(name.choice(*classes) for name in given["classes"].items("a list of class names"))
-    if "crops" in given:
-        options["crops"] = given["crops"].whole(1, 64, "a whole number from 1 to 64")
-    if "margin" in given:
-        options["margin"] = given["margin"].number(1, 20, "a factor from 1 to 20")
-    for key in ("suspect", "least", "largest"):
-        if key in given:
-            options[key] = given[key].number(0.01, 1, "a number from 0.01 to 1")
-    return Zoom(model, **options)
-
-
-def _threshold(entry: Entry) -> float:
-    return entry.number(0, 1, "a score from 0 to 1")
-
-
-def _classes(entry: Entry, threshold: float) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Names and their thresholds: a list of names, or a mapping from name to threshold (empty: the camera's)."""
-    if isinstance(entry.value, dict) and entry.value:
-        thresholds = (threshold if e.value is None else _threshold(e) for e in entry.value.values())
-        return tuple(entry.value), tuple(thresholds)
-    names = tuple(
-        e.text("the name of a class") for e in entry.items("a list of class names, or a mapping from name to threshold")
-    )
-    if len(set(names)) < len(names):
-        entry.fail("class names that differ")
-    return names, (threshold,) * len(names)
-
-
-def _model(given: dict[str, Entry]) -> str | None:
-    if "resolution" in given:
-        entry = given["resolution"]
-        side = entry.whole(14, 8192, "pixels, a multiple of 14")
-        return str(entry.check(lambda: Variant(side).front_name))
-    return given["model"].text("a front model such as sam3_r672") if "model" in given else None

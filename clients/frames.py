@@ -7,6 +7,7 @@ camera a thread for the one and starts again after the other.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +126,10 @@ class Video:
         try:
             self._container = self._open()
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(f"{str(path)!r} is not a video that FFmpeg can open ({error})") from error
+            raise SourceError(f"{public(path)!r} is not a video that FFmpeg can open ({public(str(error))})") from error
         if not self._container.streams.video:
             self._container.close()
-            raise SourceError(f"{str(path)!r} has no video stream")
+            raise SourceError(f"{public(path)!r} has no video stream")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.fps = float(self._stream.average_rate or 25)
@@ -151,9 +152,9 @@ class Video:
                     yield Frame(index, time_s, upright(picture))
                 index += 1
         except av.FFmpegError as error:
-            raise SourceError(f"{str(self.path)!r} cannot be decoded after {index} frames ({error})") from error
+            raise SourceError(f"{public(self.path)!r} cannot be decoded after {index} frames ({public(str(error))})") from error
         if not index:
-            raise SourceError(f"{str(self.path)!r} holds no frames")
+            raise SourceError(f"{public(self.path)!r} holds no frames")
 
     def close(self) -> None:
         """Closes the file; iterating afterwards fails."""
@@ -164,6 +165,11 @@ class Video:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def public(address: Path | str) -> str:
+    """The address as it may stand in messages and logs: without the user and the password of a camera."""
+    return re.sub(r"(?<=://)[^/@]*@", "", str(address))
 
 
 def upright(picture: av.VideoFrame) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.encode import to_jpeg
-from clients.frames import Frame, Source, SourceError, open_source
+from clients.frames import Frame, Source, SourceError, open_source, public
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Between attempts to open a camera again: doubled each time, and spread so that many cameras do not come at once."""
@@ -73,7 +73,7 @@ class Reader:
         self._born = time.monotonic()
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name=f"reader {address}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"reader {public(address)}", daemon=True)
 
     # ---- the loop's side
     def start(self) -> Reader:
@@ -131,11 +131,11 @@ class Reader:
                     self._play(source)
                     if not live and not self.repeat:
                         break
-                    self.error = f"{self.address!r} ended" if live else ""
+                    self.error = f"{public(self.address)!r} ended" if live else ""
             except Exception as error:  # whatever a camera does to a decoder must not end its thread in silence
                 self.error = str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
-                if not live and not _may_come_back(self.address):
-                    break
+                if not live and (self.read > before or not _may_come_back(self.address)):
+                    break  # a damaged file would break at the same place again
             if not live and self.repeat and self.read > before:
                 continue
             pause = self._first_pause if self.read > before else min(2 * pause, LONGEST_PAUSE_S)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import av
 
-from clients.frames import EVERY, Frame, SourceError, Video, upright
+from clients.frames import EVERY, Frame, SourceError, Video, public, upright
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp", "webcam")
 """Addresses that are live whatever they say about themselves; http(s) is live where the stream has no length."""
@@ -62,7 +62,9 @@ class Stream(Video):
                 except av.error.InvalidDataError as error:
                     bad += 1
                     if bad >= BAD_PACKETS:
-                        raise SourceError(f"{self.path!r} sent {bad} undecodable packets in a row ({error})") from error
+                        raise SourceError(
+                            f"{public(self.path)!r} sent {bad} undecodable packets in a row ({public(str(error))})"
+                        ) from error
                     continue
                 for picture in pictures:
                     bad = 0
@@ -72,4 +74,4 @@ class Stream(Video):
                         yield Frame(index, time_s - first, upright(picture))
                     index += 1
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{self.path!r} broke off after {index} frames ({error})") from error
+            raise SourceError(f"{public(self.path)!r} broke off after {index} frames ({public(str(error))})") from error

@@ -93,6 +93,13 @@ def test_refused_with_the_reason(case, tmp_path):
         list(source)
 
 
+def test_passwords_stay_out_of_messages(closed_port):
+    with pytest.raises(SourceError) as error:
+        open_source(f"rtsp://admin:secret@127.0.0.1:{closed_port}/1")
+    assert "secret" not in str(error.value)
+    assert f"rtsp://127.0.0.1:{closed_port}/1" in str(error.value)
+
+
 def test_damaged_video_gives_its_good_frames_first(tmp_path):
     path = tmp_path / "long.mp4"
     rng = np.random.default_rng(0)
