@@ -189,12 +189,17 @@ def open_pool(config: FleetConfig, say: Callable[[str], None] = lambda line: Non
     return Pool([place(address) for address in config.servers], config.in_flight, say)
 
 
-async def run_fleet(cameras: Sequence[Camera], pool: Pool, handler: Handler, stop: asyncio.Event) -> dict[str, Any]:
-    """All cameras until their sources end or `stop` is set; the summary of `clients/tally.py`, with an account per camera."""
+async def run_fleet(
+    cameras: Sequence[Camera], pool: Pool, handler: Handler, stop: asyncio.Event, *, keep: bool = False
+) -> dict[str, Any]:
+    """All cameras until their sources end (unless `keep`) or `stop` is set; the summary of `clients/tally.py`, with an account per
+    camera.
+    """
     start = time.monotonic()
     running = [asyncio.create_task(camera.run(pool, handler)) for camera in cameras]
     finished = asyncio.gather(*running)
-    finished.add_done_callback(lambda _: stop.set())
+    if not keep:
+        finished.add_done_callback(lambda _: stop.set())
     try:
         await stop.wait()
         for camera in cameras:

@@ -1,0 +1,121 @@
+"""`sam3-dashboard --config cameras.yaml`: the fleet and its page in one process.
+
+A configuration flows in, HTTP flows out: the page, the figures, a JPEG per camera, and a way to change a camera's classes. Bound
+to this machine unless told otherwise; elsewhere a token is needed, since cameras show more than strangers should see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import json
+import secrets
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi.staticfiles import StaticFiles
+
+from clients.config import read_config
+from clients.dashboard.board import Board
+from clients.fleet import Camera, open_pool, run_fleet
+from clients.yaml_lines import ConfigError
+
+STATIC = Path(__file__).with_name("static")
+COOKIE = "sam3-token"
+
+
+def build_app(board: Board, token: str = "") -> FastAPI:
+    """The web application. With a `token` every request must bring it: as `?token=` once, which sets a cookie, or as a bearer."""
+    app = FastAPI(title="sam3-dashboard", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def check(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.query_params.get("token", "")
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        offered = (given, bearer, request.cookies.get(COOKIE, ""))
+        if token and not any(secrets.compare_digest(word.encode(), token.encode()) for word in offered):
+            return Response("a token is needed: open the address that sam3-dashboard printed\n", 401, media_type="text/plain")
+        response = await go_on(request)
+        if token and given:
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Content-Security-Policy"] = "default-src 'self'; frame-ancestors 'none'"
+        return response
+
+    @app.get("/api/cameras")
+    async def cameras() -> list[dict[str, Any]]:
+        return board.figures()
+
+    @app.get("/api/cameras/{name:path}/frame.jpg")
+    async def frame(name: str) -> Response:
+        try:
+            jpeg = await board.picture(name)
+        except KeyError:
+            raise HTTPException(404, f"there is no camera {name!r}") from None
+        return Response(jpeg, media_type="image/jpeg") if jpeg else Response(status_code=204)
+
+    @app.put("/api/cameras/{name:path}/classes")
+    async def classes(name: str, names: Annotated[list[str], Body()]) -> dict[str, list[str]]:
+        try:
+            board.set_classes(name, names)
+        except KeyError:
+            raise HTTPException(404, f"there is no camera {name!r}") from None
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from None
+        return {"classes": list(board.cameras[name].config.classes)}
+
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return app
+
+
+async def serve(config_path: Path, host: str, port: int, token: str) -> dict[str, Any]:
+    """Runs fleet and page until Ctrl-C; returns the fleet's summary. Raises ConfigError."""
+    config = read_config(config_path)
+    cameras = [Camera(camera) for camera in config.cameras]
+    board, stop = Board(cameras), asyncio.Event()
+    server = uvicorn.Server(uvicorn.Config(build_app(board, token), host=host, port=port, log_level="warning"))
+    page = asyncio.create_task(server.serve())  # uvicorn takes Ctrl-C
+    page.add_done_callback(lambda _: stop.set())
+    summary = await run_fleet(cameras, open_pool(config, lambda line: print(line, file=sys.stderr)), board, stop, keep=True)
+    await page
+    return summary
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 when it was stopped; 2: the configuration cannot be used, and stderr says why."""
+    parser = argparse.ArgumentParser(
+        prog="sam3-dashboard",
+        description="Run a fleet of cameras and show it in a browser.",
+        epilog="example: sam3-dashboard --config cameras.yaml --port 8080",
+    )
+    parser.add_argument("--config", type=Path, required=True, help="as for sam3-camera --config")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
+    parser.add_argument("--token", help="what browsers must bring (default: none on this machine, a new one elsewhere)")
+    options = parser.parse_args(argv)
+    token = options.token or ("" if is_loopback(options.host) else secrets.token_urlsafe(16))
+    print(f"http://{options.host}:{options.port}/{'?token=' + token if token else ''}", file=sys.stderr, flush=True)
+    try:
+        print(json.dumps(asyncio.run(serve(options.config, options.host, options.port, token))))
+    except ConfigError as error:
+        print(f"sam3-dashboard: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:  # uvicorn raises the signal again once it has stopped
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
