@@ -70,7 +70,7 @@ class Reader:
         self._stopping = threading.Event()
         self._ended = False
         self._next_due = self._film_s = 0.0
-        self._born = time.monotonic()
+        self._born, self._seen = time.monotonic(), 0  # frames decoded, those that are not due among them
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name=f"reader {public(address)}", daemon=True)
@@ -124,7 +124,7 @@ class Reader:
     def _run(self) -> None:
         pause = self._first_pause
         while not self._stopping.is_set():
-            before, live = self.read, self.read > 0  # who has delivered and then fails to open is a camera that is away
+            before, live = self._seen, self._seen > 0  # who has delivered and then fails to open is a camera that is away
             try:
                 with self._opener(self.address) as source:
                     live = source.live
@@ -134,12 +134,12 @@ class Reader:
                     self.error = f"{public(self.address)!r} ended" if live else ""
             except Exception as error:  # whatever a camera does to a decoder must not end its thread in silence
                 self.error = str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
-                if not live and (self.read > before or not _may_come_back(self.address)):
+                if not live and (self._seen > before or not _may_come_back(self.address)):
                     break  # a damaged file would break at the same place again
-            if not live and self.repeat and self.read > before:
+            if not live and self.repeat and self._seen > before:
                 continue
-            pause = self._first_pause if self.read > before else min(2 * pause, LONGEST_PAUSE_S)
-            self.state = "lost" if self.read else "connecting"
+            pause = self._first_pause if self._seen > before else min(2 * pause, LONGEST_PAUSE_S)
+            self.state = "lost" if self._seen else "connecting"
             self._stopping.wait(pause * random.uniform(0.8, 1.2))
             self.reconnects += not self._stopping.is_set()
         self.state = "failed" if self.error and not self._stopping.is_set() else "ended"
@@ -160,6 +160,7 @@ class Reader:
 
     def _wanted(self, time_s: float, lasts: float) -> bool:
         """Whether the frame at that time, in seconds from the camera's start, is due at the configured rate."""
+        self._seen += 1
         self._film_s = time_s + lasts
         if self._stopping.is_set():
             return True  # so that the reading can end
