@@ -11,6 +11,7 @@ from perf import results
 from perf.calibrate import Calibration, fit
 from perf.model import SAM3, Architecture
 from perf.published import BANDWIDTH_GB_S, TABLES, Measurement
+from perf.tables import front_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def from_sweep(path: Path, bandwidth_gb_s: float | None = None) -> Evidence:
     """The front model's closed-loop rows of a sweep. Raises ResultsError where it has none."""
     sweep = results.read(path)
     here = bool(sweep.machine) and sweep.machine == results.machine()
-    rows = [r for r in sweep.rows if r.get("target") == "front" and not r.get("rate") and r.get("protocol") == "grpc"]
+    rows = front_rows(sweep.rows)
     if not rows:
         raise results.ResultsError(f"{path} has no row of a front model under steady load; measure one with sam3-perf sweep")
     queries = int(sweep.setting.get("queries", SAM3.queries))

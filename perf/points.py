@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Point:
     protocol: str = "grpc"
     shared_memory: str = "none"
     masks: str = "bits"
+    turn: int = 1  # a sweep may go over all its points several times
 
     @property
     def model(self) -> str:
@@ -60,13 +61,18 @@ def points(
     protocols: Sequence[str] = ("grpc",),
     masks: str = "bits",
     shared_memory: str = "none",
+    turns: int = 1,
 ) -> list[Point]:
-    """Every combination; the resolution changes fastest, so that what is compared is measured side by side. Raises ValueError with what would work."""
+    """Every combination; the resolution changes fastest, so that what is compared is measured side by side, and all of it `turns` times over.
+
+    Raises ValueError with what would work.
+    """
     for resolution in resolutions:
         check_resolution(resolution)
     _at_least_one("cameras", cameras)
     _at_least_one("classes", classes)
     _at_least_one("batches", batches)
+    _at_least_one("turns", [turns])
     if any(rate <= 0 for rate in rates):
         raise ValueError(f"rates are frames a second and must be above 0, got {min(rates):g}")
     if max(classes) > MAX_CLASSES:
@@ -90,7 +96,7 @@ def points(
         Point(VISION, r, 1, 0, batch=b, protocol=p, shared_memory=shared_memory, masks="none")
         for p, b, r in itertools.product(protocols, batches, resolutions)
     ]
-    return found
+    return [replace(point, turn=turn) for turn in range(1, turns + 1) for point in found]
 
 
 def _at_least_one(what: str, values: Sequence[int]) -> None:

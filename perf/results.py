@@ -125,7 +125,7 @@ def read(path: Path) -> Results:
 
 def _read_csv(path: Path, text: str) -> Results:
     lines = text.splitlines()
-    if not lines or "resolution" not in lines[0].split(","):
+    if not lines or not {"target", "resolution", "fps"} <= set(lines[0].split(",")):
         raise ResultsError(f"{path} does not begin with a sweep's column names; expected the CSV that sam3-perf sweep writes")
     columns, rows = lines[0].split(","), []
     whole = lines[1:] if text.endswith("\n") else lines[1:-1]

@@ -10,10 +10,11 @@ import argparse
 import asyncio
 import json
 import math
+import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ensemble.preflight import ServerError
 from perf import inputs, metrics, results
 from perf.analyzer import Analyzer, AnalyzerError
 from perf.points import FRONT, Point, points
+from perf.tables import front_rows, repeatability
 from perf.target import Target, check_loaded, serving
 
 PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
@@ -53,6 +55,7 @@ def measure(
     window = analyzer.run(arguments, requests=count, batch=point.batch, log=log, timeout=timeout)
     told = metrics.figures(before, metrics.scrape(target.metrics), point.model, parts)
     row = asdict(point) | asdict(window) | told
+    row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number plus this sweep's own, others were at work
     row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
 
@@ -125,6 +128,7 @@ def resume(output: Path, fresh: results.Results, restart: bool) -> results.Resul
                 f"{output} was measured with another {name}: {getattr(old, name)}, now {getattr(fresh, name)}; "
                 "give another --output, or --restart to measure all of it again"
             )
+    old.command = fresh.command  # which measures all of it
     return old
 
 
@@ -145,6 +149,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--masks", default="bits", help="mask format asked for: none, bits, rle; default %(default)s")
     p.add_argument("--shared-memory", choices=("none", "system"), default="none", help="for the vision encoder's frames")
     p.add_argument("--requests", type=int, default=48, help="of one window; default %(default)s")
+    p.add_argument("--turns", type=int, default=1, help="go over all points so many times; reports take the fastest. Default 1")
     p.add_argument("--point-timeout", type=float, default=300, help="seconds; default %(default)s")
     p.add_argument("--check-client", action="store_true", help="also measure with the project's client (column client_fps)")
     p.add_argument(
@@ -171,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 protocols=options.protocols,
                 masks=options.masks,
                 shared_memory=options.shared_memory,
+                turns=options.turns,
             )
             check_loaded(wanted, models)
             fresh = results.here(results.command_line("sweep", argv), perf_analyzer=analyzer.version)
@@ -208,12 +214,16 @@ def _with_bar(
         return sweep(wanted, found, output, one, lambda p: progress.update(task, advance=1, description=p.label))
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The last line: points, and the best throughput of the front model with its point."""
-    front = [row for row in rows if row["target"] == FRONT]
+    front = front_rows(rows)
     best = max(front, key=lambda row: row["fps"], default=None)
     kept = ("resolution", "cameras", "classes", "fps", "p95_ms", "mean_batch")
-    return {"points": len(rows), "best": {name: best[name] for name in kept} if best else None}
+    return {
+        "points": len(rows),
+        "ratios_repeat_within": repeatability(rows),
+        "best": {name: best[name] for name in kept} if best else None,
+    }
 
 
 if __name__ == "__main__":

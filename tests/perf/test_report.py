@@ -98,6 +98,19 @@ def test_the_parts_of_a_bar_add_up_to_the_round_trip():
     assert total == pytest.approx(row["mean_ms"])
 
 
+def test_of_several_turns_the_fastest_is_shown():
+    rows = []
+    for turn, scale in enumerate((1.0, 3.0, 2.0), start=1):
+        rows += [row | {"turn": turn} for row in made_up(scale).rows]
+    shown = tables.front_rows(rows)
+    assert {row["turn"] for row in shown} == {2}
+    assert len(shown) == len(made_up().rows)
+    assert tables.repeatability(rows) == 0.0, "all resolutions were faster together"
+    rows[-1] = rows[-1] | {"fps": 1.1 * rows[-1]["fps"]}
+    assert tables.repeatability(rows) == pytest.approx(0.1)
+    assert tables.repeatability(made_up().rows) is None
+
+
 def test_names_of_sweeps_differ():
     assert report.names_of([Path("a/cpu.json"), Path("b/gpu.json")]) == ["cpu", "gpu"]
     assert report.names_of([Path("cpu/sweep.json"), Path("h200/sweep.json")]) == ["cpu-sweep", "h200-sweep"]
