@@ -35,6 +35,7 @@ class Stream(Video):
         self.live = scheme in LIVE_SCHEMES or not self._container.duration
         if self.live:
             self.count = None
+            self._stream.thread_type = "SLICE"  # threads by frame would hold back as many frames as there are threads
 
     def _open(self) -> av.container.InputContainer:
         address, options = str(self.path), {}

@@ -89,9 +89,16 @@ class Board:
             "dropped": tally.dropped.total() + reader.replaced,
             "failed": tally.failed.total(),
             "stage_ms": {stage: round(ms, 1) for stage, ms in found.stage_ms.items()} if found is not None else {},
-            "detections": [
-                {"label": label, "score": round(float(score), 2)} for label, score in zip(found.labels, found.scores, strict=True)
-            ]
-            if found is not None
-            else [],
+            "detections": _detections(answer),
         }
+
+
+def _detections(answer: Answer | None) -> list[dict[str, Any]]:
+    """Label and score of each, and its track where it has one."""
+    if answer is None or (found := answer.found) is None:
+        return []
+    tracks = answer.tracks or (-1,) * len(found)
+    return [
+        {"label": label, "score": round(float(score), 2)} | ({"track": track} if track >= 0 else {})
+        for label, score, track in zip(found.labels, found.scores, tracks, strict=True)
+    ]

@@ -10,6 +10,7 @@ import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,11 @@ async def test_figures(board, detections):
     assert (gate["state"], gate["frame"], gate["detections"], gate["latency_ms"]) == ("connecting", -1, [], None)
 
 
+async def test_tracks_are_told_where_there_are_any(board, detections):
+    board(board.cameras["gate"], replace(answer(detections()), tracks=(3, -1)))
+    assert [d.get("track") for d in board.figures()[1]["detections"]] == [3, None]
+
+
 async def test_pictures_change(board, detections):
     camera = board.cameras["gate"]
     async with page(board) as ask:
@@ -165,7 +171,14 @@ async def test_a_browser_shows_it(board, detections, tmp_path):
 
     filming = asyncio.create_task(film())
     async with page(board) as ask:
-        options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=4000", "--dump-dom")
+        options = (
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=4000",
+            "--dump-dom",
+        )
         command = [chromium, *options, ask.address]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         document = (await asyncio.wait_for(process.communicate(), 60))[0].decode()

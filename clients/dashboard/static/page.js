@@ -5,6 +5,7 @@ const large = document.querySelector("#large");
 const cards = new Map();
 let shown = null;
 
+const called = (d) => `${d.label}${d.track ? ` #${d.track}` : ""} ${d.score}`;
 const at = (name, what) => `api/cameras/${encodeURIComponent(name)}/${what}`;
 
 function makeCard(camera) {
@@ -43,7 +44,7 @@ function show(camera) {
   card.querySelector(".error").textContent = live ? "" : camera.error;
   const image = card.querySelector("img");
   image.hidden = camera.frame < 0;
-  image.alt = camera.detections.map((d) => `${d.label} ${d.score}`).join(", ") || "nothing found";
+  image.alt = camera.detections.map(called).join(", ") || "nothing found";
   if (camera.frame !== known.frame && camera.frame >= 0) {
     known.frame = camera.frame;
     image.src = at(camera.name, `frame.jpg?n=${camera.frame}`);
@@ -57,7 +58,7 @@ function enlarge(camera, image) {
   large.querySelector("img").alt = image.alt;
   large.querySelector("ul").replaceChildren(...camera.detections.map((d) => {
     const line = document.createElement("li");
-    line.textContent = `${d.label} ${d.score}`;
+    line.textContent = called(d);
     return line;
   }));
   large.querySelector("p").textContent = Object.entries(camera.stage_ms).map(([stage, ms]) => `${stage} ${ms} ms`).join(" · ");
