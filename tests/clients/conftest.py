@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from clients.message import parse_response
 from ensemble.spec import STAGES, Variant
 
 SMALL = Variant(252)
+RTSP_PACKAGES = "apt-get install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly python3-gi"
 
 
 @pytest.fixture
@@ -98,3 +102,19 @@ def silent_port() -> Iterator[int]:
         s.bind(("127.0.0.1", 0))
         s.listen()
         yield int(s.getsockname()[1])
+
+
+@pytest.fixture
+def rtsp() -> Iterator[list[str]]:
+    """Addresses of two cameras of a real RTSP server."""
+    needs = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    for python in (sys.executable, "/usr/bin/python3", shutil.which("python3")):
+        if python and subprocess.run([python, "-c", needs], capture_output=True, check=False).returncode == 0:
+            break
+    else:
+        pytest.skip(f"no RTSP server here: {RTSP_PACKAGES}")
+    program = [python, str(Path(__file__).with_name("rtsp_server.py")), "2"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield [server.stdout.readline().strip() for _ in range(2)]
+        server.terminate()

@@ -86,6 +86,26 @@ def test_nothing_is_lost_on_ctrl_c(server, film, tmp_path):
         assert each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
 
 
+async def test_rtsp_cameras_through_the_whole_way(server, rtsp):
+    """Two cameras of a real RTSP server, which differ in size: frames are answered, and none is unaccounted for."""
+    cameras = [
+        Camera(CameraConfig(f"camera {i}", address, ("white circle",), (0.5,), model=MODELS[1], fps=5))
+        for i, address in enumerate(rtsp)
+    ]
+    sizes, stop = collections.defaultdict(list), asyncio.Event()
+
+    def keep(camera, answer):
+        sizes[camera.config.name].append(answer.found.frame_size)
+        if min(len(sizes[c.config.name]) for c in cameras) >= 5:
+            stop.set()
+
+    pool = open_pool(FleetConfig(tuple(c.config for c in cameras), (server.grpc_url,)))
+    summary = await asyncio.wait_for(run_fleet(cameras, pool, keep, stop), 60)
+    assert {name: set(seen) for name, seen in sizes.items()} == {"camera 0": {(240, 320)}, "camera 1": {(240, 384)}}
+    assert summary["read"] == summary["answered"] + summary["dropped"] + summary["failed"]
+    assert summary["failed"] == 0
+
+
 async def test_zoom_finds_what_is_too_small(server):
     """A disc of 14 pixels in a wide frame: with two passes its box is right to a pixel or two."""
     image = Image.new("RGB", (1280, 720), (90, 95, 90))

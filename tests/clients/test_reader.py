@@ -1,11 +1,7 @@
 """The reading thread: what it keeps, what it counts, and what it survives; a real RTSP server where there is one."""
 
 import asyncio
-import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +10,6 @@ from clients import streams
 from clients.frames import Frame, SourceError
 from clients.reader import AHEAD, Reader
 from tests.clients.cameras import FakeCamera, transport_stream
-
-RTSP_PACKAGES = "apt-get install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly python3-gi"
 
 
 class Script:
@@ -213,21 +207,6 @@ async def test_nobody_there(closed_port):
     assert (reader.state, reader.read) == ("connecting", 0)
     assert "not a video" in reader.error
     reader.stop()
-
-
-@pytest.fixture
-def rtsp():
-    """Addresses of two cameras of a real RTSP server."""
-    needs = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
-    for python in (sys.executable, "/usr/bin/python3", shutil.which("python3")):
-        if python and subprocess.run([python, "-c", needs], capture_output=True, check=False).returncode == 0:
-            break
-    else:
-        pytest.skip(f"no RTSP server here: {RTSP_PACKAGES}")
-    program = [python, str(Path(__file__).with_name("rtsp_server.py")), "2"]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
-        yield [server.stdout.readline().strip() for _ in range(2)]
-        server.terminate()
 
 
 async def test_two_cameras_of_a_real_rtsp_server(rtsp):
