@@ -11,6 +11,7 @@ COMMANDS = {
     "report": ("perf.report", "turn sweeps into a page of plots and Markdown tables"),
     "capacity": ("perf.capacity", "which resolution for my cameras and my GPU, and why"),
     "profile": ("perf.profile", "where the time of one resolution goes, kernel by kernel"),
+    "peers": ("perf.peers", "transformers' model and this server on the same frames"),
     "guide": ("perf.guide", "write the numbers of docs/resolution.md again"),
     "check": ("perf.check", "what the model behind `capacity` predicts for points that it has not seen"),
 }

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ensemble.spec import RESOLUTIONS
+from perf import results, tables
 from perf.calibrate import fit, leave_one_out
 from perf.model import MB, SAM3, decoder_flops, feature_bytes, mask_head_flops, score_bytes, vision_flops
 from perf.published import RTX_5090, TABLES
-from perf.tables import Sheet
+from perf.tables import Sheet, repeatability
 
 PAGE = Path(__file__).parents[1] / "docs" / "resolution.md"
+SWEEP = Path(__file__).parent / "results" / "cpu" / "sweep.json"
 WIDER = (1008, 952, 896, 840, 784, 728, 672, 616, 560, 504, 448, 336)
 
 
@@ -104,6 +106,21 @@ def h200() -> Sheet:
     return Sheet("H200, transformers 5.17, bf16, model alone without decoding and transport (measured)", columns, tuple(rows))
 
 
+def embedded() -> str:
+    """This server with the small checkpoint on a processor: the committed sweep."""
+    sweep = results.read(SWEEP)
+    repeat = repeatability(sweep.rows)
+    sheets = [sheet.markdown() for sheet in tables.guide(sweep.rows)]
+    said = f"Measured on {sweep.where}, {sweep.date}: `{sweep.command}`."
+    said += " Memory is that of all the server's processes with every resolution loaded, and only grows."
+    if repeat is not None:
+        said += (
+            f" The fastest turn of each point is shown; the machine had other work meanwhile, and ratios between resolutions"
+            f" in single turns lie up to {repeat:.0%} from their median."
+        )
+    return "\n".join([*sheets, said]) + "\n"
+
+
 def coefficients() -> str:
     """The fitted coefficients in a sentence."""
     c = fit(RTX_5090)
@@ -121,6 +138,7 @@ SECTIONS = {
     "published": lambda: published().markdown(),
     "h200": lambda: h200().markdown(),
     "coefficients": coefficients,
+    "embedded": embedded,
 }
 
 
