@@ -137,6 +137,8 @@ def _speed(wish: Wish, resolution: int, evidence: Evidence) -> tuple[Figure, Fig
 
 def _memory(wish: Wish, resolution: int, evidence: Sequence[Evidence]) -> Figure:
     for source in evidence:
+        if source.architecture != evidence[0].architecture:
+            continue
         sample = source.find(resolution, wish.cameras, wish.classes)
         if sample and sample.memory_mb:
             return Figure(sample.memory_mb, HERE if sample.here else ELSEWHERE, sample.where)
@@ -144,7 +146,10 @@ def _memory(wish: Wish, resolution: int, evidence: Sequence[Evidence]) -> Figure
         memory = calibration.memory_mb(resolution, min(wish.cameras, PLAN_BATCH))
         if memory is not None:
             return Figure(memory, MODELLED, f"calibrated by {calibration.where}")
-    raise ValueError("none of the given measurements has memory figures; add --calibration rtx5090")
+    raise ValueError(
+        f"{evidence[0].name} has no GPU memory figures, and no other measurement of the same model has; sweep on the GPU, "
+        "or leave it out to decide by the published table"
+    )
 
 
 def what_next(wish: Wish, rejected: Sequence[Offer], calibration: Calibration) -> str:

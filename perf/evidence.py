@@ -61,7 +61,7 @@ def _sample(row: dict[str, Any], where: str, here: bool, queries: int) -> Measur
         batch=batch,
         classes=int(row["classes"]),
         ms=batch * 1e3 / float(row["fps"]),
-        memory_mb=float(row["gpu_memory_mb"] or row["server_memory_mb"] or 0) or None,
+        memory_mb=float(row["gpu_memory_mb"] or 0) or None,  # processes on a CPU keep what they once had: no measure of need
         p95_ms=float(row["p95_ms"]),
         queries=queries,
         where=where,

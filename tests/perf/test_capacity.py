@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -98,6 +99,13 @@ def test_a_sweep_of_this_machine_comes_before_tables(capsys, tmp_path):
     status, found = ask(capsys, *f"--cameras 8 --memory 8GB --fps 4 --sweep {tmp_path / 'mine.json'}".split())
     assert status == 0
     assert (found["resolution"], found["fps_per_camera"], found["basis"]) == (1008, 5.0, "measured here")
+
+
+def test_a_sweep_of_the_small_checkpoint_does_not_speak_for_sam3(capsys):
+    committed = Path(results.__file__).parent / "results" / "cpu" / "sweep.json"
+    status, found = ask(capsys, *f"--cameras 8 --memory 8GB --sweep {committed}".split())
+    assert status == 2
+    assert "no GPU memory figures, and no other measurement of the same model has" in found["error"]
 
 
 @pytest.mark.parametrize(("text", "megabytes"), [("8GB", 8000), ("8 GiB", 8192), ("4846", 4846), ("512mb", 512), ("1.5g", 1500)])
