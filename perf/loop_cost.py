@@ -1,4 +1,4 @@
-"""`python -m clients.loop_cost`: what fetching a frame costs the event loop, with the reading thread and without it.
+"""`python -m perf.loop_cost`: what fetching a frame costs the event loop, with the reading thread and without it.
 
 A film flows in (drawn if none is given), a table and one JSON line flow out. The loop plays a client whose server takes
 `--answer-ms` for each frame; measured is only the time from asking for a frame to having it as JPEG, during which nothing else
@@ -58,9 +58,7 @@ async def measure(path: Path, answer_ms: float) -> dict[str, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m clients.loop_cost", description="What fetching a frame costs the event loop."
-    )
+    parser = argparse.ArgumentParser(prog="python -m perf.loop_cost", description="What fetching a frame costs the event loop.")
     parser.add_argument("--film", type=Path, help="default: 1280x720, drawn")
     parser.add_argument("--frames", type=int, default=60, help="of the drawn film (default: %(default)s)")
     parser.add_argument("--answer-ms", type=float, default=40.0, help="what the server is thought to take (default: %(default)s)")
