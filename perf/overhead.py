@@ -10,24 +10,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
-import sys
 import time
 import urllib.request
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from clients.connection import AsyncClient
 from ensemble.server import EmbeddedServer
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import render
+from perf.publish import publish
 
 CASES = {
     # name: (cameras at once, mask format, whether the classes are in the frame)
@@ -100,22 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with EmbeddedServer(options.repository) as server:
         rows = asyncio.run(measure(server, options.model, options.rounds))
-    table = Table(title=f"{options.model}, milliseconds per frame (median of {options.rounds})")
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "case" else "right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(stderr=True).print(table)
-    result = {
-        "command": "python -m perf.overhead " + " ".join(sys.argv[1:] if argv is None else argv),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "rows": rows,
-    }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    title = f"{options.model}, milliseconds per frame (median of {options.rounds})"
+    publish("perf.overhead", argv, title, rows, options.output)
     return 0
 
 

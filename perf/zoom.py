@@ -11,13 +11,8 @@ import asyncio
 import contextlib
 import dataclasses
 import io
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +20,6 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from rich.console import Console
-from rich.table import Table
 
 from clients.connection import AsyncClient
 from clients.detections import Detections
@@ -35,6 +28,7 @@ from clients.zoom import Zoom, look_closer
 from ensemble.server import EmbeddedServer
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import Rendering, render
+from perf.publish import publish
 
 SIZE = (720, 1280)  # height, width of the frames
 FLOOR = 0.05  # average precision wants the low scores too
@@ -130,26 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with EmbeddedServer(options.repository) as server:
         tally = asyncio.run(measure(server, options.low, options.high, options.scenes, options.shrink))
-    rows = tally.rows()
-    table = Table(title=f"{len(tally.images)} scenes, {len(tally.truth)} objects")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console(stderr=True).print(table)
-    result = {
-        "command": "python -m perf.zoom " + " ".join(sys.argv[1:] if argv is None else argv),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-        "scenes": len(tally.images),
-        "objects": len(tally.truth),
-        "median_side_px": round(float(np.median([np.sqrt(entry["area"]) for entry in tally.truth])), 1),
-        "rows": rows,
-    }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    side = round(float(np.median([np.sqrt(entry["area"]) for entry in tally.truth])), 1)
+    counts = {"scenes": len(tally.images), "objects": len(tally.truth), "median_side_px": side}
+    title = f"{counts['scenes']} scenes, {counts['objects']} objects"
+    publish("perf.zoom", argv, title, tally.rows(), options.output, **counts)
     return 0
 
 
