@@ -70,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{kind}-port", type=int, help=f"0 for a free one; default {port}, or a free one where it is taken")
     parser.add_argument("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
     parser.add_argument(
+        "--resolutions", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository"
+    )
+    parser.add_argument("--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU")
+    parser.add_argument(
         "--probe-interval", type=float, default=20.0, help="seconds between probes by a real inference; default %(default)s"
     )
     parser.add_argument("--verbose", action="store_true", help="show Triton's whole log")
@@ -87,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             address=options.address,
             verbose=options.verbose,
             arguments=options.arguments,
+            resolutions=options.resolutions,
+            gpu_memory_mb=options.gpu_memory_mb,
             log=say,
         )
         say(f"starting Triton on {server.repository} ...")

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,10 +21,13 @@ import urllib.error
 import urllib.request
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 
+from ensemble import placement, start_check
+from ensemble.memory import MB, pool_mb
 from ensemble.preflight import (
     ServerError,
     check_numpy,
@@ -33,7 +37,7 @@ from ensemble.preflight import (
     find_triton,
     lay_out_backends,
 )
-from ensemble.spec import is_front_name
+from ensemble.spec import Variant, is_front_name
 
 PROBE_SIDE = 14
 """Pixels a side of the black frame that a probe sends."""
@@ -41,12 +45,20 @@ LOG_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} (?P<time>[\d:]+)\.\d+ \d+ [\w.]+
 LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 NO_GPU_NOISE = re.compile("cuda|dcgm|nvml|pinned", re.IGNORECASE)
 """What Triton complains of at every start on a machine without a GPU: nothing is wrong there, and nothing is to be done."""
+DIE_WITH_PARENT = """import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):  # else it died before that
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A small program that becomes the one in its arguments, which ends in order when its parent dies, however that dies. In a process of its own and not in
+`preexec_fn`, which may hang where the caller has threads."""
 
 
 class EmbeddedServer:
     """Starts Triton on a repository, waits until every model answers, stops it at the end of a `with` block.
 
-    Port 0 means a free one. `log` gets one readable line at a time. Raises ServerError with a remedy where something is missing.
+    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `gpu_memory_mb` is reckoned with in place of what is free on the GPU.
+    `log` gets one readable line at a time. Raises ServerError with a remedy where something is missing.
     """
 
     def __init__(
@@ -61,6 +73,8 @@ class EmbeddedServer:
         verbose: bool = False,
         start_timeout: float = 180.0,
         arguments: Sequence[str] = (),
+        resolutions: Sequence[int] = (),
+        gpu_memory_mb: float | None = None,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._log, self._verbose, self._timeout, self._arguments = (
@@ -70,6 +84,8 @@ class EmbeddedServer:
             start_timeout,
             tuple(arguments),
         )
+        self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
+        self._root = self.repository
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
         self.tail: deque[str] = deque(maxlen=60)
@@ -111,19 +127,23 @@ class EmbeddedServer:
         package = find_triton()
         check_numpy()
         libpython = find_libpython()
+        served = placement.read(self.repository)
+        if self._resolutions:
+            served = placement.choose(served, self._resolutions)
+        host = start_check.Host.here(self._gpu_memory_mb)
+        if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
+            start_check.check(self.repository, served, host, self._pool, self._log or (lambda line: None))
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
-            backends = lay_out_backends(package, self._scratch)
-            self._process = subprocess.Popen(
-                self._command(package, backends),
-                env=environment(package, libpython),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-            )
-            threading.Thread(target=self._forward_log, daemon=True).start()
+            if self._resolutions:
+                self._root = placement.view(served, self._scratch)
+            command = self._command(package, lay_out_backends(package, self._scratch))
+            if any(s.on_gpu for s in served) and start_check.stated_pool_mb(self._arguments) is None:
+                size = round(pool_mb([s.variant for s in served]) * MB)
+                command += [f"{start_check.POOL_FLAG}{number}:{size}" for number in range(len(host.gpus))]
+            started: Future[subprocess.Popen[str]] = Future()
+            threading.Thread(target=self._live, args=(command, environment(package, libpython), started), daemon=True).start()
+            self._process = started.result()
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -169,7 +189,7 @@ class EmbeddedServer:
                 {"name": "classes", "datatype": "BYTES", "shape": [1, 1], "data": ["object"]},
             ]
         }
-        for config in sorted(self.repository.glob("*/config.pbtxt")):
+        for config in sorted(self._root.glob("*/config.pbtxt")):
             if not is_front_name(config.parent.name):
                 continue
             url = f"http://{self.http_url}/v2/models/{config.parent.name}/infer"
@@ -187,7 +207,7 @@ class EmbeddedServer:
         return [
             str(package / "tritonserver" / "bin" / "tritonserver"),
             f"--id={self.identity}",
-            f"--model-repository={self.repository}",
+            f"--model-repository={self._root}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.identity}",
             "--disable-auto-complete-config",
@@ -199,14 +219,34 @@ class EmbeddedServer:
             *self._arguments,
         ]
 
-    def _forward_log(self) -> None:
-        assert self._process is not None, "start() comes first"
-        assert self._process.stdout is not None, "it was opened as a pipe"
-        for line in self._process.stdout:
+    def _pool(self, variants: Sequence[Variant]) -> float:
+        """Megabytes of Triton's CUDA pool: as in the further arguments, else what the variants need."""
+        stated = start_check.stated_pool_mb(self._arguments)
+        return pool_mb(variants) if stated is None else stated
+
+    def _live(self, command: Sequence[str], environment: Mapping[str, str], started: Future[subprocess.Popen[str]]) -> None:
+        """The thread that starts the server and reads its log to the end: Linux calls a process orphaned when the *thread* that made it has ended."""
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
+            )
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(process)
+        assert process.stdout is not None, "it was opened as a pipe"
+        for line in process.stdout:
             level, text = _readable(line.rstrip())
             self.tail.append(text)
             if self._log and (self._verbose or self._matters(level, text)):
                 self._log(text)
+        process.wait()
 
     @staticmethod
     def _matters(level: str, text: str) -> bool:

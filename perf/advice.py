@@ -9,10 +9,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ensemble.spec import MAX_CLASSES, RESOLUTIONS, check_resolution
-from perf.calibrate import PLAN_BATCH, Calibration
+from ensemble.memory import MB, pool_mb, score_bytes
+from ensemble.spec import MAX_CLASSES, RESOLUTIONS, Checkpoint, Variant, check_resolution
+from perf.calibrate import Calibration
 from perf.evidence import Evidence
-from perf.model import MB, score_bytes
+from perf.published import PLAN_BATCH
 
 LEAST_PATCHES = 1.0
 """Patches that an object's narrower side must cover after the stretch. Below one patch an object shares its token with others; from two on it has a token of
@@ -145,7 +146,9 @@ def _memory(wish: Wish, resolution: int, evidence: Sequence[Evidence]) -> Figure
         calibration = source.calibration()
         memory = calibration.memory_mb(resolution, min(wish.cameras, PLAN_BATCH))
         if memory is not None:
-            return Figure(memory, MODELLED, f"calibrated by {calibration.where}")
+            checkpoint = Checkpoint(hidden_size=source.architecture.fpn, num_queries=source.architecture.queries)
+            pool = pool_mb([Variant(resolution, queries=checkpoint.num_queries, checkpoint=checkpoint)])
+            return Figure(memory + pool, MODELLED, f"calibrated by {calibration.where}")
     raise ValueError(
         f"{evidence[0].name} has no GPU memory figures, and no other measurement of the same model has; sweep on the GPU, "
         "or leave it out to decide by the published table"

@@ -1,10 +1,10 @@
 """From operations and bytes to milliseconds and megabytes: measurements go in, a `Calibration` that predicts other points comes out.
 
     ms per frame  = per frame + per call / batch + TFLOP x ms per TFLOP + bytes of unfused attention scores / bandwidth
-    megabytes     = weights + base + activations of the plan's largest batch + buffers of the frames under way + unfused attention scores
+    megabytes     = as `ensemble/memory.py` says
 
-The names "per frame" (decoding, resizing, copying), "per call", "ms per TFLOP", "base" and "activations" are fitted, by least squares of relative errors and
-never below zero; the rest is computed. Few coefficients, so that a handful of points suffices and leaving one out means something.
+The names "per frame" (decoding, resizing, copying), "per call" and "ms per TFLOP", and of the memory "base" and "activations", are fitted, by least squares
+of relative errors and never below zero; the rest is computed. Few coefficients, so that a handful of points suffices and leaving one out means something.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from statistics import median
 
 import numpy as np
 
-from perf.model import MB, SAM3, Architecture, buffer_bytes, frame_flops, score_bytes, weight_bytes
-from perf.published import Measurement
+from ensemble.memory import SAM3, Architecture, Footprint, need, score_bytes
+from perf.model import frame_flops
+from perf.published import PLAN_BATCH, Measurement
 
 PASSES = 2
 """Each of the two copies of the attention scores is written once and read once."""
-PLAN_BATCH = 8
-"""Frames that the published plans were built for."""
 
 
 class CalibrationError(ValueError):
@@ -30,7 +29,7 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Fitted coefficients; see the module. `base_mb` and `activation_mb` (per 1000 patches of the plan's batch) are None where no memory was measured."""
+    """Fitted coefficients; see the module. `footprint` is None where no memory was measured."""
 
     architecture: Architecture
     bandwidth_gb_s: float
@@ -38,24 +37,23 @@ class Calibration:
     per_frame_ms: float
     per_call_ms: float
     ms_per_tflop: float
-    base_mb: float | None
-    activation_mb: float | None
+    footprint: Footprint | None
     p95_ratio: float
     queries: int
+    fused: bool | None
 
     def ms_per_frame(self, resolution: int, batch: float, classes: int, queries: int | None = None) -> float:
         """Milliseconds of the GPU or the processor for one frame out of a batch."""
         columns = time_columns(self.architecture, resolution, batch, classes, queries or self.queries)
         fitted = np.dot(columns, (self.per_frame_ms, self.per_call_ms, self.ms_per_tflop))
-        return float(fitted) + score_ms(self.architecture, resolution, self.bandwidth_gb_s)
+        return float(fitted) + score_ms(self.architecture, resolution, self.bandwidth_gb_s, self.fused)
 
     def memory_mb(self, resolution: int, batch: float, queries: int | None = None, plan_batch: int = PLAN_BATCH) -> float | None:
-        """Megabytes on the GPU with `batch` frames under way and plans built for `plan_batch`; None where no memory calibrates it."""
-        if self.base_mb is None or self.activation_mb is None:
+        """Megabytes on the GPU, Triton's pool not counted, with `batch` frames under way and plans built for `plan_batch`; None where no memory calibrates it."""
+        if self.footprint is None:
             return None
-        patches = self.architecture.patches(resolution) / 1e3
-        fitted = self.base_mb + self.activation_mb * patches * plan_batch
-        return fitted + known_mb(self.architecture, resolution, batch, queries or self.queries)
+        frames, queries = max(1, round(batch)), queries or self.queries
+        return need(self.footprint, resolution, frames, self.architecture, queries, plan_batch=plan_batch, fused=self.fused).total
 
 
 def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandwidth_gb_s: float = 1792.0) -> Calibration:
@@ -65,9 +63,8 @@ def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandw
             f"at least 2 measured points are needed to calibrate, got {len(samples)}; sam3-perf sweep makes them"
         )
     rows = [time_columns(architecture, s.resolution, s.batch, s.classes, s.queries) for s in samples]
-    rest = [s.ms_per_frame - score_ms(architecture, s.resolution, bandwidth_gb_s) for s in samples]
+    rest = [s.ms_per_frame - score_ms(architecture, s.resolution, bandwidth_gb_s, s.fused) for s in samples]
     per_frame, per_call, per_tflop = least_squares(rows, rest, [s.ms_per_frame for s in samples])
-    base, activation = _fit_memory(samples, architecture)
     ratios = [s.p95_ms / s.ms for s in samples if s.p95_ms]
     return Calibration(
         architecture=architecture,
@@ -76,21 +73,21 @@ def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandw
         per_frame_ms=per_frame,
         per_call_ms=per_call,
         ms_per_tflop=per_tflop,
-        base_mb=base,
-        activation_mb=activation,
+        footprint=_fit_memory(samples, architecture),
         p95_ratio=median(ratios) if ratios else 1.3,
         queries=samples[0].queries,
+        fused=samples[0].fused,
     )
 
 
-def _fit_memory(samples: Sequence[Measurement], a: Architecture) -> tuple[float | None, float | None]:
+def _fit_memory(samples: Sequence[Measurement], a: Architecture) -> Footprint | None:
     measured = [(s, s.memory_mb) for s in samples if s.memory_mb]
     if len(measured) < 2:
-        return None, None
-    rows = [(1.0, a.patches(s.resolution) / 1e3 * PLAN_BATCH) for s, _ in measured]
-    rest = [memory - known_mb(a, s.resolution, s.batch, s.queries) for s, memory in measured]
+        return None
+    rows = [(1.0, a.patches(s.resolution) / 1e3 * s.plan_batch) for s, _ in measured]
+    rest = [memory - known_mb(a, s) for s, memory in measured]
     base, activation = least_squares(rows, rest, [memory for _, memory in measured])
-    return base, activation
+    return Footprint(base, activation, samples[0].where)
 
 
 def time_columns(a: Architecture, resolution: int, batch: float, classes: int, queries: int) -> tuple[float, float, float]:
@@ -98,15 +95,16 @@ def time_columns(a: Architecture, resolution: int, batch: float, classes: int, q
     return 1.0, 1 / batch, frame_flops(resolution, classes, a, queries) / 1e12
 
 
-def score_ms(a: Architecture, resolution: int, bandwidth_gb_s: float) -> float:
+def score_ms(a: Architecture, resolution: int, bandwidth_gb_s: float, fused: bool | None) -> float:
     """Milliseconds a frame of reading and writing attention scores in the global layers, where attention is not fused."""
-    return PASSES * a.global_layers * score_bytes(resolution, 1, a) / (bandwidth_gb_s * 1e6)
+    return PASSES * a.global_layers * score_bytes(resolution, 1, a, fused=fused) / (bandwidth_gb_s * 1e6)
 
 
-def known_mb(a: Architecture, resolution: int, batch: float, queries: int) -> float:
+def known_mb(a: Architecture, sample: Measurement) -> float:
     """The part of the memory that needs no fitting."""
-    frames = max(1, round(batch))
-    return (weight_bytes(a) + buffer_bytes(resolution, frames, a, queries) + score_bytes(resolution, frames, a)) / MB
+    frames, nothing = max(1, round(sample.batch)), Footprint(0.0, 0.0, "")
+    computed = need(nothing, sample.resolution, frames, a, sample.queries, plan_batch=sample.plan_batch, fused=sample.fused)
+    return computed.total + sample.pool_mb
 
 
 def least_squares(rows: Sequence[Sequence[float]], values: Sequence[float], scale: Sequence[float]) -> list[float]:
@@ -152,5 +150,6 @@ def leave_one_out(
     for index, sample in enumerate(samples):
         others = fit([*samples[:index], *samples[index + 1 :]], architecture, bandwidth_gb_s)
         ms = others.ms_per_frame(sample.resolution, sample.batch, sample.classes, sample.queries)
-        found.append(LeftOut(sample, ms, others.memory_mb(sample.resolution, sample.batch, sample.queries)))
+        memory = others.memory_mb(sample.resolution, sample.batch, sample.queries, sample.plan_batch)
+        found.append(LeftOut(sample, ms, None if memory is None else memory + sample.pool_mb))
     return found

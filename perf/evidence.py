@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble.memory import SAM3, Architecture
 from perf import results
 from perf.calibrate import Calibration, fit
-from perf.model import SAM3, Architecture
 from perf.published import BANDWIDTH_GB_S, TABLES, Measurement
 from perf.tables import front_rows
 

@@ -12,10 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ensemble.memory import MB, SAM3, feature_bytes, score_bytes
 from ensemble.spec import RESOLUTIONS
 from perf import results, tables
 from perf.calibrate import fit, leave_one_out
-from perf.model import MB, SAM3, decoder_flops, feature_bytes, mask_head_flops, score_bytes, vision_flops
+from perf.model import decoder_flops, mask_head_flops, vision_flops
 from perf.published import RTX_5090, TABLES
 from perf.tables import Sheet, repeatability
 
@@ -124,10 +125,11 @@ def embedded() -> str:
 def coefficients() -> str:
     """The fitted coefficients in a sentence."""
     c = fit(RTX_5090)
+    assert c.footprint is not None, "the table has memory figures"
     return (
         f"Fitted to that table: {c.per_frame_ms:.1f} ms a frame that no resolution changes, {c.per_call_ms:.1f} ms a call, "
-        f"{c.ms_per_tflop:.1f} ms a TFLOP ({1 / c.ms_per_tflop * 1e3:.0f} TFLOP/s), {c.base_mb:.0f} MB beside the weights, "
-        f"{c.activation_mb:.0f} MB of activations per thousand patches and frame of the plan's batch.\n"
+        f"{c.ms_per_tflop:.1f} ms a TFLOP ({1 / c.ms_per_tflop * 1e3:.0f} TFLOP/s), {c.footprint.base_mb:.0f} MB beside the weights, "
+        f"{c.footprint.activation_mb:.0f} MB of activations per thousand patches and frame of the plan's batch.\n"
     )
 
 

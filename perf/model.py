@@ -1,89 +1,17 @@
-"""What a resolution costs in arithmetic and in bytes: SAM3's widths and a resolution go in, operations per part and sizes of what must be kept come out.
+"""What a resolution costs in arithmetic: SAM3's widths and a resolution go in, operations per part come out; `ensemble/memory.py` counts the bytes.
 
-First principles only: nothing here is measured. `perf/calibrate.py` turns these into milliseconds and megabytes with the help of measurements. An
-operation is a multiplication or an addition, so a product of matrices [m,k]·[k,n] has 2·m·k·n of them. Normalisation, activations and additions are left
-out: they are below one per cent of the arithmetic, and where they matter (bandwidth) they are part of what is calibrated.
+First principles only: nothing here is measured. `perf/calibrate.py` turns these into milliseconds with the help of measurements. An operation
+is a multiplication or an addition, so a product of matrices [m,k]·[k,n] has 2·m·k·n of them. Normalisation, activations and additions are left out: they
+are below one per cent of the arithmetic, and where they matter (bandwidth) they are part of what is calibrated.
 
 The layers are those of transformers' `Sam3Model`; n = p² are the patches of a frame, p = resolution / 14.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
-from ensemble.spec import check_resolution
-
-MB = 2**20
-"""Bytes in a megabyte as nvidia-smi counts it."""
-FUSED_TILE = 64
-"""Rows of a tile of fused attention kernels. See `score_bytes`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """The sizes that the cost depends on; the defaults are `facebook/sam3`."""
-
-    parameters: float = 840e6
-    patch: int = 14
-    width: int = 1024  # of the ViT
-    layers: int = 32
-    global_layers: int = 4
-    heads: int = 16
-    mlp: int = 4736
-    window: int = 24  # patches a side
-    fpn: int = 256  # width of neck, DETR and masks
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    decoder_heads: int = 8
-    ffn: int = 2048
-    queries: int = 200
-    context: int = 32
-    text_width: int = 1024
-    text_layers: int = 24
-    text_mlp: int = 4096
-
-    def patches(self, resolution: int) -> int:
-        """n = p². Raises ValueError where the resolution is no multiple of the patch."""
-        check_resolution(resolution, self.patch)
-        return (resolution // self.patch) ** 2
-
-    def padded(self, resolution: int) -> int:
-        """Patches after each side is filled up to whole windows: what windowed attention computes on."""
-        return (math.ceil(resolution // self.patch / self.window) * self.window) ** 2
-
-    @classmethod
-    def from_checkpoint(cls, folder: Path) -> Architecture:
-        """Of a checkpoint's `config.json`; parameters from the size of its safetensors file at 2 bytes each, as they are kept in fp16 or bf16."""
-        config = json.loads((folder / "config.json").read_text())
-        vision, backbone = config["vision_config"], config["vision_config"]["backbone_config"]
-        text, encoder, decoder = config["text_config"], config["detr_encoder_config"], config["detr_decoder_config"]
-        weights = folder / "model.safetensors"
-        return cls(
-            parameters=weights.stat().st_size / 2 if weights.is_file() else cls().parameters,
-            patch=backbone["patch_size"],
-            width=backbone["hidden_size"],
-            layers=backbone["num_hidden_layers"],
-            global_layers=len(backbone["global_attn_indexes"]),
-            heads=backbone["num_attention_heads"],
-            mlp=backbone["intermediate_size"],
-            window=backbone["window_size"],
-            fpn=vision["fpn_hidden_size"],
-            encoder_layers=encoder["num_layers"],
-            decoder_layers=decoder["num_layers"],
-            decoder_heads=decoder["num_attention_heads"],
-            ffn=encoder["intermediate_size"],
-            queries=decoder["num_queries"],
-            context=text["max_position_embeddings"],
-            text_width=text["hidden_size"],
-            text_layers=text["num_hidden_layers"],
-            text_mlp=text["intermediate_size"],
-        )
-
-
-SAM3 = Architecture()
+from ensemble.memory import SAM3, Architecture
 
 
 # ---- operations
@@ -136,30 +64,3 @@ def frame_flops(resolution: int, classes: int, a: Architecture = SAM3, queries: 
     """Of one frame with `classes` prompts; `masked` is the share of pairs whose masks are made."""
     pair = decoder_flops(resolution, a, queries) + masked * mask_head_flops(resolution, a, queries)
     return vision_flops(resolution, a) + classes * pair
-
-
-# ---- bytes
-def weight_bytes(a: Architecture = SAM3, element: int = 2) -> float:
-    return a.parameters * element
-
-
-def feature_bytes(resolution: int, frames: int, a: Architecture = SAM3, element: int = 2) -> float:
-    """The feature pyramid of `frames` frames, which lives from the vision encoder to the last mask: 256 channels at 4p, 2p and p."""
-    return frames * 21 * a.patches(resolution) * a.fpn * element
-
-
-def buffer_bytes(resolution: int, frames: int, a: Architecture = SAM3, queries: int | None = None) -> float:
-    """What a pipeline with its own buffers keeps for `frames` frames: features, input in fp32, masks of one class in fp32."""
-    n = a.patches(resolution)
-    return feature_bytes(resolution, frames, a) + frames * (3 * resolution**2 + (queries or a.queries) * 16 * n) * 4
-
-
-def score_bytes(resolution: int, frames: int, a: Architecture = SAM3, *, fused: bool | None = None) -> float:
-    """Attention scores of a global layer before and after softmax, heads x n x n in fp16: nothing where the kernel is fused, gigabytes where it is not.
-
-    `fused` None decides by a rule that was chosen with the published table in sight: fused where n is a multiple of 64. 840 (n = 3600) is the only one of the
-    four resolutions where it is not, and the only one whose memory grows by gigabytes with eight cameras; two copies of the scores are that growth to 2 %.
-    """
-    n = a.patches(resolution)
-    fused = n % FUSED_TILE == 0 if fused is None else fused
-    return 0.0 if fused else 2 * frames * a.heads * n * n * 2

@@ -23,13 +23,14 @@ import numpy as np
 from rich.progress import track
 from rich.table import Table
 
+from ensemble.memory import SAM3, Architecture
 from ensemble.pipeline import Pipeline
 from ensemble.preprocess import decode, to_pixel_values
 from ensemble.prompts import PromptTokenizer
 from ensemble.request import FrameRequest
 from ensemble.spec import Model, Variant
 from perf import inputs, results
-from perf.model import SAM3, Architecture, decoder_flops, mask_head_flops, text_flops, vision_flops
+from perf.model import decoder_flops, mask_head_flops, text_flops, vision_flops
 from perf.screen import wide_console
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")

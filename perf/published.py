@@ -12,6 +12,10 @@ H200_EAGER = "H200, transformers 5.17 eager in bf16, PyTorch 2.11, 840 M random 
 H200_COMPILED = "H200, transformers 5.17 with torch.compile in bf16, PyTorch 2.11, 840 M random weights"
 
 
+PLAN_BATCH = 8
+"""Frames that the published plans were built for, and that a `Variant` is made for by default."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """One measured point: `ms` per round of `batch` frames, memory in MB as nvidia-smi counts it, None where it was not published.
@@ -29,6 +33,9 @@ class Measurement:
     where: str = ""
     cameras: int = 0
     here: bool = False  # measured on the reader's machine
+    plan_batch: int = PLAN_BATCH
+    pool_mb: float = 0.0  # of Triton; part of the memory
+    fused: bool | None = None  # attention; None: by the rule of `ensemble.memory.score_bytes`
 
     @property
     def cameras_served(self) -> int:

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble.memory import SAM3, Architecture
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant
 from export import tiny
-from perf.model import SAM3, Architecture
 from perf.points import Point
 
 

@@ -2,16 +2,18 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ensemble import preflight
+from ensemble import preflight, start_check
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVER = COMPOSE["services"]["server"]
+TEXT = {"capture_output": True, "text": True, "check": True}
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -31,6 +33,19 @@ def test_every_server_flag_is_one_that_triton_knows(known_flags):
     assert len(known_flags) > 40
     assert used
     assert used <= known_flags
+
+
+def test_the_server_starts_through_the_check():
+    assert SERVER["command"][:4] == ["python3", "-m", "ensemble.start", "tritonserver"]
+    source = (ROOT / "ensemble" / "start.py").read_text() + (ROOT / "ensemble" / "start_check.py").read_text()
+    assert all(f'"{name}"' in source for name in SERVER["environment"]), "who reads it"
+    assert start_check.stated_pool_mb([re.sub(r"\$\{\w+:-(\d+)\}", r"\1", word) for word in SERVER["command"]]) == 2048
+
+
+def test_the_check_needs_nothing_but_the_standard_library():
+    code = "import sys; import ensemble.start; print(*{m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], **TEXT)
+    assert set(done.stdout.split()) <= {"ensemble", "__main__"}, done.stderr
 
 
 def test_ports_are_open_to_this_machine_only():

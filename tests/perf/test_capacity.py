@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ensemble.memory import SAM3
 from perf import capacity, cli, results
-from perf.model import SAM3
 
 
 def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:

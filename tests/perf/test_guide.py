@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from ensemble.memory import MB, score_bytes
 from perf import guide
 from perf.calibrate import fit
-from perf.model import MB, score_bytes, vision_flops
+from perf.model import vision_flops
 from perf.published import RTX_5090
 
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ensemble.memory import MB, SAM3, Architecture, feature_bytes, score_bytes
 from ensemble.spec import Checkpoint, Variant
-from perf.model import (
-    MB,
-    SAM3,
-    Architecture,
-    decoder_flops,
-    feature_bytes,
-    mask_head_flops,
-    score_bytes,
-    text_flops,
-    vision_flops,
-)
+from perf.model import decoder_flops, mask_head_flops, text_flops, vision_flops
 
 
 @pytest.mark.parametrize(

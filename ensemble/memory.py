@@ -1,0 +1,215 @@
+"""What a resolution keeps in GPU memory: SAM3's widths, a resolution and a batch go in, megabytes by purpose come out.
+
+    megabytes = weights + base + activations of the plan's largest batch + buffers of the frames under way + unfused attention scores + Triton's pool
+
+Base (CUDA contexts and libraries) and activations can only be measured: they are a `Footprint` that names its source. The rest is computed from sizes.
+The server's start check and `sam3-perf capacity` both read this module, so they cannot disagree. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ensemble.spec import Variant, check_resolution
+
+MB = 2**20
+"""Bytes in a megabyte as nvidia-smi counts it."""
+FUSED_TILE = 64
+"""Rows of a tile of fused attention kernels. See `score_bytes`."""
+DEFAULT_POOL_MB = 64.0
+"""Triton's own `--cuda-memory-pool-byte-size`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The sizes that the cost depends on; the defaults are `facebook/sam3`."""
+
+    parameters: float = 840e6
+    patch: int = 14
+    width: int = 1024  # of the ViT
+    layers: int = 32
+    global_layers: int = 4
+    heads: int = 16
+    mlp: int = 4736
+    window: int = 24  # patches a side
+    fpn: int = 256  # width of neck, DETR and masks
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    ffn: int = 2048
+    queries: int = 200
+    context: int = 32
+    text_width: int = 1024
+    text_layers: int = 24
+    text_mlp: int = 4096
+
+    def patches(self, resolution: int) -> int:
+        """n = p². Raises ValueError where the resolution is no multiple of the patch."""
+        check_resolution(resolution, self.patch)
+        return (resolution // self.patch) ** 2
+
+    def padded(self, resolution: int) -> int:
+        """Patches after each side is filled up to whole windows: what windowed attention computes on."""
+        return (math.ceil(resolution // self.patch / self.window) * self.window) ** 2
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path) -> Architecture:
+        """Of a checkpoint's `config.json`; parameters from the size of its safetensors file at 2 bytes each, as they are kept in fp16 or bf16."""
+        config = json.loads((folder / "config.json").read_text())
+        vision, backbone = config["vision_config"], config["vision_config"]["backbone_config"]
+        text, encoder, decoder = config["text_config"], config["detr_encoder_config"], config["detr_decoder_config"]
+        weights = folder / "model.safetensors"
+        return cls(
+            parameters=weights.stat().st_size / 2 if weights.is_file() else cls().parameters,
+            patch=backbone["patch_size"],
+            width=backbone["hidden_size"],
+            layers=backbone["num_hidden_layers"],
+            global_layers=len(backbone["global_attn_indexes"]),
+            heads=backbone["num_attention_heads"],
+            mlp=backbone["intermediate_size"],
+            window=backbone["window_size"],
+            fpn=vision["fpn_hidden_size"],
+            encoder_layers=encoder["num_layers"],
+            decoder_layers=decoder["num_layers"],
+            decoder_heads=decoder["num_attention_heads"],
+            ffn=encoder["intermediate_size"],
+            queries=decoder["num_queries"],
+            context=text["max_position_embeddings"],
+            text_width=text["hidden_size"],
+            text_layers=text["num_hidden_layers"],
+            text_mlp=text["intermediate_size"],
+        )
+
+
+SAM3 = Architecture()
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What only a measurement tells: megabytes beside the weights, and megabytes of activations per 1000 patches and frame of the plan's batch."""
+
+    base_mb: float
+    activation_mb: float
+    source: str
+
+
+RTX_5090 = Footprint(937.1, 104.8, "fitted by sam3-perf to a published table of TensorRT FP16 plans on an RTX 5090")
+FOOTPRINTS = {
+    "tensorrt": RTX_5090,
+    "aoti": Footprint(
+        RTX_5090.base_mb,
+        RTX_5090.activation_mb,
+        f"{RTX_5090.source}; for aoti, whose models have a process and a CUDA context each, not measured yet",
+    ),
+}
+"""By engine that runs on a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Megabytes on the GPU by purpose."""
+
+    weights: float = 0.0
+    base: float = 0.0
+    activations: float = 0.0
+    features: float = 0.0  # of the frames under way, with their pixels and the masks of one class
+    scores: float = 0.0
+    pool: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    def __add__(self, other: Need) -> Need:
+        return Need(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __str__(self) -> str:
+        names = {"base": "CUDA context and libraries", "scores": "attention scores", "pool": "memory pool"}
+        parts = ((names.get(f.name, f.name), getattr(self, f.name)) for f in fields(self))
+        return f"{self.total:,.0f} MB (" + ", ".join(f"{name} {mb:,.0f}" for name, mb in parts if mb) + ")"
+
+
+def need(
+    footprint: Footprint,
+    resolution: int,
+    frames: int,
+    a: Architecture = SAM3,
+    queries: int | None = None,
+    *,
+    plan_batch: int,
+    element: int = 2,
+    fused: bool | None = None,
+) -> Need:
+    """Of one resolution without a pool: `frames` under way, plans for `plan_batch` frames, `element` bytes a number; `fused` as in `score_bytes`."""
+    activations = footprint.activation_mb * a.patches(resolution) / 1e3 * plan_batch * element / 2
+    return Need(
+        weights=weight_bytes(a, element) / MB,
+        base=footprint.base_mb,
+        activations=activations,
+        features=buffer_bytes(resolution, frames, a, queries, element) / MB,
+        scores=score_bytes(resolution, frames, a, fused=fused) / MB,
+    )
+
+
+def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, pool_mb: float) -> Need:
+    """Of a server with these variants under full load, their largest batch under way in each. `weights_mb` are the artifacts' own sizes."""
+    total = Need()
+    for variant in variants:
+        sizes = Architecture(patch=variant.checkpoint.patch_size, fpn=variant.checkpoint.hidden_size)
+        total += need(
+            FOOTPRINTS[engine],
+            variant.resolution,
+            variant.max_batch,
+            sizes,
+            variant.queries,
+            plan_batch=variant.max_batch,
+            element=4 if variant.precision == "fp32" else 2,
+            fused=True if engine == "aoti" else None,  # PyTorch's kernels never store scores
+        )
+    # Triton's TensorRT backend has one CUDA context for all models; packages run in processes of their own, resolution by resolution.
+    base = FOOTPRINTS[engine].base_mb if engine == "tensorrt" else total.base
+    return Need(weights_mb, base, total.activations, total.features, total.scores, pool_mb)
+
+
+def pool_mb(variants: Sequence[Variant]) -> float:
+    """Triton's CUDA pool for features on their way between models: twice those of the largest batch in every front instance.
+
+    Measured on an H200: with the default of 64 MB the same calls took ten times as long.
+    """
+    frames = ((v, v.front_instances * v.max_batch) for v in variants)
+    found = sum(
+        2 * feature_bytes(v.resolution, n, Architecture(fpn=v.checkpoint.hidden_size), 4 if v.precision == "fp32" else 2)
+        for v, n in frames
+    )
+    return max(DEFAULT_POOL_MB, found / MB)
+
+
+# ---- bytes
+def weight_bytes(a: Architecture = SAM3, element: int = 2) -> float:
+    return a.parameters * element
+
+
+def feature_bytes(resolution: int, frames: int, a: Architecture = SAM3, element: int = 2) -> float:
+    """The feature pyramid of `frames` frames, which lives from the vision encoder to the last mask: 256 channels at 4p, 2p and p."""
+    return frames * 21 * a.patches(resolution) * a.fpn * element
+
+
+def buffer_bytes(resolution: int, frames: int, a: Architecture = SAM3, queries: int | None = None, element: int = 2) -> float:
+    """What a pipeline with its own buffers keeps for `frames` frames: features, input in fp32, masks of one class in fp32."""
+    n = a.patches(resolution)
+    return feature_bytes(resolution, frames, a, element) + frames * (3 * resolution**2 + (queries or a.queries) * 16 * n) * 4
+
+
+def score_bytes(resolution: int, frames: int, a: Architecture = SAM3, *, fused: bool | None = None) -> float:
+    """Attention scores of a global layer before and after softmax, heads x n x n in fp16: nothing where the kernel is fused, gigabytes where it is not.
+
+    `fused` None decides by a rule that was chosen with the published table in sight: fused where n is a multiple of 64. 840 (n = 3600) is the only one of the
+    four resolutions where it is not, and the only one whose memory grows by gigabytes with eight cameras; two copies of the scores are that growth to 2 %.
+    """
+    n = a.patches(resolution)
+    fused = n % FUSED_TILE == 0 if fused is None else fused
+    return 0.0 if fused else 2 * frames * a.heads * n * n * 2
