@@ -48,15 +48,15 @@ class Output:
         self._file = path.open("w") if path.suffix == ".jsonl" else None
         self._video = VideoWriter(path, fps) if path.suffix == ".mp4" else None
 
-    def write(self, frame: Frame, found: Detections) -> None:
-        """Adds one frame and what was found in it."""
+    def write(self, frame: Frame, found: Detections, tracks: Sequence[int] = ()) -> None:
+        """Adds one frame and what was found in it, with the `tracks` [D] of what is followed."""
         if self._file:
             self._file.write(json.dumps(frame_record(frame, found)) + "\n")
         elif self._video:
-            self._video.write(annotate(frame.rgb, found))
+            self._video.write(annotate(frame.rgb, found, tracks=tracks))
         elif len(found) > self._most:
             self._most = len(found)
-            Image.fromarray(annotate(frame.rgb, found)).save(self.path)
+            Image.fromarray(annotate(frame.rgb, found, tracks=tracks)).save(self.path)
 
     def close(self) -> None:
         for thing in (self._file, self._video):

@@ -1,4 +1,4 @@
-"""Detections onto pictures: translucent masks with a clear edge, boxes, and a tag with name and score.
+"""Detections onto pictures: translucent masks with a clear edge, boxes, and a tag with name, track and score.
 
 An RGB array and `Detections` flow in, a new RGB array flows out; the picture may have any size, since boxes and masks are
 fractions of the frame. Line and letter sizes follow the picture's height, so that a tag is as legible in a mosaic as in 1080p.
@@ -69,6 +69,7 @@ def annotate(
     rgb: NDArray[np.uint8],
     detections: Detections,
     *,
+    tracks: Sequence[int] = (),
     colours: Mapping[str, Colour] | None = None,
     labels: bool = True,
     masks: bool = True,
@@ -76,8 +77,8 @@ def annotate(
 ) -> NDArray[np.uint8]:
     """A copy of `rgb`, uint8 [H,W,3], with the detections drawn on it, the best on top.
 
-    `colours` maps class names to RGB, by default `colour_map` of the request's classes; `scale` makes lines and letters larger or
-    smaller.
+    `tracks` [D] are ids, -1 for none, or empty: no tracks are known; `colours` maps class names to RGB, by default `colour_map` of
+    the request's classes; `scale` makes lines and letters larger or smaller.
     """
     height, width = rgb.shape[:2]
     colours = colours or colour_map(detections.classes)
@@ -96,7 +97,8 @@ def annotate(
         letters = font(max(11.0, height * scale / 24))
         tags: list[tuple[float, ...]] = []
         for i, (box, colour) in enumerate(zip(corners, each, strict=True)):
-            text = f"{detections.labels[i]} {detections.scores[i]:.2f}"
+            track = f" #{tracks[i]}" if len(tracks) and tracks[i] >= 0 else ""
+            text = f"{detections.labels[i]}{track} {detections.scores[i]:.2f}"
             tags.append(_tag(draw, text, box, colour, letters, (width, height), tags))
     return np.asarray(image)
 

@@ -11,21 +11,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from clients.ask import Answer, Exemplar, detect
 from clients.config import CameraConfig, FleetConfig
 from clients.connection import AsyncClient
-from clients.detections import Detections
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
 from clients.follow import Follower
 from clients.pool import Place, Pool
 from clients.reader import Picture, Reader
 from clients.tally import Tally, summary
-from clients.zoom import look_closer
 
 GRACE_S = 5.0
 """What frames under way get to come home when the fleet is stopped."""
@@ -36,30 +34,19 @@ KINDS = {RequestTimeout: "timeout", ServerUnavailable: "unavailable", InvalidReq
 """What failures are called in the account; any other one is a `server_error`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """What became of one frame that was sent: `outcome` is `answered`, `late`, or the kind of error; `found` is None where
-    nothing came, `latency_ms` is from capture to answer. `tracks` [D] and `events` are what `clients/follow.py` makes of it.
-    """
-
-    picture: Picture
-    outcome: str
-    latency_ms: float
-    found: Detections | None = None
-    error: str = ""
-    tracks: tuple[int, ...] = ()
-    events: tuple[dict[str, Any], ...] = ()
-
-
 Handler = Callable[["Camera", Answer], Awaitable[None] | None]
 """Told of each frame that was sent, in the camera's order. A camera's next answer waits until the handler is done."""
 
 
 class Camera:
-    """One camera of the fleet. `config` may be replaced while it runs: the next frame is asked with the new classes."""
+    """One camera of the fleet. `config` and `exemplars` may be replaced while it runs: the next frame that is sent is asked with the
+    new ones, so that at most the `in_flight` frames under way are still answered for the old. Each exemplar is of one of
+    `config.classes`.
+    """
 
     def __init__(self, config: CameraConfig, reader: Reader | None = None) -> None:
         self.config = config
+        self.exemplars: tuple[Exemplar, ...] = ()
         self.tally = Tally(config.name)
         self.reader = reader or Reader(config.source, fps=config.fps, realtime=config.realtime, loop=config.loop)
         self._under_way: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
@@ -112,25 +99,24 @@ class Camera:
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_S))
 
     async def _ask(self, pool: Pool, place: Place, picture: Picture) -> Answer:
-        config = self.config
+        config, exemplars = self.config, self.exemplars
         try:
-            if (
-                time.monotonic() - picture.captured > config.deadline_s
-            ):  # it waited too long, and its answer would come later still
-                return _answer(picture, "late")
+            # what waited too long is not sent: its answer would come later still
+            if time.monotonic() - picture.captured > config.deadline_s:
+                return Answer.to(picture, "late")
             sent = time.monotonic()
-            found = await _detect(place, config, picture)
+            found = await detect(place, config, exemplars, picture)
             self._failures = 0
             share = (time.monotonic() - picture.captured) / config.deadline_s
             place.note(share, sent, pool.in_flight)
             thresholds = np.array(config.thresholds, np.float32)[found.class_ids]
-            return _answer(picture, "late" if share > 1 else "answered", found.above(thresholds))
+            return Answer.to(picture, "late" if share > 1 else "answered", found.above(thresholds))
         except Sam3ServerError as error:
             if isinstance(error, ServerUnavailable):
                 pool.lost(place)
             else:
                 self._failures += 1
-            return _answer(picture, KINDS.get(type(error), "server_error"), error=str(error))
+            return Answer.to(picture, KINDS.get(type(error), "server_error"), error=str(error))
         finally:
             pool.release(place)
             self._places.release()
@@ -161,23 +147,6 @@ class Camera:
         else:
             tally.failed[answer.outcome] += 1
             tally.error = answer.error
-
-
-async def _detect(place: Place, config: CameraConfig, picture: Picture) -> Detections:
-    """One pass over the frame, or two."""
-    zoom = config.zoom
-    first = place.client(config.model).detect
-    if zoom is None:
-        return await first(picture.jpeg, config.classes, threshold=config.threshold, mask_format=config.masks)
-    second = partial(
-        place.client(zoom.model).detect, classes=config.classes, threshold=config.threshold, mask_format=config.masks
-    )
-    suspects = await first(picture.jpeg, config.classes, threshold=min(config.threshold, zoom.suspect), mask_format=config.masks)
-    return await look_closer(picture.rgb, suspects, zoom, second)
-
-
-def _answer(picture: Picture, outcome: str, found: Detections | None = None, error: str = "") -> Answer:
-    return Answer(picture, outcome, (time.monotonic() - picture.captured) * 1e3, found, error)
 
 
 def open_pool(config: FleetConfig, say: Callable[[str], None] = lambda line: None) -> Pool:

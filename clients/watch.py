@@ -88,7 +88,8 @@ class Outputs:
             elif found is not None and path in self.coco:
                 self.coco[path].write(picture.index, found)
             elif found is not None:  # drawing takes milliseconds, and other cameras' answers wait in this loop
-                await asyncio.to_thread(self.drawn[path].write, Frame(picture.index, picture.time_s, picture.rgb), found)
+                frame = Frame(picture.index, picture.time_s, picture.rgb)
+                await asyncio.to_thread(self.drawn[path].write, frame, found, answer.tracks)
         if camera.config.webhook:
             for event in answer.events:
                 about = {"camera": camera.config.name, "frame": picture.index, "captured": wall_clock(answer)}

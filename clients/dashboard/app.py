@@ -1,7 +1,7 @@
 """`sam3-dashboard --config cameras.yaml`: the fleet and its page in one process.
 
-A configuration flows in, HTTP flows out: the page, the figures, a JPEG per camera, and a way to change a camera's classes. Bound
-to this machine unless told otherwise; elsewhere a token is needed, since cameras show more than strangers should see.
+A configuration flows in, HTTP flows out: the page, the figures, a JPEG per camera, and a way to change what a camera looks for.
+Bound to this machine unless told otherwise; elsewhere a token is needed, since cameras show more than strangers should see.
 """
 
 from __future__ import annotations
@@ -17,20 +17,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi import Body, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from clients.config import read_config
-from clients.dashboard.board import Board
+from clients.ask import Exemplar
+from clients.config import FleetConfig, read_config
+from clients.dashboard.board import Board, NoSuchCamera
+from clients.dashboard.edit import Refused
+from clients.dashboard.load import METRICS_PORT, Load
 from clients.fleet import Camera, open_pool, run_fleet
+from clients.transport import Server
 from clients.yaml_lines import ConfigError
 
 STATIC = Path(__file__).with_name("static")
 COOKIE = "sam3-token"
 
 
-def build_app(board: Board, token: str = "") -> FastAPI:
-    """The web application. With a `token` every request must bring it: as `?token=` once, which sets a cookie, or as a bearer."""
+def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
+    """The web application. With a `token` every request must bring it: as `?token=` once, which sets a cookie, or as a bearer.
+
+    Errors are JSON with one sentence as `detail`: 404 for no such camera, 422 for what a camera cannot be asked.
+    """
     app = FastAPI(title="sam3-dashboard", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
@@ -47,43 +56,59 @@ def build_app(board: Board, token: str = "") -> FastAPI:
         response.headers["Content-Security-Policy"] = "default-src 'self'; frame-ancestors 'none'"
         return response
 
+    @app.exception_handler(NoSuchCamera)
+    async def unknown(request: Request, error: NoSuchCamera) -> Response:
+        return JSONResponse({"detail": str(error)}, 404)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    @app.exception_handler(RequestValidationError)
+    async def misshapen(request: Request, error: RequestValidationError) -> Response:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors())
+        return JSONResponse({"detail": wrong}, 422)
+
     @app.get("/api/cameras")
     async def cameras() -> list[dict[str, Any]]:
         return board.figures()
 
+    @app.get("/api/load")
+    async def busy() -> dict[str, Any]:
+        return await load.figures()
+
     @app.get("/api/cameras/{name:path}/frame.jpg")
     async def frame(name: str) -> Response:
-        try:
-            jpeg = await board.picture(name)
-        except KeyError:
-            raise HTTPException(404, f"there is no camera {name!r}") from None
+        jpeg = await board.picture(name)
         return Response(jpeg, media_type="image/jpeg") if jpeg else Response(status_code=204)
 
-    @app.put("/api/cameras/{name:path}/classes")
-    async def classes(name: str, names: Annotated[list[str], Body()]) -> dict[str, list[str]]:
-        try:
-            board.set_classes(name, names)
-        except KeyError:
-            raise HTTPException(404, f"there is no camera {name!r}") from None
-        except ValueError as error:
-            raise HTTPException(422, str(error)) from None
-        return {"classes": list(board.cameras[name].config.classes)}
+    @app.put("/api/cameras/{name:path}/classes", status_code=204)
+    async def classes(name: str, names: Annotated[list[str], Body()]) -> None:
+        board.set_classes(name, names)
+
+    @app.put("/api/cameras/{name:path}/exemplars", status_code=204)
+    async def exemplars(name: str, boxes: Annotated[list[Exemplar], Body()]) -> None:
+        board.set_exemplars(name, boxes)
 
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app
 
 
-async def serve(config_path: Path, host: str, port: int, token: str) -> dict[str, Any]:
-    """Runs fleet and page until Ctrl-C; returns the fleet's summary. Raises ConfigError."""
-    config = read_config(config_path)
+async def serve(config: FleetConfig, load: Load, host: str, port: int, token: str) -> dict[str, Any]:
+    """Runs fleet and page until Ctrl-C; returns the fleet's summary."""
     cameras = [Camera(camera) for camera in config.cameras]
     board, stop = Board(cameras), asyncio.Event()
-    server = uvicorn.Server(uvicorn.Config(build_app(board, token), host=host, port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(build_app(board, load, token), host=host, port=port, log_level="warning"))
     page = asyncio.create_task(server.serve())  # uvicorn takes Ctrl-C
     page.add_done_callback(lambda _: stop.set())
     summary = await run_fleet(cameras, open_pool(config, lambda line: print(line, file=sys.stderr)), board, stop, keep=True)
     await page
     return summary
+
+
+def metrics_of(config: FleetConfig) -> list[str]:
+    """Where the servers' metrics are if nobody says: on their hosts, at Triton's usual port."""
+    return [f"{Server(url, config.protocol).address.rpartition(':')[0]}:{METRICS_PORT}" for url in config.servers]
 
 
 def is_loopback(host: str) -> bool:
@@ -101,17 +126,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: sam3-dashboard --config cameras.yaml --port 8080",
     )
     parser.add_argument("--config", type=Path, required=True, help="as for sam3-camera --config")
+    parser.add_argument(
+        "--metrics", nargs="*", metavar="HOST:PORT", help="of the servers (default: their port 8002); none: no figures"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
     parser.add_argument("--token", help="what browsers must bring (default: none on this machine, a new one elsewhere)")
     options = parser.parse_args(argv)
     token = options.token or ("" if is_loopback(options.host) else secrets.token_urlsafe(16))
-    print(f"http://{options.host}:{options.port}/{'?token=' + token if token else ''}", file=sys.stderr, flush=True)
     try:
-        print(json.dumps(asyncio.run(serve(options.config, options.host, options.port, token))))
+        config = read_config(options.config)
     except ConfigError as error:
         print(f"sam3-dashboard: {error}", file=sys.stderr)
         return 2
+    load = Load(metrics_of(config) if options.metrics is None else options.metrics)
+    print(f"http://{options.host}:{options.port}/{'?token=' + token if token else ''}", file=sys.stderr, flush=True)
+    try:
+        print(json.dumps(asyncio.run(serve(config, load, options.host, options.port, token))))
     except KeyboardInterrupt:  # uvicorn raises the signal again once it has stopped
         return 0
     return 0

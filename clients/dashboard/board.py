@@ -6,28 +6,34 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from clients.draw import annotate
+from clients.ask import Answer, Exemplar
+from clients.dashboard.edit import checked_classes, checked_exemplars
+from clients.draw import annotate, colour_map
 from clients.encode import to_jpeg
-from clients.fleet import Answer, Camera
+from clients.fleet import Camera
 
 RATE_S = 5.0
 """The window over which a camera's frame rate is taken."""
 DEAD_S = 5.0
 """A camera that nothing was heard of for so long counts as silent."""
-MOST_CLASSES, LONGEST_NAME = 100, 200
 
 
 @dataclass(slots=True, eq=False)
 class View:
-    """The latest answer of one camera, its drawing once somebody asked for it, and when answers came."""
+    """The latest answer of one camera, its drawing once somebody asked for it, when answers came, and what is wrong since."""
 
     answer: Answer | None = None
     jpeg: bytes = b""
     drawn: int = -1
     times: deque[float] = field(default_factory=lambda: deque(maxlen=512))
+    error: str = ""
+
+
+class NoSuchCamera(LookupError):  # noqa: N818 - the name says what happened
+    """The message lists the cameras that there are."""
 
 
 class Board:
@@ -38,19 +44,26 @@ class Board:
         self.views = {name: View() for name in self.cameras}
 
     def __call__(self, camera: Camera, answer: Answer) -> None:
+        view = self.views[camera.config.name]
+        view.error = answer.error
         if answer.outcome == "answered":
-            view = self.views[camera.config.name]
             view.answer = answer
             view.times.append(time.monotonic())
 
+    def camera(self, name: str) -> Camera:
+        """Raises NoSuchCamera."""
+        if name not in self.cameras:
+            raise NoSuchCamera(f"there is no camera {name!r}; there are {', '.join(self.cameras)}")
+        return self.cameras[name]
+
     async def picture(self, name: str) -> bytes | None:
-        """The latest answered frame of a camera, annotated, as JPEG; None before the first. Raises KeyError for no such camera."""
-        view = self.views[name]
+        """The latest answered frame of a camera, annotated, as JPEG; None before the first. Raises NoSuchCamera."""
+        view = self.views[self.camera(name).config.name]
         answer = view.answer
         if answer is None or (found := answer.found) is None:
             return None
         if view.drawn != answer.picture.index:
-            view.jpeg = await asyncio.to_thread(lambda: to_jpeg(annotate(answer.picture.rgb, found), 80))
+            view.jpeg = await asyncio.to_thread(lambda: to_jpeg(annotate(answer.picture.rgb, found, tracks=answer.tracks), 80))
             view.drawn = answer.picture.index
         return view.jpeg
 
@@ -59,29 +72,36 @@ class Board:
         now = time.monotonic()
         return [self._figures(camera, self.views[name], now) for name, camera in self.cameras.items()]
 
-    def set_classes(self, name: str, classes: Sequence[str]) -> None:
-        """From its next frame on the camera looks for these. Raises KeyError for no such camera, ValueError for unusable names."""
-        camera = self.cameras[name]
-        names = [word.strip() for word in classes if isinstance(word, str)]
-        if not 1 <= len(names) <= MOST_CLASSES or len(names) < len(classes):
-            raise ValueError(f"expected 1 to {MOST_CLASSES} class names, got {len(classes)} entries")
-        if any(not 0 < len(word) <= LONGEST_NAME for word in names) or len(set(names)) < len(names):
-            raise ValueError(f"expected names that differ, of 1 to {LONGEST_NAME} letters")
-        config = camera.config
+    def set_classes(self, name: str, names: Sequence[str]) -> None:
+        """From its next frame on the camera looks for these; a class that stays keeps its threshold and its exemplars. Raises
+        NoSuchCamera, or Refused for unusable names.
+        """
+        camera = self.camera(name)
+        classes, config = checked_classes(names), camera.config
         known = dict(zip(config.classes, config.thresholds, strict=True))
-        thresholds = tuple(known.get(word, config.threshold) for word in names)
-        camera.config = replace(config, classes=tuple(names), thresholds=thresholds)
+        thresholds = tuple(known.get(word, config.threshold) for word in classes)
+        camera.config = replace(config, classes=classes, thresholds=thresholds)
+        camera.exemplars = tuple(e for e in camera.exemplars if e.name in classes)
+
+    def set_exemplars(self, name: str, exemplars: Sequence[Exemplar]) -> None:
+        """From its next frame on what lies in these boxes, in each frame anew, are the camera's examples; none clears them. Raises
+        NoSuchCamera, or Refused for unusable boxes.
+        """
+        camera = self.camera(name)
+        camera.exemplars = checked_exemplars(camera.config, exemplars)
 
     def _figures(self, camera: Camera, view: View, now: float) -> dict[str, Any]:
         tally, reader, answer = camera.tally, camera.reader, view.answer
         recent = sum(now - t <= RATE_S for t in view.times)
         silent = reader.state == "live" and (not view.times or now - view.times[-1] > DEAD_S)
         found = answer.found if answer else None
+        colours = colour_map(camera.config.classes)
         return {
             "name": camera.config.name,
-            "classes": list(camera.config.classes),
+            "classes": [{"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)} for name, colour in colours.items()],
+            "exemplars": [asdict(exemplar) for exemplar in camera.exemplars],
             "state": "silent" if silent else reader.state,
-            "error": tally.error or reader.error,
+            "error": view.error or reader.error,
             "frame": answer.picture.index if answer else -1,
             "fps": round(recent / RATE_S, 1),
             "latency_ms": round(answer.latency_ms) if answer else None,
@@ -94,11 +114,12 @@ class Board:
 
 
 def _detections(answer: Answer | None) -> list[dict[str, Any]]:
-    """Label and score of each, and its track where it has one."""
+    """Label, score and box (xyxy in 0..1) of each, and its track where it has one."""
     if answer is None or (found := answer.found) is None:
         return []
     tracks = answer.tracks or (-1,) * len(found)
     return [
-        {"label": label, "score": round(float(score), 2)} | ({"track": track} if track >= 0 else {})
-        for label, score, track in zip(found.labels, found.scores, tracks, strict=True)
+        {"label": label, "score": round(float(score), 2), "box": [round(side, 4) for side in box]}
+        | ({"track": track} if track >= 0 else {})
+        for label, score, box, track in zip(found.labels, found.scores, found.boxes.tolist(), tracks, strict=True)
     ]

@@ -1,28 +1,24 @@
 """The page's server: figures, pictures, classes edited while the fleet runs, and who may look."""
 
 import asyncio
-import contextlib
 import io
 import json
-import re
-import shutil
-import subprocess
-import urllib.error
 import urllib.parse
-import urllib.request
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clients.config import CameraConfig
-from clients.dashboard.app import build_app, is_loopback
+from clients.ask import Answer, Exemplar
+from clients.config import CameraConfig, FleetConfig
+from clients.dashboard.app import is_loopback, main, metrics_of
 from clients.dashboard.board import Board
-from clients.fleet import Answer, Camera
+from clients.dashboard.load import Load, cpu_times, gpus
+from clients.fleet import Camera
 from clients.reader import Picture
-
-uvicorn = pytest.importorskip("uvicorn")
+from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS
+from tests.clients.pages import page
 
 CONFIG = CameraConfig("yard / west", "none", ("blue square", "red circle"), (0.3, 0.6))
 
@@ -30,36 +26,6 @@ CONFIG = CameraConfig("yard / west", "none", ("blue square", "red circle"), (0.3
 @pytest.fixture
 def board():
     return Board([Camera(CONFIG), Camera(CameraConfig("gate", "none", ("person",), (0.5,)))])
-
-
-@contextlib.asynccontextmanager
-async def page(board, token=""):
-    """The page on a free port; yields a function that asks it and returns (status, body)."""
-    server = uvicorn.Server(uvicorn.Config(build_app(board, token), port=0, log_level="error"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    address = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-
-    def ask(path, data=None, headers=None):
-        body = None if data is None else json.dumps(data).encode()
-        about = {"Content-Type": "application/json"} | (headers or {})
-        request = urllib.request.Request(address + path, body, about, method="GET" if data is None else "PUT")
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read()
-
-    def asking(*words, **more):
-        return asyncio.to_thread(ask, *words, **more)
-
-    asking.address = address
-    try:
-        yield asking
-    finally:
-        server.should_exit = True
-        await serving
 
 
 def answer(found, index=0, grey=90):
@@ -73,7 +39,14 @@ def frame_of(name):
 
 async def test_the_page_and_its_parts(board):
     async with page(board) as ask:
-        for path, holds in (("/", b"page.js"), ("/page.js", b"fetch("), ("/style.css", b"color-scheme")):
+        for path, holds in (
+            ("/", b"page.js"),
+            ("/page.js", b"common.js"),
+            ("/common.js", b"fetch("),
+            ("/large.js", b"exemplars"),
+            ("/style.css", b"color-scheme"),
+            ("/icon.svg", b"svg"),
+        ):
             status, body = await ask(path)
             assert status == 200
             assert holds in body
@@ -88,7 +61,11 @@ async def test_figures(board, detections):
     async with page(board) as ask:
         yard, gate = json.loads((await ask("/api/cameras"))[1])
     assert (yard["name"], yard["state"], yard["frame"], yard["latency_ms"], yard["answered"]) == (CONFIG.name, "live", 5, 42, 7)
-    assert yard["detections"] == [{"label": "red circle", "score": 0.9}, {"label": "blue square", "score": 0.6}]
+    assert [(d["label"], d["score"], d["box"]) for d in yard["detections"]] == [
+        ("red circle", 0.9, [0.25, 0.25, 0.5, 0.75]),
+        ("blue square", 0.6, [0.5, 0.0, 1.0, 0.5]),
+    ]
+    assert [c["name"] for c in yard["classes"]] == list(CONFIG.classes)
     assert yard["fps"] > 0
     assert (gate["state"], gate["frame"], gate["detections"], gate["latency_ms"]) == ("connecting", -1, [], None)
 
@@ -118,23 +95,139 @@ async def test_a_camera_that_says_nothing_is_not_live(board):
         assert json.loads((await ask("/api/cameras"))[1])[1]["state"] == "silent"
 
 
+async def test_what_goes_wrong_is_told_until_it_goes_right(board, detections):
+    gate = board.cameras["gate"]
+    board(gate, Answer.to(answer(detections()).picture, "refused", error="classes[0]: at most 32 tokens"))
+    assert board.figures()[1]["error"] == "classes[0]: at most 32 tokens"
+    board(gate, answer(detections(), 1))
+    assert board.figures()[1]["error"] == ""
+
+
 async def test_classes_are_edited(board):
     async with page(board) as ask:
-        status, body = await ask("/api/cameras/gate/classes", ["dog", " person "])
-    assert (status, json.loads(body)) == (200, {"classes": ["dog", "person"]})
+        assert await ask("/api/cameras/gate/classes", ["dog", " person "]) == (204, b"")
     assert board.cameras["gate"].config.classes == ("dog", "person")
 
 
-def test_a_class_keeps_its_threshold(board):
+def test_a_class_keeps_its_threshold_and_its_exemplars(board):
+    red, blue = Exemplar("red circle", (0.1, 0.1, 0.2, 0.2)), Exemplar("blue square", (0.1, 0.1, 0.2, 0.2))
+    board.set_exemplars(CONFIG.name, [red, blue])
     board.set_classes(CONFIG.name, ["red circle", "dog"])
     assert board.cameras[CONFIG.name].config.thresholds == (0.6, 0.3)
+    assert board.cameras[CONFIG.name].exemplars == (red,)
 
 
-@pytest.mark.parametrize("names", [[], ["a", "a"], [" "], ["x" * 201], ["a"] * 101, [1], "dog"], ids=str)
-async def test_unusable_classes_are_refused(board, names):
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        ([], "expected 1 to 100 classes, got 0"),
+        (["a", " a"], "'a' more than once"),
+        ([" "], "1 to 300 characters, got 0"),
+        (["x" * (MAX_PROMPT_CHARACTERS + 1)], "got 301"),
+        ([str(i) for i in range(MAX_CLASSES + 1)], "got 101"),
+        ([1], "0: Input should be a valid string"),
+        ("dog", "body: Input should be a valid list"),
+    ],
+    ids=str,
+)
+async def test_unusable_classes_are_refused(board, names, why):
     async with page(board) as ask:
-        assert (await ask("/api/cameras/gate/classes", names))[0] == 422
+        status, body = await ask("/api/cameras/gate/classes", names)
+    assert status == 422
+    assert why in json.loads(body)["detail"]
     assert board.cameras["gate"].config.classes == ("person",)
+
+
+def box(*sides, name="person", **more):
+    return {"name": name, "box": sides} | more
+
+
+async def test_exemplars_are_shown_told_and_cleared(board):
+    async with page(board) as ask:
+        boxes = [box(0.1, 0.2, 0.3, 0.4), box(0.5, 0.5, 1, 1, like=False)]
+        assert (await ask("/api/cameras/gate/exemplars", boxes))[0] == 204
+        told = json.loads((await ask("/api/cameras"))[1])[1]["exemplars"]
+        assert told == [box(*b["box"], like=b.get("like", True)) | {"box": list(b["box"])} for b in boxes]
+        assert (await ask("/api/cameras/gate/exemplars", []))[0] == 204
+    assert board.cameras["gate"].exemplars == ()
+
+
+@pytest.mark.parametrize(
+    ("boxes", "why"),
+    [
+        ([box(0, 0, 1, 1, name="dog")], "one of the camera's classes (person), got 'dog'"),
+        ([box(0.5, 0, 0.2, 1)], "expected 0 <= x0 < x1 <= 1"),
+        ([box(-0.1, 0, 0.2, 1)], "fractions of the frame"),
+        ([box(0, 0, 0.001, 1)], "at least 0.5% of the frame"),
+        ([box(0, 0, 1)], "0.box.3: Field required"),
+        ([box(0, 0, 1, "NaN")], "expected 0 <= x0"),
+        ([box(0, 0, 1, "wide")], "0.box.3: Input should be a valid number"),
+        ([box(0, 0, 1, 1)] * 9, "at most 8 exemplars of a class, got 9 of 'person'"),
+        ({}, "body: Input should be a valid list"),
+    ],
+    ids=str,
+)
+async def test_unusable_exemplars_are_refused(board, boxes, why):
+    async with page(board) as ask:
+        status, body = await ask("/api/cameras/gate/exemplars", boxes)
+    assert status == 422
+    assert why in json.loads(body)["detail"]
+    assert board.cameras["gate"].exemplars == ()
+
+
+@pytest.mark.parametrize(("what", "body"), [("classes", ["dog"]), ("exemplars", []), ("frame.jpg", None)], ids=str)
+async def test_a_camera_that_there_is_not(board, what, body):
+    async with page(board) as ask:
+        status, said = await ask(f"/api/cameras/nowhere/{what}", body)
+    assert status == 404
+    assert json.loads(said)["detail"] == "there is no camera 'nowhere'; there are yard / west, gate"
+
+
+METRICS = """# HELP nv_gpu_utilization GPU utilization rate [0.0 - 1.0)
+nv_gpu_utilization{gpu_uuid="GPU-a"} 0.61
+nv_gpu_utilization{gpu_uuid="GPU-b"} 0
+nv_gpu_memory_total_bytes{gpu_uuid="GPU-a"} 150754820096
+nv_gpu_memory_used_bytes{gpu_uuid="GPU-a"} 5.2e+09
+nv_inference_count{model="sam3_r252",version="1"} 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "figures"),
+    [
+        (METRICS, [{"use": 0.61, "used_mb": 5200, "total_mb": 150755}, {"use": 0.0, "used_mb": None, "total_mb": None}]),
+        (METRICS.replace("gpu", "cpu"), []),
+        ("", []),
+    ],
+    ids=["two, one says little", "a processor is none", "nothing"],
+)
+def test_gpu_figures(text, figures):
+    assert gpus(text) == figures
+
+
+def test_processor_ticks(tmp_path):
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 5 20 700 30 1 2 3 50 0\ncpu0 1 2 3\n")
+    assert cpu_times(stat) == (131, 861)  # idle and waiting for disks is not busy; guests' time is the user's already
+    assert cpu_times(tmp_path / "none") is None
+
+
+async def test_load_is_told_and_its_absence_too(board, closed_port):
+    async with page(board, load=Load([f"127.0.0.1:{closed_port}"])) as ask:
+        await asyncio.sleep(0.1)  # a tick or ten
+        told = json.loads((await ask("/api/load"))[1])
+    assert told["cpu"] is None or 0 <= told["cpu"] <= 1
+    assert told["servers"][0]["gpus"] == []
+    assert f"no metrics at http://127.0.0.1:{closed_port}/metrics" in told["servers"][0]["error"]
+
+
+def test_where_the_metrics_are():
+    assert metrics_of(FleetConfig((), ("gpu-host", "[::1]:9001"))) == ["gpu-host:8002", "[::1]:8002"]
+
+
+def test_the_command_says_what_is_wrong_with_the_file(tmp_path, capsys):
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml:1: cannot be read" in capsys.readouterr().err
 
 
 async def test_a_token_is_needed(board):
@@ -154,41 +247,3 @@ async def test_a_token_is_needed(board):
 )
 def test_which_addresses_are_this_machine(host, local):
     assert is_loopback(host) is local
-
-
-async def test_a_browser_shows_it(board, detections, tmp_path):
-    """Headless Chromium runs the page; its document is looked at after four seconds of its own clock."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no browser here: apt-get install chromium")
-    camera = board.cameras[CONFIG.name]
-    camera.reader.state = "live"
-
-    async def film():
-        for i in range(10_000):
-            board(camera, answer(detections(), i))
-            await asyncio.sleep(0.005)
-
-    filming = asyncio.create_task(film())
-    async with page(board) as ask:
-        options = (
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={tmp_path}",
-            "--virtual-time-budget=4000",
-            "--dump-dom",
-        )
-        command = [chromium, *options, ask.address]
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        document = (await asyncio.wait_for(process.communicate(), 60))[0].decode()
-    filming.cancel()
-    west, gate = document.split("<article")[1:3]
-    assert "yard / west" in west
-    assert ">live<" in west
-    assert "red circle 0.9" in west
-    shown = re.search(r"frame\.jpg\?n=(\d+)", west)
-    assert shown is not None
-    assert int(shown[1]) > 1  # the picture has changed since the page was opened
-    assert 'class="dead"' in gate
-    assert ">connecting<" in gate

@@ -76,3 +76,9 @@ def test_a_label_keeps_its_colour(detections):
 def test_letters_can_be_read():
     assert ink_on((250, 240, 90)) == INK_DARK
     assert ink_on((40, 40, 200)) == INK_LIGHT
+
+
+def test_tracks_are_written_where_there_are_any(detections):
+    plain = annotate(GREY, detections())
+    assert np.array_equal(annotate(GREY, detections(), tracks=(-1, -1)), plain)
+    assert not np.array_equal(annotate(GREY, detections(), tracks=(7, -1)), plain)

@@ -1,67 +1,66 @@
 // The figures of all cameras flow in twice a second; a card per camera is kept up to date, and its picture is fetched when there is a new one.
 
-const mosaic = document.querySelector("#mosaic");
-const large = document.querySelector("#large");
-const cards = new Map();
-let shown = null;
+import { ask, listed, said } from "./common.js";
+import { enlarge, open } from "./large.js";
 
-const called = (d) => `${d.label}${d.track ? ` #${d.track}` : ""} ${d.score}`;
-const at = (name, what) => `api/cameras/${encodeURIComponent(name)}/${what}`;
+const mosaic = document.querySelector("#mosaic");
+const cards = new Map();
 
 function makeCard(camera) {
   const card = document.querySelector("#camera").content.firstElementChild.cloneNode(true);
+  const known = { card, camera, frame: -1, refused: "" };
   card.querySelector("h2").textContent = camera.name;
-  card.querySelector(".open").onclick = () => { shown = camera.name; large.showModal(); };
-  const form = card.querySelector("form");
+  card.querySelector(".open").onclick = () => open(camera.name);
+  const form = card.querySelector(".classes");
   form.onsubmit = async (event) => {
     event.preventDefault();
-    const names = form.classes.value.split(",").map((name) => name.trim()).filter(Boolean);
-    const answer = await fetch(at(camera.name, "classes"), {
-      method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(names),
-    });
-    const body = await answer.json();
-    form.classes.setCustomValidity(answer.ok ? "" : String(body.detail));
-    form.classes.reportValidity();
-    if (answer.ok) form.classes.value = body.classes.join(", ");
+    const added = form.added.value.trim();
+    if (added && await edit(known, [...names(known), added])) form.added.value = "";
   };
-  form.classes.oninput = () => form.classes.setCustomValidity("");
-  form.classes.value = camera.classes.join(", ");
+  form.added.oninput = () => { known.refused = ""; };
   mosaic.append(card);
-  return card;
+  cards.set(camera.name, known);
+  return known;
+}
+
+const names = (known) => known.camera.classes.map(({ name }) => name);
+
+async function edit(known, classes) {
+  known.refused = await ask(known.camera.name, "classes", classes);
+  await update();
+  return !known.refused;
 }
 
 function show(camera) {
-  if (!cards.has(camera.name)) cards.set(camera.name, { card: makeCard(camera), frame: -1 });
-  const known = cards.get(camera.name);
+  const known = cards.get(camera.name) ?? makeCard(camera);
   const { card } = known;
+  known.camera = camera;
   const live = camera.state === "live";
   card.classList.toggle("dead", !live);
-  const state = card.querySelector(".state");
-  state.textContent = camera.state;
-  state.classList.toggle("live", live);
-  card.querySelector(".figures").textContent =
-    `${camera.fps} fps · ${camera.latency_ms ?? "–"} ms · ${camera.answered} answered · ${camera.dropped} dropped · ${camera.failed} failed`;
-  card.querySelector(".error").textContent = live ? "" : camera.error;
+  said(card.querySelector(".state"), camera.state);
+  card.querySelector(".state").classList.toggle("live", live);
+  said(card.querySelector(".figures"),
+    `${camera.fps} fps · ${camera.latency_ms ?? "–"} ms · ${camera.answered} answered · ${camera.dropped} dropped · ${camera.failed} failed`);
+  said(card.querySelector(".error"), known.refused || camera.error);
+  listed(card.querySelector(".chips"), "#chip", camera.classes, (chip, { name, colour }) => {
+    const boxes = camera.exemplars.filter((exemplar) => exemplar.name === name).length;
+    said(chip.querySelector("span"), boxes ? `${name} ▣${boxes}` : name);
+    chip.style.setProperty("--colour", colour);
+    const remove = chip.querySelector("button");
+    remove.ariaLabel = `remove ${name}`;
+    remove.onclick = () => {
+      edit(known, names(known).filter((other) => other !== name));
+      card.querySelector("form").added.focus();
+    };
+  });
   const image = card.querySelector("img");
   image.hidden = camera.frame < 0;
-  image.alt = camera.detections.map(called).join(", ") || "nothing found";
+  image.alt = camera.detections.map(({ label, score }) => `${label} ${score}`).join(", ") || "nothing found";
   if (camera.frame !== known.frame && camera.frame >= 0) {
     known.frame = camera.frame;
-    image.src = at(camera.name, `frame.jpg?n=${camera.frame}`);
+    image.src = `api/cameras/${encodeURIComponent(camera.name)}/frame.jpg?n=${camera.frame}`;
   }
-  if (large.open && shown === camera.name) enlarge(camera, image);
-}
-
-function enlarge(camera, image) {
-  large.querySelector("h2").textContent = camera.name;
-  large.querySelector("img").src = image.src;
-  large.querySelector("img").alt = image.alt;
-  large.querySelector("ul").replaceChildren(...camera.detections.map((d) => {
-    const line = document.createElement("li");
-    line.textContent = called(d);
-    return line;
-  }));
-  large.querySelector("p").textContent = Object.entries(camera.stage_ms).map(([stage, ms]) => `${stage} ${ms} ms`).join(" · ");
+  enlarge(camera, image);
 }
 
 async function update() {
@@ -69,11 +68,32 @@ async function update() {
   try {
     const cameras = await (await fetch("api/cameras")).json();
     cameras.forEach(show);
-    total.textContent = `${cameras.length} cameras · ${cameras.reduce((sum, c) => sum + c.fps, 0).toFixed(1)} fps`;
+    said(total, `${cameras.length} cameras · ${cameras.reduce((sum, { fps }) => sum + fps, 0).toFixed(1)} fps`);
   } catch {
-    total.textContent = "the dashboard does not answer";
+    said(total, "the dashboard does not answer");
   }
-  setTimeout(update, 500);
 }
 
-update();
+async function busy() {
+  const percent = (share) => share === null ? "–" : `${Math.round(100 * share)} %`;
+  const gb = (mb) => mb === null ? "–" : (mb / 1000).toFixed(1);
+  const output = document.querySelector("#load");
+  try {
+    const { cpu, servers } = await (await fetch("api/load")).json();
+    const gpus = servers.flatMap((server) => server.gpus);
+    said(output, [`CPU here ${percent(cpu)}`,
+      ...gpus.map(({ use, used_mb, total_mb }, i) => `GPU ${gpus.length > 1 ? i : ""} ${percent(use)}, ${gb(used_mb)} of ${gb(total_mb)} GB`),
+      ...gpus.length ? [] : ["GPU –"]].join(" · "));
+    output.title = servers.map(({ address, error }) => error ?? `GPU figures from http://${address}/metrics`).join("\n");
+  } catch {
+    said(output, "");
+  }
+}
+
+async function every(seconds, what) {
+  await what();
+  setTimeout(every, 1000 * seconds, seconds, what);
+}
+
+every(0.5, update);
+every(2, busy);

@@ -1,0 +1,53 @@
+"""What a browser asks a running camera to look for: names and boxes as they were sent flow in, checked ones flow out.
+
+Whatever the server would refuse by looking at it is refused here, while somebody is there to read why: a camera that asks what
+cannot be answered finds nothing any more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from clients.ask import Exemplar
+from clients.config import CameraConfig
+from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS, Variant
+
+
+class Refused(ValueError):  # noqa: N818 - the name says what happened
+    """A camera cannot be asked this; the message says what was expected."""
+
+
+MOST_BOXES = Variant().max_boxes
+"""Exemplars of one class."""
+LEAST_SIDE = 0.005
+"""Of the frame: a smaller box is a click that was meant for something else."""
+
+
+def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
+    """The names without blanks around them. Raises Refused."""
+    words = tuple(name.strip() for name in names)
+    if not 1 <= len(words) <= MAX_CLASSES:
+        raise Refused(f"expected 1 to {MAX_CLASSES} classes, got {len(words)}; a camera has to look for something")
+    for word in words:
+        if not 0 < len(word) <= MAX_PROMPT_CHARACTERS:
+            raise Refused(f"expected a name of 1 to {MAX_PROMPT_CHARACTERS} characters, got {len(word)}")
+    if twice := [word for word, count in Counter(words).items() if count > 1]:
+        raise Refused(f"expected names that differ, got {twice[0]!r} more than once")
+    return words
+
+
+def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tuple[Exemplar, ...]:
+    """The exemplars that a camera of that configuration can be given. Raises Refused."""
+    for exemplar in exemplars:
+        if exemplar.name not in config.classes:
+            raise Refused(f"expected one of the camera's classes ({', '.join(config.classes)}), got {exemplar.name!r}")
+        x0, y0, x1, y1 = exemplar.box
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):  # NaN fails every comparison
+            raise Refused(f"expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got {list(exemplar.box)}")
+        if min(x1 - x0, y1 - y0) < LEAST_SIDE:
+            raise Refused(f"expected a box of at least {LEAST_SIDE:.1%} of the frame a side, got {list(exemplar.box)}")
+    for name, count in Counter(e.name for e in exemplars).items():
+        if count > MOST_BOXES:
+            raise Refused(f"expected at most {MOST_BOXES} exemplars of a class, got {count} of {name!r}")
+    return tuple(exemplars)

@@ -1,0 +1,93 @@
+// One camera in large: its figures flow in with everyone's, boxes that are dragged on its picture flow out as exemplars of a class.
+
+import { ask, listed, said } from "./common.js";
+
+const LEAST_SIDE = 0.01; // of the frame: less is a click
+const large = document.querySelector("#large");
+const part = (selector) => large.querySelector(selector);
+const frame = part(".frame");
+const form = part(".show");
+let shown = null; // the camera's name
+let camera = null; // its latest figures
+let drag = null; // where it began, and the box so far; the picture stands still meanwhile
+
+export function open(name) {
+  shown = name;
+  said(part(".error"), "");
+  large.showModal();
+}
+
+export function enlarge(figures, image) {
+  if (!large.open || figures.name !== shown) return;
+  camera = figures;
+  said(part("h2"), camera.name);
+  said(part(".state"), camera.state);
+  part(".state").classList.toggle("live", camera.state === "live");
+  said(part(".stages"), Object.entries(camera.stage_ms).map(([stage, ms]) => `${stage} ${ms} ms`).join(" · "));
+  listed(form.name, "#option", camera.classes, (option, { name }) => said(option, name));
+  listed(part(".exemplars"), "#line", camera.exemplars, (line, exemplar) => {
+    said(line.querySelector("span"), `${exemplar.like ? "like" : "unlike"} ${exemplar.name}: ${percent(exemplar.box)}`);
+    button(line, "clear", () => send(camera.exemplars.filter((other) => other !== exemplar)));
+  });
+  part(".clear").hidden = !camera.exemplars.length;
+  listed(part(".found"), "#line", camera.detections, (line, found) => {
+    said(line.querySelector("span"), `${found.label}${found.track === undefined ? "" : ` #${found.track}`} ${found.score}`);
+    button(line, `${form.like.value ? "like" : "unlike"} this`, () => add(found.box));
+  });
+  if (drag) return;
+  frame.hidden = camera.frame < 0;
+  part("img").alt = image.alt;
+  if (part("img").src !== image.src) part("img").src = image.src;
+  draw(camera.exemplars);
+}
+
+const percent = (box) => box.map((side) => `${Math.round(100 * side)}`).join(" ") + " %";
+
+function button(line, text, act) {
+  said(line.querySelector("button"), text);
+  line.querySelector("button").onclick = act;
+}
+
+function draw(exemplars) {
+  listed(part(".boxes"), "#box", exemplars, (element, { box: [x0, y0, x1, y1], like }) => {
+    element.classList.toggle("unlike", !like);
+    Object.assign(element.style, { left: `${100 * x0}%`, top: `${100 * y0}%`, width: `${100 * (x1 - x0)}%`, height: `${100 * (y1 - y0)}%` });
+  });
+}
+
+const add = (box) => send([...camera.exemplars, { name: form.name.value, box, like: Boolean(form.like.value) }]);
+
+async function send(exemplars) {
+  said(part(".error"), await ask(shown, "exemplars", exemplars));
+}
+
+part("img").onload = ({ target }) => frame.style.setProperty("--aspect", target.naturalWidth / target.naturalHeight);
+part(".clear").onclick = () => send([]);
+form.onsubmit = (event) => event.preventDefault();
+
+function point(event) {
+  const { left, top, width, height } = frame.getBoundingClientRect();
+  const within = (share) => Math.min(1, Math.max(0, share));
+  return [within((event.clientX - left) / width), within((event.clientY - top) / height)];
+}
+
+frame.onpointerdown = (event) => {
+  if (!event.isPrimary || event.button) return;
+  frame.setPointerCapture(event.pointerId);
+  drag = { from: point(event), box: null };
+};
+
+frame.onpointermove = (event) => {
+  if (!drag) return;
+  const [[x0, y0], [x1, y1]] = [drag.from, point(event)];
+  drag.box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+  draw([...camera.exemplars, { box: drag.box, like: Boolean(form.like.value) }]);
+};
+
+frame.onpointerup = () => {
+  const box = drag?.box;
+  drag = null;
+  if (box && Math.min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE) add(box);
+};
+
+frame.onpointercancel = () => { drag = null; };
