@@ -1,7 +1,8 @@
 """Attention of a checkpoint's layers, with its projections joined where they read the same tensor and its scale folded into the query's weights.
 
 In: transformers' attention modules (their weights are read, never changed). Out: modules that export either to explicit MatMul-Softmax-MatMul, with the
-softmax in fp32, or to PyTorch's fused kernel. The explicit form is for ONNX and TensorRT, whose fused paths were found silently wrong for this model.
+softmax in fp32, or to PyTorch's fused kernel. The explicit form is for ONNX and TensorRT, whose fused paths were found silently wrong for this model;
+in chunks, it never holds all scores of a long sequence at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Form = Literal["explicit", "fused"]
+Form = Literal["explicit", "chunked", "fused"]
+QUERY_CHUNK = 576
+"""Most queries in a chunk of the chunked form, and a window's tokens. At 1008 the scores of a global layer are 16 x 5184 x 5184: 1.7 GB a frame in
+fp32 at once, 191 MB in nine chunks."""
 
 MASKED = -1.0e4
 """Added to the scores of tokens that must not be seen; finite, so that no graph needs a check for rows without any token."""
@@ -32,12 +36,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, form: Form) -> 
     """Softmax attention of scaled queries. q, k, v [N,heads,n,d]; bias broadcasts to [N,heads,n,m]; -> [N,n,heads*d]."""
     if form == "fused":
         out = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=1.0)
+    elif form == "chunked" and bias is None and _long(q) and _long(k):
+        keys = k.transpose(-1, -2)
+        out = torch.cat([_explicit(part, keys, v, None) for part in q.split(chunk_rows(q.shape[2]), 2)], 2)
     else:
-        scores = (q @ k.transpose(-1, -2)).float()  # [N,heads,n,m]
-        if bias is not None:
-            scores = scores + bias
-        out = scores.softmax(-1).to(v.dtype) @ v
+        out = _explicit(q, k.transpose(-1, -2), v, bias)
     return out.transpose(1, 2).flatten(2)
+
+
+def _explicit(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Spelled out, softmax in fp32: q [N,heads,n,d], keys [N,heads,d,m], v [N,heads,m,d] -> [N,heads,n,d]."""
+    scores = (q @ keys).float()  # [N,heads,n,m]
+    if bias is not None:
+        scores = scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def _long(x: Tensor) -> bool:
+    """Whether [N,heads,n,d] has more tokens than a chunk, and a number of them that is known when the graph is made."""
+    return isinstance(x.shape[2], int) and x.shape[2] > QUERY_CHUNK
+
+
+def chunk_rows(tokens: int) -> int:
+    """Queries in each chunk but the last: as even as multiples of 8 (what fp16 products like) allow."""
+    count = -(-tokens // QUERY_CHUNK)
+    return -(-tokens // count // 8) * 8
 
 
 class Attention(nn.Module):

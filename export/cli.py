@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution
+from export.tensorrt_host import TensorRT
 
 if TYPE_CHECKING:
     from export.repository import Written
@@ -76,7 +77,27 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default %(default)s")
     add("--frame-count", type=int, default=2, help="frames to verify with; default %(default)s")
     add("--force", action="store_true", help="build everything again")
+    plan = TensorRT()
+    add = parser.add_argument_group("engine tensorrt").add_argument
+    add("--tensorrt-python", default="", help="Python that has TensorRT; default: $SAM3_TENSORRT_PYTHON, or this one")
+    add(
+        "--builder-level",
+        type=int,
+        default=plan.level,
+        choices=range(6),
+        help="0 to 5: longer builds, faster plans; default %(default)s",
+    )
+    add("--workspace-mb", type=int, default=plan.workspace_mb, help="scratch memory a layer may use; default %(default)s")
+    add(
+        "--timing-cache",
+        default=str(Path("~/.cache/sam3-export").expanduser()),
+        help="folder that keeps kernel timings between builds, empty for none; default %(default)s",
+    )
     return parser
+
+
+def _tensorrt(arguments: argparse.Namespace) -> TensorRT:
+    return TensorRT(arguments.tensorrt_python, arguments.workspace_mb, arguments.builder_level, arguments.timing_cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,7 +135,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     from export.engines import EngineError, engine
     from export.frames import read_frames
 
-    tool = engine(arguments.engine)
+    tool = engine(arguments.engine, _tensorrt(arguments))
     precision = arguments.precision or tool.precisions[0]
     if precision not in tool.precisions:
         raise EngineError(f"engine {arguments.engine} makes {' or '.join(tool.precisions)}, got precision {precision!r}")
@@ -149,8 +170,15 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
 
     written: dict[str, Written] = {}
     columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=STEPS * len(variants))
+
+        def show(line: str, step: int = 0) -> None:
+            progress.update(task, advance=step, description=line)
+            if not console.is_terminal:  # a log has no line that changes
+                console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, soft_wrap=True)
+
         for done, variant in enumerate(variants, 1):
             if arguments.frames:
                 frames = read_frames(arguments.frames, arguments.frame_count, variant.resolution, arguments.prompts)
@@ -162,8 +190,10 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
                 arguments.engine,
                 arguments.repository,
                 frames,
-                report=lambda step: progress.update(task, advance=1, description=step),
+                report=lambda step: show(step, 1),
                 force=arguments.force,
+                tensorrt=_tensorrt(arguments),
+                detail=show,
             )
             progress.update(task, completed=STEPS * done, description="done")
             for entry in entries:

@@ -1,22 +1,31 @@
 """What can run a sub-model: for each engine of `ensemble/spec.py` how an artifact is made, how it is opened again, and what has to be installed.
 
-An engine takes a wrapper module and the model's record and writes one file; opened, the file is a function from arrays to arrays, which is all the gate
-needs to know. TensorRT and ahead-of-time PyTorch are imported only when they are asked for.
+An engine takes a wrapper module and its part's record and writes one file; opened, the file is a function from arrays to arrays, which is all the gate
+needs to know. Ahead-of-time PyTorch is imported only when it is asked for, TensorRT only in processes of its own.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from ensemble.spec import ENGINES, Model
+from ensemble.spec import ENGINES, Model, Variant
+from export import tensorrt_host
 from export.onnx_graph import export_onnx, onnx_session
+from export.tensorrt_host import TensorRT
+from export.tensorrt_network import PlanError
 from export.verify import Run
+
+Report = Callable[[str], None]
+"""Called with a line of progress."""
+Build = Callable[[nn.Module, Model, Variant, Path, Report], Mapping[str, Any]]
+"""(module, its record, the variant it is of, file to write, progress) -> what the manifest says of the build."""
 
 
 class EngineError(RuntimeError):
@@ -25,47 +34,69 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`build(module, model, path)` writes the artifact, `open(path)` runs it; `precisions` are what it can be made in, the first the default."""
+    """`build` writes the artifact, `open(path)` runs it (and may have a `close`); `precisions` are what it can be made in, the first the default.
+    `built_for` is what its artifacts are bound to, `settings` what else changes them; a change of either makes artifacts stale."""
 
-    build: Callable[[nn.Module, Model, Path], object]
+    build: Build
     open: Callable[[Path], Run]
     precisions: tuple[str, ...]
+    built_for: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def engine(name: str) -> Engine:
+def engine(name: str, tensorrt: TensorRT | None = None) -> Engine:
     """The engine of that name. Raises EngineError where it is unknown or not installed, saying what would work."""
     if name not in ENGINES:
         raise EngineError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    if name == "tensorrt":
-        _need(
-            "tensorrt",
-            "engine tensorrt needs TensorRT's Python package, which is not installed here; run sam3-export in the export container of"
-            " docker-compose.yml, or use --engine onnxruntime",
-        )
-        module = _room("export.tensorrt_plan", name)
-        return Engine(module.build_plan, module.open_plan, ("fp16", "fp32"))
-    if name == "aoti":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise EngineError(
-                "engine aoti compiles for a CUDA GPU and PyTorch finds none here; run on the GPU host, or use --engine onnxruntime"
-            )
-        module = _room("export.aoti_package", name)
-        return Engine(module.build_package, module.open_package, ("fp16", "fp32"))
-    _need(
-        "onnxruntime", "engine onnxruntime needs ONNX Runtime to verify what it writes; install it with pip install onnxruntime"
-    )
-    return Engine(export_onnx, onnx_session, ("fp32", "fp16"))
+    return {"tensorrt": lambda: _tensorrt(tensorrt or TensorRT()), "aoti": _aoti, "onnxruntime": _onnxruntime}[name]()
 
 
-def _need(package: str, remedy: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise EngineError(remedy)
-
-
-def _room(module: str, name: str):
+def _tensorrt(settings: TensorRT) -> Engine:
     try:
-        return importlib.import_module(module)
+        about = settings.about()
+    except PlanError as error:
+        raise EngineError(
+            f"engine tensorrt needs TensorRT's Python package and an NVIDIA GPU; {settings.interpreter} says: {error}. Run sam3-export in the build"
+            " container of docker-compose.yml, name a Python that has it with --tensorrt-python, or use --engine onnxruntime"
+        ) from error
+
+    def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
+        return tensorrt_host.build_plan(module, model, variant, path, settings, report)
+
+    shaping = {"level": settings.level, "workspace_mb": settings.workspace_mb}
+    return Engine(build, lambda path: tensorrt_host.open_plan(path, settings), ("fp16", "fp32"), about, shaping)
+
+
+def _aoti() -> Engine:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "engine aoti compiles for a CUDA GPU and PyTorch finds none here; run on the GPU host, or use --engine onnxruntime"
+        )
+    try:
+        package = importlib.import_module("export.aoti_package")
     except ImportError as error:
-        raise EngineError(f"engine {name} is not available: {error}; use --engine onnxruntime") from error
+        raise EngineError(f"engine aoti is not available: {error}; use --engine onnxruntime") from error
+
+    def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
+        package.build_package(module, model, path)
+        return {}
+
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return Engine(
+        build, package.open_package, ("fp16", "fp32"), {"gpu": torch.cuda.get_device_name(), "compute_capability": capability}
+    )
+
+
+def _onnxruntime() -> Engine:
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise EngineError(
+            "engine onnxruntime needs ONNX Runtime to verify what it writes; install it with pip install onnxruntime"
+        )
+
+    def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
+        export_onnx(module, model, path)
+        return {}
+
+    return Engine(build, onnx_session, ("fp32", "fp16"))

@@ -13,7 +13,7 @@ from export.decoder import Decoder
 from export.fused_parts import make_fused_part
 from export.geometry_encoder import GeometryEncoder
 from export.mask_head import MaskHead, Upsampling
-from export.precision import in_precision
+from export.precision import in_precision, spell_group_norms
 from export.text_encoder import TextEncoder
 from export.vision_encoder import VisionEncoder
 
@@ -22,16 +22,18 @@ PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How attention is spelled, how the mask head upsamples, and whether fp16 runs this project's GPU kernels; the result is the same."""
+    """How attention is spelled, how the mask head upsamples, whether fp16 runs this project's GPU kernels, and whether group normalisation is spelled out;
+    the result is the same."""
 
     attention: Form
     upsampling: Upsampling
     kernels: bool = False
+    spelled_norms: bool = False
 
 
 STYLES = {
     "onnxruntime": Style("explicit", "plain"),
-    "tensorrt": Style("explicit", "subpixel"),
+    "tensorrt": Style("chunked", "subpixel", spelled_norms=True),
     "aoti": Style("fused", "subpixel", kernels=True),
 }
 """By engine."""
@@ -39,7 +41,7 @@ STYLES = {
 
 def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
     """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" in the
-    explicit form, and copies otherwise."""
+    explicit and the chunked form, and copies otherwise."""
     if style.kernels and precision == "fp16":
         return make_fused_part(part, model, precision, "gpu")
     if part == "mask_head":
@@ -52,6 +54,8 @@ def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.M
             "decoder": Decoder,
         }
         module = wrappers[part](model, style.attention)
+    if style.spelled_norms:
+        spell_group_norms(module)
     if precision == "fp32" and style.attention == "fused":
         module = copy.deepcopy(module)  # this form goes to a GPU, and the checkpoint's weights must stay where they are
     return in_precision(module.eval(), precision)

@@ -23,7 +23,36 @@ def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 
 def group_norm_relu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """ReLU of `norm` with fp32 statistics and weights; the result has the dtype of `x` [N,C,H,W]."""
-    return F.relu(F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps)).to(x.dtype)
+    return F.relu(norm(x.float())).to(x.dtype)
+
+
+class SpelledGroupNorm(nn.GroupNorm):
+    """Group normalisation as sums and products. Exported, PyTorch's own becomes an InstanceNormalization, which TensorRT 8.6 hands to cuDNN."""
+
+    def __init__(self, source: nn.GroupNorm) -> None:
+        super().__init__(source.num_groups, source.num_channels, source.eps, device="meta")
+        self.weight, self.bias = source.weight, source.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,C,H,W] -> [N,C,H,W]"""
+        grouped = x.unflatten(1, (self.num_groups, -1))  # [N,groups,C/groups,H,W]
+        share = 1.0 / (grouped.shape[2] * grouped.shape[3] * grouped.shape[4])
+        centred = grouped - _total(grouped) * share
+        normed = centred * torch.rsqrt(_total(centred * centred) * share + self.eps)
+        return normed.flatten(1, 2) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def _total(x: Tensor) -> Tensor:
+    """Sum over all but the first two dimensions, which stay; rows first, so that no fp32 sum is millions of terms long."""
+    return x.sum(-1, keepdim=True).sum((2, 3), keepdim=True)
+
+
+def spell_group_norms(module: nn.Module) -> None:
+    """Puts `SpelledGroupNorm` in place of every group normalisation of a wrapper; the checkpoint's own modules stay as they are."""
+    for child in module.modules():
+        for name, norm in child.named_children():
+            if isinstance(norm, nn.GroupNorm):
+                setattr(child, name, SpelledGroupNorm(norm))
 
 
 def in_precision(module: nn.Module, precision: str) -> nn.Module:

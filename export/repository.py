@@ -8,34 +8,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transformers import Sam3Model
+
 from ensemble import pbtxt
 from ensemble.spec import ARTIFACTS, Variant
 from export.checkpoint import Source, at_size
+from export.engines import Engine, Report
 from export.engines import engine as find_engine
 from export.frames import Frame, gate_samples
 from export.onnx_graph import OPSET
 from export.parts import PARTS, STYLES, make_part
 from export.reference import all_expected_outputs
-from export.verify import GateReport, Run, verify
+from export.tensorrt_host import TensorRT
+from export.verify import GateError, GateReport, verify
 
 MANIFEST = "manifest.json"
 VERSION = "1"
 """Triton's version folder."""
-PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "tensorrt")
-GRAPH_CODE = (*PARTS, "attention", "positions", "precision", "parts", "onnx_graph", "tensorrt_plan", "aoti_package")
-"""Modules of this folder whose change makes artifacts stale."""
-
-Report = Callable[[str], None]
-"""Called with a sentence when a step begins."""
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph")
+ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network"), "aoti": ("aoti_package",), "onnxruntime": ()}
+"""Modules of this folder whose change makes artifacts stale, beside a part's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,50 +61,80 @@ def export_variant(
     frames: Sequence[Frame],
     report: Report = lambda step: None,
     force: bool = False,
+    tensorrt: TensorRT | None = None,
+    detail: Report = lambda line: None,
 ) -> list[Written]:
     """Writes `variant` for `engine` into the repository at `root` and returns what is there now.
 
-    Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together.
+    Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together. `report` hears
+    of each step, `detail` what an engine says while it builds. What an interrupted export had built is taken up by the next.
     Raises EngineError before anything is built, GateError before anything is moved in.
     """
-    tool = find_engine(engine)
-    recipes = {part: recipe(source, variant, engine, part) for part in PARTS}
+    tool = find_engine(engine, tensorrt)
+    recipes = {part: recipe(source, variant, engine, part, tool) for part in PARTS}
     kept = {part for part in PARTS if not force and is_current(root / getattr(variant, part).name, recipes[part])}
     if len(kept) < len(PARTS):
         root.parent.mkdir(parents=True, exist_ok=True)
-        staging = root.parent / f".{root.name}.staging-{os.getpid()}"  # outside: a server may be watching the repository
+        staging = root.parent / f".{root.name}.{variant.front_name}"  # outside: a server may be watching the repository
+        sized = at_size(source.model, variant.resolution, variant.queries)
+        built: dict[str, dict[str, Any]] = {}
+        for part in PARTS:
+            if part not in kept:
+                report(f"{getattr(variant, part).name}: building {ARTIFACTS[engine]}")
+                built[part] = _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
+        report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
+        samples = gate_samples(frames, source.tokenizer, variant)
+        truths = all_expected_outputs(sized, samples)
+        report(f"r{variant.resolution}: measuring the artifacts against it")
         try:
-            sized = at_size(source.model, variant.resolution, variant.queries)
-            runs: dict[str, Run] = {}
-            seconds: dict[str, float] = {}
-            for part in PARTS:
-                model = getattr(variant, part)
-                path = (root if part in kept else staging) / model.name / VERSION / ARTIFACTS[engine]
-                if part not in kept:
-                    report(f"{model.name}: building {path.name}")
-                    start = time.perf_counter()
-                    path.parent.mkdir(parents=True)
-                    tool.build(make_part(part, sized, STYLES[engine], torch_precision(variant)), model, path)
-                    seconds[part] = time.perf_counter() - start
-                runs[part] = tool.open(path)
-            report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
-            samples = gate_samples(frames, source.tokenizer, variant)
-            truths = all_expected_outputs(sized, samples)
-            report(f"r{variant.resolution}: measuring the artifacts against it")
-            gate = verify(runs, variant, samples, truths)
+            with ExitStack() as opened:
+                runs = {}
+                for part in PARTS:
+                    path = (root if part in kept else staging) / getattr(variant, part).name / VERSION / ARTIFACTS[engine]
+                    runs[part] = tool.open(path)
+                    opened.callback(getattr(runs[part], "close", lambda: None))
+                gate = verify(runs, variant, samples, truths)
             gate.raise_for_failures()
-            for part in PARTS:
-                if part not in kept:
-                    name = getattr(variant, part).name
-                    _publish(
-                        staging / name, root / name, manifest(source, variant, engine, part, recipes[part], seconds[part], gate)
-                    )
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        except GateError:
+            shutil.rmtree(staging)
+            raise
+        for part, facts in built.items():
+            name = getattr(variant, part).name
+            _publish(staging / name, root / name, manifest(source, variant, engine, part, recipes[part], tool, facts, gate))
+        shutil.rmtree(staging)
     report(f"r{variant.resolution}: writing configurations")
     write_configurations(variant, engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
     return [_written(root / getattr(variant, part).name, part in kept) for part in PARTS]
+
+
+def _build(
+    tool: Engine,
+    sized: Sam3Model,
+    variant: Variant,
+    engine: str,
+    part: str,
+    staging: Path,
+    recipe: str,
+    force: bool,
+    detail: Report,
+) -> dict[str, Any]:
+    """Builds one artifact into `staging`, unless an interrupted export left it there; what the manifest will say about that."""
+    model = getattr(variant, part)
+    folder = staging / model.name
+    note = folder / "built.json"
+    if note.is_file() and not force:
+        facts = json.loads(note.read_text())
+        if facts["recipe"] == recipe:
+            return facts
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / VERSION).mkdir(parents=True)
+    start = time.perf_counter()
+    module = make_part(part, sized, STYLES[engine], torch_precision(variant))
+    plan = tool.build(module, model, variant, folder / VERSION / ARTIFACTS[engine], detail)
+    facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": dict(plan)}
+    note.write_text(json.dumps(facts))
+    return facts
 
 
 def torch_precision(variant: Variant) -> str:
@@ -130,10 +162,11 @@ def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path
 
 
 # ---- manifests
-def recipe(source: Source, variant: Variant, engine: str, part: str) -> str:
-    """Hash of everything that one artifact is made from: weights, record, precision, engine, library versions and the code that makes graphs."""
+def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engine) -> str:
+    """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for, library versions and the code that
+    makes graphs."""
     model = getattr(variant, part)
-    paths = [Path(__file__).with_name(f"{name}.py") for name in GRAPH_CODE]
+    paths = [Path(__file__).with_name(f"{name}.py") for name in (part, *SHARED_CODE, *ENGINE_CODE[engine])]
     if STYLES[engine].kernels:
         paths += sorted(Path(__file__).parent.glob("fused_*.py")) + sorted((Path(__file__).parent / "kernels").glob("*.py"))
     code = [file_sha256(path) for path in paths if path.is_file()]
@@ -144,6 +177,8 @@ def recipe(source: Source, variant: Variant, engine: str, part: str) -> str:
         variant.precision,
         engine,
         asdict(STYLES[engine]),
+        dict(tool.built_for),
+        dict(tool.settings),
         OPSET,
         versions(),
         code,
@@ -174,7 +209,14 @@ def is_current(folder: Path, recipe: str) -> bool:
 
 
 def manifest(
-    source: Source, variant: Variant, engine: str, part: str, recipe: str, seconds: float, gate: GateReport
+    source: Source,
+    variant: Variant,
+    engine: str,
+    part: str,
+    recipe: str,
+    tool: Engine,
+    facts: Mapping[str, Any],
+    gate: GateReport,
 ) -> dict[str, Any]:
     """What is known about one artifact, for people and for the next run. `_publish` adds the files' hashes."""
     model = getattr(variant, part)
@@ -185,8 +227,10 @@ def manifest(
         "precision": variant.precision,
         "checkpoint": {"name": source.name, "sha256": source.sha256},
         "recipe": recipe,
+        "built_for": dict(tool.built_for),
         "versions": versions(),
-        "build_seconds": round(seconds, 2),
+        "build_seconds": facts["build_seconds"],
+        "build": facts["build"],
         "gate": {
             "outputs": {
                 c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in gate.outputs if c.model == model.name

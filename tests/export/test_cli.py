@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -103,12 +105,20 @@ def test_hub_errors_become_remedies(monkeypatch, capsys, error, sentence):
     assert "facebook/sam3" in result["error"]
 
 
-def test_tensorrt_that_is_not_installed_is_refused(folder, monkeypatch, capsys):
-    monkeypatch.setattr("export.engines.importlib.util.find_spec", lambda name: None)
-    status, result = run(capsys, "--checkpoint", str(folder), "--resolution", "112", "--engine", "tensorrt")
+def test_tensorrt_that_is_not_installed_is_refused(folder, capsys):
+    argv = ["--checkpoint", str(folder), "--resolution", "112", "--engine", "tensorrt"]
+    status, result = run(capsys, *argv, "--tensorrt-python", "/nowhere/python")
     assert status == 2
     assert "needs TensorRT's Python package" in result["error"]
+    assert "expected a Python with TensorRT at /nowhere/python" in result["error"]
     assert "--engine onnxruntime" in result["error"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="this Python has TensorRT")
+def test_a_python_without_tensorrt_is_named(folder, capsys):
+    status, result = run(capsys, "--checkpoint", str(folder), "--resolution", "112", "--engine", "tensorrt")
+    assert status == 2
+    assert f"{sys.executable} says: No module named 'tensorrt'" in result["error"]
 
 
 def test_export_completes_a_repository_and_keeps_what_is_current(exported, folder, tmp_path, capsys):

@@ -67,13 +67,14 @@ def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, t
     (decoder / "manifest.json").unlink()  # so that it is built again
     made = repository.find_engine("onnxruntime")
 
-    def build(module, model, path):
-        made.build(module, model, path)
+    def build(module, model, variant, path, report):
+        made.build(module, model, variant, path, report)
         if model.part == "decoder":
             perturb(path, "box_head.layer3.bias", 3.0)
+        return {}
 
     broken = type(made)(build, made.open, made.precisions)
-    monkeypatch.setattr(repository, "find_engine", lambda name: broken)
+    monkeypatch.setattr(repository, "find_engine", lambda name, tensorrt: broken)
     with pytest.raises(GateError, match="pred_boxes"):
         export_fresh(tmp_path / "repository", 112)
     assert (decoder / "1" / "model.onnx").read_bytes() == before

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from transformers.models.sam3 import modeling_sam3 as sam3
 
-from export import positions
+from export import attention, positions
 from export.attention import Attention, joined_projection, token_bias
 from export.decoder import BoxBias, Decoder
 from export.geometry_encoder import GeometryEncoder
 from export.mask_head import BitPacker, MaskHead, Stage
 from export.parts import PARTS, Style, make_part
+from export.precision import SpelledGroupNorm
 from export.text_encoder import TextEncoder
 from export.vision_encoder import PIXEL_SHIFT, Block, VisionEncoder, fold_normalisation, pyramid_level, rotary_rows, rotate
 
@@ -209,3 +210,54 @@ def test_fp16_copy_leaves_the_checkpoint_alone_and_keeps_its_islands(sized, part
     islands = tuple(half.fp32_islands) if hasattr(half, "fp32_islands") else ()
     kept = {name for name, dtype in dtypes.items() if dtype == torch.float32}
     assert all(name.startswith(islands) or "norm" in name for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows"),
+    [
+        pytest.param(5184, [576] * 9, id="1008"),
+        pytest.param(3600, [520] * 6 + [480], id="840"),
+        pytest.param(2304, [576] * 4, id="672"),
+        pytest.param(1600, [536] * 2 + [528], id="560"),
+    ],
+)
+def test_chunks_are_even_and_multiples_of_eight(tokens, rows):
+    assert [part.shape[0] for part in torch.zeros(tokens).split(attention.chunk_rows(tokens))] == rows
+
+
+@pytest.mark.parametrize("queries", [pytest.param(130, id="last chunk smaller"), pytest.param(64, id="one chunk")])
+def test_attention_in_chunks_is_the_same(error, monkeypatch, queries):
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 64)
+    q, k, v = torch.randn(2, 4, queries, 16), torch.randn(2, 4, 130, 16), torch.randn(2, 4, 130, 16)
+    assert error(attention.attend(q, k, v, None, "chunked"), attention.attend(q, k, v, None, "explicit")) < 1e-6
+    bias = token_bias(torch.arange(130)[None].expand(2, -1) < 100)
+    assert error(attention.attend(q, k, v, bias, "chunked"), attention.attend(q, k, v, bias, "explicit")) == 0
+
+
+def test_long_attention_is_chunked_in_the_graph(sized, monkeypatch):
+    """Global layers have 64 tokens at 112: with chunks of 24 that is three products of scores where the explicit form has one."""
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 24)
+
+    def softmaxes(form):
+        encoder = VisionEncoder(sized(112), form)
+        program = torch.export.export(encoder, (torch.zeros(2, 3, 112, 112, dtype=torch.uint8),))
+        return sum("softmax" in str(node.target) for node in program.graph.nodes)
+
+    assert softmaxes("explicit") == 4
+    assert softmaxes("chunked") == 2 + 2 * 3
+
+
+@pytest.mark.parametrize("scale", [pytest.param(1.0, id="as drawn"), pytest.param(300.0, id="large")])
+def test_group_normalisation_spelled_out(error, scale):
+    norm = torch.nn.GroupNorm(8, 64)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = (torch.randn(2, 64, 36, 36) + 3.0) * scale
+    assert error(SpelledGroupNorm(norm)(x), norm(x)) < EXACT
+
+
+def test_spelled_norms_leave_the_checkpoint_alone(sized, error):
+    model = sized(112)
+    spelled = make_part("mask_head", model, Style("chunked", "plain", spelled_norms=True), "fp32")
+    assert any(isinstance(m, SpelledGroupNorm) for m in spelled.modules())
+    assert not any(isinstance(m, SpelledGroupNorm) for m in model.modules())
