@@ -6,8 +6,10 @@ ARG TRITON=nvcr.io/nvidia/tritonserver:26.08-py3
 
 FROM ${TRITON} AS server
 # What the front model imports beside NumPy, which the image brings for its python backend. The embedded server's pins (NumPy 1, tritonclient 2.51) are
-# about Triton 24.10 and do not hold here, so the package is not installed, its folder is copied.
-RUN pip install --no-cache-dir "tokenizers>=0.22" "pillow>=11" "pycocotools>=2.0.8"
+# about Triton 24.10 and do not hold here, so the package is not installed, its folder is copied. The second line is the project's extra `gpu`: CuPy fetches
+# what the plans answer in GPU memory and resizes, nvImageCodec decodes JPEG; without it no request is answered here.
+RUN pip install --no-cache-dir "tokenizers>=0.22" "pillow>=11" "pycocotools>=2.0.8" \
+    "cupy-cuda13x>=13.6,<14" "nvidia-nvimgcodec-cu13[nvjpeg]>=0.9,<0.10" "nvidia-cuda-nvrtc>=13,<14"
 COPY ensemble /opt/sam3/ensemble
 # A path file and not PYTHONPATH, which the python backend's process ignores on Python 3.12.
 RUN echo /opt/sam3 > "$(python3 -c 'import site; print(site.getsitepackages()[0])')/sam3.pth"

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ensemble import preprocess, request, triton_io
+from ensemble import request, triton_io
+from ensemble.gpu_preprocess import open_preprocessor
 from ensemble.metrics import Metrics
 from ensemble.pipeline import Job, Pipeline
+from ensemble.preprocess import attempt
 from ensemble.prompts import PromptTokenizer
 from ensemble.spec import Variant
 
@@ -33,17 +36,28 @@ class TritonPythonModel:
         self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model)
         self.metrics = Metrics(args["model_name"], self.variant.max_batch)
         self.decoders = ThreadPoolExecutor(min(self.variant.max_batch, os.cpu_count() or 1), "decode")
+        self.preprocess = open_preprocessor(
+            parameters["preprocess"]["string_value"]
+            if "preprocess" in parameters
+            else "cpu",  # exported before there was a choice
+            self.variant.resolution,
+            self.decoders,
+            int(args["model_instance_device_id"] or 0),  # the instance is one of the CPU, for which Triton says 0: the first GPU
+            lambda message: triton_io.log_info(f"{args['model_name']}: {message}"),
+            lambda message: triton_io.log_warning(f"{args['model_name']}: {message}"),
+        )
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request, in order. Nothing raised here: that would fail the whole batch."""
         start = time.perf_counter()
         self.metrics.batch(len(requests))
-        prepared = list(self.decoders.map(self._prepare, [triton_io.request_arrays(r) for r in requests]))
-        jobs = [p for p in prepared if isinstance(p, Job)]
-        decoded = time.perf_counter()
+        prepared: list[Job | Exception] = [attempt(self._parse, r) for r in requests]
         try:
-            found = iter(self.pipeline.run(jobs) if jobs else [])
-        except Exception as error:  # a sub-model failed: say so to the frames that were in the call, keep serving
+            pixel_values = self._read_frames(prepared)
+            decoded = time.perf_counter()
+            jobs = [p for p in prepared if isinstance(p, Job)]
+            found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])
+        except Exception as error:  # the GPU or a sub-model failed: say so to the frames that were in the call, keep serving
             return [self._refuse(p) if not isinstance(p, Job) else self._refuse(error) for p in prepared]
         responses = []
         for item in prepared:
@@ -60,15 +74,21 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, arrays: dict[str, Any]) -> Job | Exception:
-        """A job, or why there is none: raising would take the batch's other frames along."""
-        try:
-            wanted = request.parse(arrays, self.variant.max_boxes)
-            image = preprocess.load(wanted)
-            pixel_values = preprocess.to_pixel_values(image, self.variant.resolution)
-            return self.pipeline.prepare(wanted, pixel_values, (image.height, image.width))
-        except Exception as error:
-            return error
+    def _parse(self, inference_request: Any) -> Job:
+        wanted = request.parse(triton_io.request_arrays(inference_request), self.variant.max_boxes)
+        return self.pipeline.prepare(wanted)
+
+    def _read_frames(self, prepared: list[Job | Exception]) -> Any:
+        """The batch of all frames that could be read; a job whose frame could not gives its place to the reason."""
+        places = [i for i, item in enumerate(prepared) if isinstance(item, Job)]
+        jobs: Sequence[Any] = [prepared[i] for i in places]
+        pixel_values, sizes = self.preprocess([job.request for job in jobs])
+        for place, job, size in zip(places, jobs, sizes, strict=True):
+            if isinstance(size, Exception):
+                prepared[place] = size
+            else:
+                job.frame_size = size
+        return pixel_values
 
     def _refuse(self, error: Exception) -> Any:
         invalid = isinstance(error, request.RequestError)

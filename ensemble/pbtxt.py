@@ -14,6 +14,8 @@ from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, Model, Tensor, 
 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _GPU_ENGINES = ("tensorrt", "aoti")
+PREPROCESS = {"tensorrt": "auto", "onnxruntime": "cpu", "aoti": "auto"}
+"""Where the front model decodes and resizes, by engine; the modes are those of `ensemble/gpu_preprocess.py`. Only a GPU engine reads the pixels there."""
 
 
 def render(model: Model, variant: Variant, engine: str) -> str:
@@ -74,6 +76,7 @@ def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
     yield f"instance_group [{{ kind: {kind}, count: {variant.front_instances if front else 1} }}]"
     if front:
         yield f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"
+        yield from _parameter("preprocess", PREPROCESS[engine])
         yield from _parameter("variant", json.dumps(variant.to_dict(), separators=(",", ":")))
     elif engine != "tensorrt":
         yield from _parameter("engine", engine)

@@ -28,10 +28,11 @@ PADDING_LABEL = -10
 
 @dataclass(slots=True)
 class Job:
-    """One frame of a batch: its request, its pixels uint8 [3,R,R], its tokens, its size, and the milliseconds each stage took."""
+    """One frame of a batch: its request, its pixels uint8 [3,R,R] (None where `run` gets the whole batch), its tokens, its size, and the milliseconds
+    each stage took."""
 
     request: FrameRequest
-    pixel_values: np.ndarray
+    pixel_values: Any
     tokens: list[tuple[np.ndarray, np.ndarray]]
     frame_size: tuple[int, int]  # height, width of the upright frame
     stage_ms: dict[str, float] = field(default_factory=dict)
@@ -55,17 +56,21 @@ class Pipeline:
         self.calls: dict[str, int] = {}
         self._float = _NUMPY[FLOAT_DTYPES[variant.precision]]
 
-    def prepare(self, request: FrameRequest, pixel_values: np.ndarray, frame_size: tuple[int, int]) -> Job:
+    def prepare(self, request: FrameRequest, pixel_values: Any = None, frame_size: tuple[int, int] = (0, 0)) -> Job:
         """A `Job`; raises RequestError where a name is too long for the text encoder. Safe to call from several threads."""
         return Job(request, pixel_values, self.prompts.tokenize(request.classes), frame_size)
 
-    def run(self, jobs: Sequence[Job]) -> list[Detections]:
-        """Detections of each job, in order. At most `variant.max_batch` jobs. Whatever `call` raises passes through."""
+    def run(self, jobs: Sequence[Job], pixel_values: Any = None) -> list[Detections]:
+        """Detections of each job, in order. At most `variant.max_batch` jobs. Whatever `call` raises passes through.
+
+        `pixel_values` is the batch of all jobs, uint8 [B,3,R,R], where it is made already: an array, or whatever `call` takes for one that lies on a GPU.
+        """
         times: dict[str, float] = {}
         with _timed(times, "text"):
             pairs = self._pairs(jobs)
         with _timed(times, "vision"):
-            pixel_values = np.stack([job.pixel_values for job in jobs])
+            if pixel_values is None:
+                pixel_values = np.stack([job.pixel_values for job in jobs])
             features = self._run(self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2"))
         with _timed(times, "geometry"):
             self._add_exemplars(jobs, pairs, features)

@@ -28,8 +28,9 @@ def request_arrays(request: Any) -> dict[str, np.ndarray]:
 
 
 def call_sub_model(model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
-    """`pipeline.Call` over BLS: NumPy inputs are wrapped, handles from an earlier call are passed on, host outputs come back as NumPy arrays."""
-    tensors = [value if isinstance(value, pb_utils.Tensor) else pb_utils.Tensor(name, value) for name, value in inputs.items()]
+    """`pipeline.Call` over BLS: arrays are wrapped, those on a GPU where they lie, handles from an earlier call are passed on, host outputs come back as
+    NumPy arrays."""
+    tensors = [to_triton(name, value) for name, value in inputs.items()]
     request = pb_utils.InferenceRequest(
         model_name=model.name, requested_output_names=list(outputs), inputs=tensors, timeout=CALL_TIMEOUT_US
     )
@@ -43,21 +44,28 @@ def call_sub_model(model: Model, inputs: Mapping[str, Any], outputs: Sequence[st
     return results
 
 
-def to_numpy(tensor: Any, model_name: str) -> np.ndarray:
-    """A tensor's values on the host. Triton's own backends answer a call in GPU memory, from which only PyTorch can fetch them here.
+def to_triton(name: str, value: Any) -> Any:
+    """A Triton tensor of a NumPy array, of an array on a GPU (anything with `__dlpack__`, finished and not copied), or of a Triton tensor, as it is."""
+    if isinstance(value, pb_utils.Tensor):
+        return value
+    return pb_utils.Tensor(name, value) if isinstance(value, np.ndarray) else pb_utils.Tensor.from_dlpack(name, value)
 
-    Raises SubModelError where that is needed and PyTorch is not installed.
+
+def to_numpy(tensor: Any, model_name: str) -> np.ndarray:
+    """A tensor's values on the host. Triton's own backends answer a call in GPU memory, from which CuPy fetches them.
+
+    Raises SubModelError where that is needed and CuPy cannot be imported.
     """
     if tensor.is_cpu():
         return tensor.as_numpy()
     try:
-        import torch
-    except ImportError:
+        import cupy
+    except ImportError as error:
         raise SubModelError(
-            f"{model_name}: expected output {tensor.name()!r} in host memory, got it on the GPU, and PyTorch, which would fetch it, is not installed;"
-            " install torch in the front model's environment"
-        ) from None
-    return torch.from_dlpack(tensor.to_dlpack()).cpu().numpy()
+            f"{model_name}: expected output {tensor.name()!r} in host memory, got it on the GPU, and CuPy, which would fetch it, cannot be imported;"
+            " install cupy-cuda13x<14 in the front model's environment"
+        ) from error
+    return cupy.from_dlpack(tensor.to_dlpack()).get()
 
 
 def response(found: Detections, frame_size: tuple[int, int], stage_ms: Mapping[str, float], batch: int) -> Any:
@@ -82,3 +90,13 @@ def error_response(message: str, invalid: bool) -> Any:
     """An answer that tells one caller what was wrong: the request (`invalid`), or the server."""
     code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def log_info(message: str) -> None:
+    """A line in Triton's log, for who looks there."""
+    pb_utils.Logger.log_info(message)
+
+
+def log_warning(message: str) -> None:
+    """A warning in Triton's log, which `sam3-serve` shows."""
+    pb_utils.Logger.log_warn(message)

@@ -50,6 +50,12 @@ def test_front_model_carries_its_variant():
     assert Variant.from_dict(json.loads(config.parameters["variant"].string_value)) == variant
 
 
+@pytest.mark.parametrize(("engine", "preprocess"), [("onnxruntime", "cpu"), ("tensorrt", "auto"), ("aoti", "auto")])
+def test_frames_are_prepared_where_the_vision_encoder_reads_them(engine, preprocess):
+    config = parsed(pbtxt.render(VARIANTS[0].front, VARIANTS[0], engine))
+    assert config.parameters["preprocess"].string_value == preprocess
+
+
 def test_committed_repository_is_the_generated_one(tmp_path):
     assert pbtxt.main(["--repository", str(tmp_path)]) == 0
     generated = {p.relative_to(tmp_path): p.read_text() for p in tmp_path.rglob("*.*") if p.is_file()}

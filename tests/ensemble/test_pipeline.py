@@ -171,6 +171,17 @@ def test_more_new_names_than_one_text_call_takes(pipeline, sub_models):
     assert [shapes["input_ids"] for part, shapes, _ in sub_models.calls if part == "text_encoder"] == [(3, 5), (2, 5)]
 
 
+def test_a_batch_made_elsewhere_is_handed_on_as_it_is(pipeline, sub_models):
+    """A handle of pixels on a GPU: the pipeline neither opens nor copies it."""
+    jobs = [pipeline.prepare(FrameRequest(classes=("bbb",), image=b"file")) for _ in range(2)]
+    batch = np.full((2, 3, 28, 28), 1, np.uint8)
+    seen = []
+    encode = sub_models.vision_encoder
+    sub_models.vision_encoder = lambda model, pixel_values: (seen.append(pixel_values), encode(model, pixel_values))[1]
+    assert [len(found.scores) for found in pipeline.run(jobs, batch)] == [2, 2]
+    assert seen[0] is batch
+
+
 def test_stage_times_are_recorded(pipeline):
     jobs = [job(pipeline, 1, ("bbb",), mask_format="bits")]
     pipeline.run(jobs)

@@ -3,13 +3,15 @@
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ensemble.preprocess import decode, to_pixel_values
-from ensemble.request import RequestError
+from ensemble.preprocess import CpuPreprocessor, DevicePreprocessor, decode, plain_jpeg, to_pixel_values
+from ensemble.request import FrameRequest, RequestError
+from ensemble.resample import resample
 
 GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 4), np.arange(0, 160, 4)), np.full((40, 60), 90)], -1).astype(np.uint8)
 
@@ -72,10 +74,12 @@ BROKEN = {
     "0x0": (png_header(0, 0), "image: "),
     "40,000 x 40,000": (png_header(40_000, 40_000), "at most 50,000,000 pixels"),
     "8,000 x 8,000": (png_header(8_000, 8_000), "at most 50,000,000 pixels"),
+    "1 x 40,000": (png_header(1, 40_000), "at most 32,768 pixels a side, got 1x40000"),
     "GIF": (encoded(Image.fromarray(GRADIENT), "GIF"), "expected a JPEG, PNG, WEBP file"),
 }
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("data", "sentence"), BROKEN.values(), ids=BROKEN)
 def test_what_is_no_picture_gets_one_sentence(data, sentence):
     with pytest.raises(RequestError, match=sentence) as caught:
@@ -94,3 +98,84 @@ def test_pixel_values_match_torchvisions_antialiased_resize(size):
     assert ours.shape == (3, 252, 252)
     assert ours.flags.c_contiguous
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+PLAIN = {
+    "JPEG": (WHOLE, True),
+    "4:4:4": (encoded(Image.fromarray(GRADIENT), "JPEG", subsampling=0), True),
+    "progressive": (encoded(Image.fromarray(GRADIENT), "JPEG", progressive=True), True),
+    "grey": (encoded(Image.fromarray(GRADIENT).convert("L"), "JPEG"), True),
+    "padded with zeros": (WHOLE + b"\0" * 40, True),
+    "upright by EXIF": (encoded(Image.fromarray(GRADIENT), "JPEG", exif=Image.Exif()), True),
+    "truncated": (WHOLE[:-30], False),
+    "rotated": (encoded(Image.fromarray(GRADIENT), "JPEG", exif=ROTATED), False),
+    "CMYK": (encoded(Image.fromarray(GRADIENT).convert("CMYK"), "JPEG"), False),
+    "stored as RGB": (encoded(Image.fromarray(GRADIENT), "JPEG", keep_rgb=True), False),
+    "PNG": (encoded(Image.fromarray(GRADIENT)), False),
+}
+
+
+@pytest.mark.parametrize(("data", "plain"), PLAIN.values(), ids=PLAIN)
+def test_only_plain_jpegs_are_left_to_other_decoders(data, plain):
+    found = plain_jpeg(data)
+    assert (found is not None) == plain
+    if found is not None:
+        assert (found.data, found.size) == (data, (40, 60))
+
+
+class NumpyDevice:
+    """A device on the host: decodes with Pillow, resizes with the reference, and refuses what it is told to."""
+
+    def __init__(self, refuses=()):
+        self.refuses, self.files, self.calls = refuses, [], 0
+
+    def decode(self, files):
+        self.calls += 1
+        self.files += files
+        return [None if data in self.refuses else np.asarray(decode(data)) for data in files]
+
+    def resize(self, pictures):
+        return np.array([resample(picture, 28).transpose(2, 0, 1) for picture in pictures]).reshape(-1, 3, 28, 28)
+
+
+ODD = WHOLE + b"\0"
+SENT = [
+    FrameRequest(("x",), image=WHOLE),
+    FrameRequest(("x",), image=WHOLE[:-30]),
+    FrameRequest(("x",), frame=GRADIENT[:, ::2]),
+    FrameRequest(("x",), image=b"junk"),
+    FrameRequest(("x",), image=ODD),
+    FrameRequest(("x",), image=PLAIN["PNG"][0]),
+    FrameRequest(("x",), image=PLAIN["rotated"][0]),
+    FrameRequest(("x",), frame=np.zeros((40_000, 1, 3), np.uint8)),
+    FrameRequest(("x",), image=PLAIN["grey"][0]),
+]
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+@pytest.mark.parametrize("refuses", [(), (ODD,), (WHOLE, ODD, PLAIN["grey"][0])], ids=["nothing", "one file", "every file"])
+def test_a_device_gives_what_the_cpu_gives_frame_by_frame(pool, refuses):
+    """Bad frames get the same sentence and disturb nobody, whichever files the device refuses."""
+    device = NumpyDevice(refuses)
+    ours, our_sizes = DevicePreprocessor(device, pool)(SENT)
+    theirs, their_sizes = CpuPreprocessor(28, pool)(SENT)
+    assert [str(size) for size in our_sizes] == [str(size) for size in their_sizes]
+    assert [i for i, size in enumerate(our_sizes) if isinstance(size, RequestError)] == [1, 3, 7]
+    assert (our_sizes[0], our_sizes[2], our_sizes[6]) == ((40, 60), (40, 30), (60, 40))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1  # Pillow may do the columns of a tall frame first
+    assert device.files == [WHOLE, ODD, PLAIN["grey"][0]]
+    assert device.calls == 1
+
+
+def test_no_good_frame_at_all(pool):
+    for preprocessor in (CpuPreprocessor(28, pool), DevicePreprocessor(NumpyDevice(), pool)):
+        batch, sizes = preprocessor([FrameRequest(("x",), image=b"junk")])
+        assert batch.shape == (0, 3, 28, 28)
+        assert isinstance(sizes[0], RequestError)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,33 +190,6 @@ def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
     assert isinstance(bits, np.ndarray), "the front model reads mask_bits"
     assert isinstance(logits, torch.Tensor), "nobody on the host reads mask_logits"
     assert np.array_equal(np.packbits(logits.numpy() > 0, axis=-1), bits)
-
-
-@pytest.fixture
-def triton_io(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`ensemble.triton_io` outside Triton."""
-    backend = types.ModuleType("triton_python_backend_utils")
-    backend.Tensor = FakeTensor  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, backend.__name__, backend)
-    monkeypatch.delitem(sys.modules, "ensemble.triton_io", raising=False)
-    yield importlib.import_module("ensemble.triton_io")
-    sys.modules.pop("ensemble.triton_io", None)
-
-
-@pytest.mark.parametrize("on_gpu", [False, True], ids=["on the host", "on the GPU"])
-def test_front_model_reads_host_outputs_wherever_they_lie(triton_io: Any, on_gpu: bool) -> None:
-    values = torch.arange(6.0).reshape(2, 3)
-    assert np.array_equal(triton_io.to_numpy(FakeTensor(values, on_gpu), "sam3_decoder"), values.numpy())
-
-
-def test_output_on_the_gpu_without_pytorch_says_what_to_install(triton_io: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor = FakeTensor(torch.zeros(1), on_gpu=True)
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        triton_io.SubModelError,
-        match=r"sam3_decoder: expected output 'pred_logits' in host memory, got it on the GPU.*install torch",
-    ):
-        triton_io.to_numpy(tensor, "sam3_decoder")
 
 
 @pytest.mark.parametrize("engine", ["wrappers", "fused", "transformers"])
