@@ -1,8 +1,12 @@
 """`python -m perf.soak`: many cameras for a long time: does memory grow, is any frame unaccounted for, does a camera starve?
 
-Drawn films flow in, played in real time and for ever through `clients/fleet.py`; a line every few seconds and one JSON object
+Drawn films flow in, played in real time and for ever through `clients/fleet.py`; a line now and then, a table, and one JSON object
 flow out. The embedded server is a child of this process, so that both sides' memory can be read; `--url` asks a server that runs
-already, whose memory then is not known. The limits that the last line is held to stand in `LIMITS`.
+already, whose memory then is not known. The limits that the run is held to stand in `LIMITS`.
+
+A server's memory follows the largest batch that it has had: ONNX Runtime's arenas and Triton's shared-memory regions grow to what
+one batch of that many frames and classes needs and never give it back. So the largest one is sent before the clock starts, or its
+first chance meeting in mid-run would look like a leak.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import resource
 import sys
@@ -19,52 +24,67 @@ from pathlib import Path
 from typing import Any
 
 from clients.config import CameraConfig, FleetConfig
+from clients.connection import AsyncClient
+from clients.encode import to_jpeg
+from clients.errors import Sam3ServerError
 from clients.fleet import Answer, Camera, open_pool, run_fleet
+from clients.frames import open_source
 from demo import steps
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
+from ensemble.spec import Variant
+from perf.publish import publish
 
 HOME = Path(__file__).parent.parent
 LIMITS = {"growth": 0.05, "fairness": 0.9}
-"""Memory may grow by so much after the first minute; the least served camera gets so much of what the most served one gets."""
-SAMPLE_S = 5.0
+"""Memory may grow by so much after `SETTLED_S`; the least served camera gets so much of what the most served one gets."""
+SETTLED_S = 60.0
+"""Until then caches fill and the cameras' latest answers pile up; a shorter run cannot tell growth."""
+SAMPLES = 20
+"""Looks at the memory, however long the run."""
 PAGE = resource.getpagesize()
 
 
-def rss_mb(pids: Sequence[int]) -> float:
-    """Resident memory of processes in MB, shared pages counted once for each; ended ones count nothing."""
-    total = 0
-    for pid in pids:
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
-        except (OSError, IndexError):
-            continue
-    return round(total / 1e6, 1)
-
-
-def family(pid: int) -> list[int]:
-    """A process and its descendants: Triton runs each python model in a process of its own."""
-    found, todo = [], [pid]
+def memory_mb(pid: int) -> dict[str, float]:
+    """Resident memory in MB of a process and its descendants, by the model that each serves (Triton runs each python model in
+    processes of its own) or its program. Shared pages count in each process that has touched them.
+    """
+    found: dict[str, float] = {}
+    todo = [pid]
     while todo:
-        found.append(todo.pop())
-        for children in Path(f"/proc/{found[-1]}/task").glob("*/children"):
-            try:
-                todo += [int(child) for child in children.read_text().split()]
-            except OSError:
-                continue
+        process = Path(f"/proc/{todo.pop()}")
+        try:
+            pages = int((process / "statm").read_text().split()[1])
+            command = (process / "cmdline").read_text().split("\0")
+            todo += [int(child) for file in process.glob("task/*/children") for child in file.read_text().split()]
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+        models = [Path(word).parent.parent.name for word in command if word.endswith("/model.py")]
+        name = models[0] if models else Path(command[0]).name
+        found[name] = found.get(name, 0.0) + pages * PAGE / 1e6
     return found
 
 
-async def soak(
-    films: Sequence[steps.Film], url: str, model: str, a: argparse.Namespace, server_pid: int | None, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """Runs the cameras for `a.seconds`; the fleet's summary with memory after a minute and at the end, and the client's CPU."""
-    configs = tuple(
+async def send_largest_batch(films: Sequence[steps.Film], url: str, model: str, masks: str) -> None:
+    """As many frames at once, with as many classes each, as the server puts into one batch; a few times, since batches come together by chance."""
+    limits = Variant()
+    words = list(dict.fromkeys(word for film in films for word in film.classes))[: math.ceil(limits.max_pairs / limits.max_batch)]
+    with open_source(films[0].video) as source:
+        jpeg = to_jpeg(next(iter(source)).rgb)
+    async with AsyncClient(url, model=model) as client:
+        for _ in range(3):
+            await asyncio.gather(*(client.detect(jpeg, words, mask_format=masks) for _ in range(2 * limits.max_batch)))
+
+
+def cameras_of(films: Sequence[steps.Film], model: str, a: argparse.Namespace) -> tuple[CameraConfig, ...]:
+    """`a.cameras` cameras that take turns at the films."""
+    chosen = [films[i % len(films)] for i in range(a.cameras)]
+    return tuple(
         CameraConfig(
             f"camera {i + 1}",
-            str(films[i % len(films)].video),
-            tuple(films[i % len(films)].classes),
-            (0.5,) * len(films[i % len(films)].classes),
+            str(film.video),
+            tuple(film.classes),
+            (0.5,) * len(film.classes),
             model=model,
             fps=a.fps,
             deadline_s=a.deadline_ms / 1e3,
@@ -73,43 +93,52 @@ async def soak(
             realtime=True,
             loop=True,
         )
-        for i in range(a.cameras)
+        for i, film in enumerate(chosen)
     )
+
+
+async def soak(
+    configs: Sequence[CameraConfig], url: str, seconds: float, server_pid: int | None, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Runs the cameras: the fleet's summary with an account of each, and `SAMPLES` rows of answers and memory over time."""
     cameras = [Camera(config) for config in configs]
-    samples: list[tuple[float, float, float]] = []
+    samples: list[dict[str, Any]] = []
     start, stop = time.monotonic(), asyncio.Event()
 
     async def look() -> None:
         while True:
-            await asyncio.sleep(SAMPLE_S)
-            seconds = time.monotonic() - start
-            samples.append((seconds, rss_mb([os.getpid()]), rss_mb(family(server_pid)) if server_pid else 0.0))
+            await asyncio.sleep(seconds / SAMPLES)
             done = [c.tally.answered for c in cameras]
-            say(f"{seconds:6.0f} s  {sum(done)} answered, {min(done)} to {max(done)} a camera; "
-                f"client {samples[-1][1]:.0f} MB, server {samples[-1][2]:.0f} MB")  # fmt: skip
+            server = memory_mb(server_pid) if server_pid else {}
+            row = {"at_s": round(time.monotonic() - start, 1), "answered": sum(done), "fewest": min(done), "most": max(done)}
+            row |= {"client_mb": sum(memory_mb(os.getpid()).values()) - sum(server.values()), "server_mb": sum(server.values())}
+            samples.append({k: round(v, 1) for k, v in row.items()} | {k: round(v, 1) for k, v in sorted(server.items())})
+            say(" ".join(f"{key} {value}" for key, value in list(samples[-1].items())[:6]))
 
     def ignore(camera: Camera, answer: Answer) -> None:
         """The tally is all that is wanted."""
 
     looking = asyncio.create_task(look())
-    asyncio.get_running_loop().call_later(a.seconds, stop.set)
+    asyncio.get_running_loop().call_later(seconds, stop.set)
     cpu = time.process_time()
-    summary = await run_fleet(cameras, open_pool(FleetConfig(configs, (url,)), say), ignore, stop)
+    summary = await run_fleet(cameras, open_pool(FleetConfig(tuple(configs), (url,)), say), ignore, stop)
     looking.cancel()
-    each = summary.pop("each")
     summary["client_cpu_percent_per_camera"] = round(100 * (time.process_time() - cpu) / summary["seconds"] / len(cameras), 2)
-    minute = next((s for s in samples if s[0] >= 60), samples[0] if samples else (0.0, 0.0, 0.0))
-    last = samples[-1] if samples else minute
-    for i, side in ((1, "client"), (2, "server")):
-        summary[f"{side}_rss_mb"] = {"at_s": round(minute[0]), "then": minute[i], "end": last[i]}
-    accounted = all(t["read"] == t["answered"] + sum(t["dropped"].values()) + sum(t["failed"].values()) for t in each)
-    grown = [s["end"] / s["then"] - 1 for s in (summary["client_rss_mb"], summary["server_rss_mb"]) if s["then"]]
-    summary["held"] = {
-        "every frame accounted for": accounted,
+    return summary, samples
+
+
+def held(summary: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
+    """Each limit and whether it held; None where the run was too short to tell."""
+    settled = [sample for sample in samples if sample["at_s"] >= SETTLED_S]
+    grown = [settled[-1][side] / settled[0][side] - 1 for side in ("client_mb", "server_mb") if settled and settled[0][side]]
+    return {
+        "every frame accounted for": all(
+            each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
+            for each in summary["each"]
+        ),
         "fairness": summary["fairness"] >= LIMITS["fairness"],
-        "memory": all(g <= LIMITS["growth"] for g in grown) if a.seconds > 60 else None,  # too short to tell
+        "memory": max(grown) <= LIMITS["growth"] if len(settled) > 1 else None,
     }
-    return summary
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, default=HOME / "export/tiny/checkpoint", help="default: the small one")
     p.add_argument("--url", help="host:port of a server that runs already; needs --model")
     p.add_argument("--model", help="front model to ask (default: the exported one)")
+    p.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write, with command, date and machine")
     return p
 
 
@@ -143,20 +173,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    async def run(url: str, model: str, server_pid: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        await send_largest_batch(films, url, model, a.masks)
+        return await soak(cameras_of(films, model, a), url, a.seconds, server_pid, say)
+
+    load = os.getloadavg()[0]
     try:
         films = steps.films(a.films, min(a.cameras, 8), 40, "640x360", 7)
         if a.url:
-            result = asyncio.run(soak(films, a.url, a.model, a, None, say))
+            summary, samples = asyncio.run(run(a.url, a.model, None))
         else:
             model = a.model or steps.repository(a.repository, a.checkpoint, a.resolution, 50)
             with EmbeddedServer(a.repository, log=say) as server:
-                result = asyncio.run(soak(films, server.grpc_url, model, a, server.pid, say))
-    except (steps.DemoError, ServerError, ValueError) as error:
+                summary, samples = asyncio.run(run(server.grpc_url, model, server.pid))
+    except (steps.DemoError, ServerError, Sam3ServerError, ValueError) as error:
         say(f"soak: {error}")
         print(json.dumps({"error": str(error)}))
         return 2
-    print(json.dumps(result))
-    return 1 if False in result["held"].values() else 0
+    result = held(summary, samples)
+    publish("perf.soak", argv, "soak", samples, a.output, load_before=round(load, 2), **summary, held=result)
+    return 1 if False in result.values() else 0
 
 
 if __name__ == "__main__":
