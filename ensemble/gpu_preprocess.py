@@ -198,6 +198,6 @@ def _muted_stderr() -> Iterator[None]:
         os.close(saved)
 
 
-def _one_line(error: Exception) -> str:
-    """CuPy's import error is a page with ruled lines."""
-    return f"{type(error).__name__}: {' '.join(str(error).replace('==', '').split())[:300]}"
+def _one_line(error: BaseException) -> str:
+    cause = error.__cause__ or error  # CuPy wraps what went wrong at its import in a page of advice
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
