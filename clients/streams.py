@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from glob import glob
 
 import av
 
@@ -43,7 +44,9 @@ class Stream(Video):
             number = address.removeprefix("webcam:")
             device, kind = (number, "avfoundation") if sys.platform == "darwin" else (f"/dev/video{number}", "v4l2")
             if kind == "v4l2" and not os.path.exists(device):
-                raise ValueError(f"there is no webcam {device}")
+                raise ValueError(
+                    f"there is no webcam {device}; this machine has {', '.join(sorted(glob('/dev/video*'))) or 'none'}"
+                )
             return av.open(device, format=kind, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
         if address.startswith("rtsp"):
             # over UDP a lost packet smears the picture, and firewalls drop it altogether

@@ -87,6 +87,7 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
             with step("embedded Triton server"):
                 server = stack.enter_context(EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow")))
                 url = server.grpc_url if a.protocol == "grpc" else server.http_url
+        cameras_file = steps.configuration(films, model, a.output)
         with (
             step(f"streaming over {a.protocol} to {model or 'its only model'} at {url}, with masks"),
             bars(films, a.frames) as progress,
@@ -105,7 +106,7 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
         for error in reel.errors[:3]:
             console.print(f"{reel.film.name}: {error}", style="red", markup=False)
     result |= {"seconds": round(time.perf_counter() - began, 1), "cpus": os.cpu_count(), "model": model}
-    result |= {"video": str(a.output / "mosaic.mp4"), "picture": str(a.output / "mosaic.png")}
+    result |= {"video": str(a.output / "mosaic.mp4"), "picture": str(a.output / "mosaic.png"), "cameras_file": str(cameras_file)}
     (a.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result), flush=True)
     return 1 if result["failed"] or not result["frames"] else 0

@@ -54,6 +54,15 @@ def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list
     return [Film(f"camera {i + 1}", path, json.loads(path.with_suffix(".json").read_text())) for i, path in enumerate(paths)]
 
 
+def configuration(films: Sequence[Film], model: str | None, folder: Path) -> Path:
+    """Writes `cameras.yaml`, with which `sam3-camera` and `sam3-dashboard` play the films as cameras for ever; returns its path."""
+    defaults = {"fps": 2, "realtime": True, "loop": True, "track": True, "masks": "bits"} | ({"model": model} if model else {})
+    cameras = [{"name": film.name, "source": str(film.video.resolve()), "classes": film.classes} for film in films]
+    path = folder / "cameras.yaml"
+    path.write_text(json.dumps({"defaults": defaults, "cameras": cameras}, indent=1) + "\n")  # JSON is YAML
+    return path
+
+
 def repository(folder: Path, checkpoint: Path, resolution: int, queries: int) -> str:
     """Exports the checkpoint with ONNX Runtime into `folder` and returns the front model's name; the export itself keeps what is up to date."""
     if not checkpoint.is_dir():

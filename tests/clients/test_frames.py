@@ -82,7 +82,7 @@ REFUSED = {
     "half a JPEG": (lambda tmp: _cut(tmp / "a.jpg"), "not an image"),
     "empty folder": (lambda tmp: tmp, "no images"),
     "nobody streams there": (lambda tmp: "tcp://127.0.0.1:9", "not a video"),
-    "no webcam": (lambda tmp: "webcam:63", "there is no webcam /dev/video63"),
+    "no webcam": (lambda tmp: "webcam:63", "there is no webcam /dev/video63; this machine has"),
 }
 
 

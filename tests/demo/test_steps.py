@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from clients.config import read_config
 from demo import steps
 from demo.__main__ import main
 
@@ -27,6 +28,14 @@ def test_films_are_drawn_once_per_request(tmp_path, calls):
     steps.films(tmp_path, 2, 20, "640x360", 1)
     assert len(calls) == 2
     assert calls[1][calls[1].index("--frames") + 1] == "20"
+
+
+def test_the_films_as_cameras(tmp_path):
+    films = [steps.Film(f"camera {i}", tmp_path / f"{i}.mp4", {"classes": [f"thing {i}", "thing"]}) for i in range(2)]
+    config = read_config(steps.configuration(films, "sam3_r252", tmp_path))
+    assert [(c.name, c.source, list(c.classes)) for c in config.cameras] == [(f.name, str(f.video), f.classes) for f in films]
+    assert all(c.realtime and c.loop and c.track and c.model == "sam3_r252" for c in config.cameras)
+    assert read_config(steps.configuration(films, None, tmp_path)).cameras[0].model is None
 
 
 def test_missing_checkpoint(tmp_path):
