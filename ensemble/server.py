@@ -86,6 +86,8 @@ class EmbeddedServer:
         )
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
         self._root = self.repository
+        self.pool_mb = 0.0
+        """Megabytes of Triton's CUDA pool on each GPU; 0 before the start and where no model is placed on a GPU."""
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
         self.tail: deque[str] = deque(maxlen=60)
@@ -138,9 +140,11 @@ class EmbeddedServer:
             if self._resolutions:
                 self._root = placement.view(served, self._scratch)
             command = self._command(package, lay_out_backends(package, self._scratch))
-            if any(s.on_gpu for s in served) and start_check.stated_pool_mb(self._arguments) is None:
-                size = round(pool_mb([s.variant for s in served]) * MB)
-                command += [f"{start_check.POOL_FLAG}{number}:{size}" for number in range(len(host.gpus))]
+            if any(s.on_gpu for s in served):
+                self.pool_mb = self._pool([s.variant for s in served])
+                if start_check.stated_pool_mb(self._arguments) is None:
+                    size = round(self.pool_mb * MB)
+                    command += [f"{start_check.POOL_FLAG}{number}:{size}" for number in range(len(host.gpus))]
             started: Future[subprocess.Popen[str]] = Future()
             threading.Thread(target=self._live, args=(command, environment(package, libpython), started), daemon=True).start()
             self._process = started.result()

@@ -19,9 +19,9 @@ from rich.table import Table
 from ensemble.spec import RESOLUTIONS
 from perf import results
 from perf.advice import Offer, Wish, delay_us, offers, what_next
-from perf.evidence import Evidence, gather
+from perf.evidence import Evidence, committed, gather, usual
 from perf.published import TABLES
-from perf.screen import wide_console
+from perf.screen import size, wide_console
 
 EXAMPLES = """examples:
   sam3-perf capacity --cameras 8 --memory 8GB --classes 4 --fps 4 --object-pixels 40
@@ -38,21 +38,13 @@ def megabytes(text: str) -> float:
     return float(match[1]) * UNITS[match[2].upper()]
 
 
-def size(text: str) -> tuple[int, int]:
-    """`1920x1080` as width and height. Raises ValueError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", text.lower())
-    if not match:
-        raise ValueError(f"source must be WIDTHxHEIGHT, got {text!r}; write for example 1920x1080")
-    return int(match[1]), int(match[2])
-
-
 def memory_of(given: str | None) -> float:
     """The given memory, else that of the GPU that is here, in MB. Raises ValueError where there is neither."""
     if given:
         return megabytes(given)
     found = results.gpu()
     if "gpu_memory_mb" not in found:
-        raise ValueError("nvidia-smi shows no GPU on this machine; say how much memory the GPU has, for example --memory 8GB")
+        raise ValueError("NVML shows no GPU on this machine; say how much memory the GPU has, for example --memory 8GB")
     return float(found["gpu_memory_mb"])
 
 
@@ -70,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--prefer", choices=("quality", "speed"), default="quality", help="what to rank by; default %(default)s")
     p.add_argument("--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep: used before published tables")
     p.add_argument(
-        "--calibration", nargs="+", choices=tuple(TABLES), default=["rtx5090"], help="published tables; default rtx5090"
+        "--calibration",
+        nargs="+",
+        choices=(*TABLES, *committed()),
+        default=usual(),
+        help="measurements elsewhere: published tables, and this server's own sweeps that come with it; default %(default)s",
     )
     return p
 

@@ -1,4 +1,7 @@
-"""`sam3-perf check`: how far to trust `sam3-perf capacity`: every measured point is predicted by a model that was fitted without it, and both stand side by side."""
+"""`sam3-perf check`: how far to trust `sam3-perf capacity`: every measured point is predicted by a model that was fitted without it, and both stand side by side.
+
+The last line also holds the fitted footprint, which is what `ensemble/memory.py` keeps for the server's start check.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for evidence in gather(options.table, options.sweep):
             found = leave_one_out(evidence.samples, evidence.architecture, evidence.bandwidth_gb_s)
             console.print(table(evidence, found))
-            report[evidence.name] = errors = worst(found)
+            errors = worst(found)
+            footprint = evidence.calibration().footprint
+            fitted = (
+                {"base_mb": round(footprint.base_mb, 1), "activation_mb": round(footprint.activation_mb, 1)}
+                if footprint
+                else None
+            )
+            report[evidence.name] = {**errors, "footprint": fitted}
             good &= (errors["time"] or 0) <= TIME_LIMIT and (errors["memory"] or 0) <= MEMORY_LIMIT
     except ValueError as error:
         print(f"sam3-perf check: {error}", file=sys.stderr)

@@ -10,8 +10,10 @@ from typing import Any
 from ensemble.memory import SAM3, Architecture
 from perf import results
 from perf.calibrate import Calibration, fit
-from perf.published import BANDWIDTH_GB_S, TABLES, Measurement
+from perf.published import BANDWIDTH_GB_S, PLAN_BATCH, TABLES, Measurement
 from perf.tables import front_rows
+
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,39 +37,64 @@ class Evidence:
 
 
 def published(name: str) -> Evidence:
-    """One of `perf.published.TABLES`. Raises ValueError for another name."""
+    """One of `perf.published.TABLES`, or of `committed()`. Raises ValueError for another name."""
+    own = committed()
+    if name in own:
+        return from_sweep(own[name], name)
     if name not in TABLES:
-        raise ValueError(f"expected one of {', '.join(TABLES)}, got {name!r}; a sweep's file is given with --sweep")
+        raise ValueError(f"expected one of {', '.join((*TABLES, *own))}, got {name!r}; a sweep's file is given with --sweep")
     return Evidence(name, TABLES[name], SAM3, BANDWIDTH_GB_S[name])
 
 
-def from_sweep(path: Path, bandwidth_gb_s: float | None = None) -> Evidence:
+def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Evidence:
     """The front model's closed-loop rows of a sweep. Raises ResultsError where it has none."""
     sweep = results.read(path)
     here = bool(sweep.machine) and sweep.machine == results.machine()
     rows = front_rows(sweep.rows)
     if not rows:
         raise results.ResultsError(f"{path} has no row of a front model under steady load; measure one with sam3-perf sweep")
-    queries = int(sweep.setting.get("queries", SAM3.queries))
-    samples = tuple(_sample(row, f"{sweep.where}, {path.name} of {sweep.date}", here, queries) for row in rows)
+    what = f"{sweep.setting.get('engine', '')} {sweep.setting.get('checkpoint', '')}".strip()
+    where = f"{'' if here else 'one '}{sweep.where}, this server{f' with {what}' if what else ''}, {path.name} of {sweep.date}"
+    samples = tuple(_sample(row, sweep.setting, where, here) for row in rows)
     known = sweep.setting.get("architecture")
-    return Evidence(str(path), samples, Architecture(**known) if known else SAM3, bandwidth_gb_s or 1000.0)
+    return Evidence(name or str(path), samples, Architecture(**known) if known else SAM3, bandwidth_gb_s)
 
 
-def _sample(row: dict[str, Any], where: str, here: bool, queries: int) -> Measurement:
+def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool) -> Measurement:
     batch = float(row["mean_batch"]) or 1.0
+    # With several resolutions loaded the GPU's memory is theirs together; processes on a CPU keep what they once had: no measure of need either.
+    memory = float(row["gpu_memory_mb"] or 0) if row.get("loaded", 1) == 1 else 0.0
     return Measurement(
         resolution=int(row["resolution"]),
         batch=batch,
         classes=int(row["classes"]),
         ms=batch * 1e3 / float(row["fps"]),
-        memory_mb=float(row["gpu_memory_mb"] or 0) or None,  # processes on a CPU keep what they once had: no measure of need
+        memory_mb=memory or None,
         p95_ms=float(row["p95_ms"]),
-        queries=queries,
+        queries=int(setting.get("queries", SAM3.queries)),
         where=where,
         cameras=int(row["cameras"]),
         here=here,
+        plan_batch=int(setting.get("max_batch", PLAN_BATCH)),
+        pool_mb=float(row.get("pool_mb", 0)),
+        fused=True if setting.get("engine") == "aoti" else None,  # PyTorch's kernels never store scores
     )
+
+
+def committed() -> dict[str, Path]:
+    """Name -> file of the sweeps of SAM3 itself on a GPU that this repository carries: `perf/results/<name>/sweep.json`."""
+    found = {path.parent.name: path for path in sorted(RESULTS.glob("*/sweep.json"))}
+    return {name: path for name, path in found.items() if _is_of_sam3(results.read(path))}
+
+
+def _is_of_sam3(sweep: results.Results) -> bool:
+    return "gpu" in sweep.machine and Architecture(**sweep.setting.get("architecture", {})) == SAM3
+
+
+def usual() -> list[str]:
+    """What speaks for SAM3 where the reader has no sweep: this server's own on such a GPU as is here, else the published table."""
+    gpu = results.machine().get("gpu")
+    return [name for name, path in committed().items() if gpu and results.read(path).machine["gpu"] == gpu] or ["rtx5090"]
 
 
 def gather(tables: Sequence[str], sweeps: Sequence[Path]) -> list[Evidence]:

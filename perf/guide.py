@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ensemble.memory import MB, SAM3, feature_bytes, score_bytes
 from ensemble.spec import RESOLUTIONS
-from perf import results, tables
+from perf import evidence, results, tables
 from perf.calibrate import fit, leave_one_out
 from perf.model import decoder_flops, mask_head_flops, vision_flops
-from perf.published import RTX_5090, TABLES
+from perf.published import RTX_5090, TABLES, Measurement
 from perf.tables import Sheet, repeatability
 
 PAGE = Path(__file__).parents[1] / "docs" / "resolution.md"
@@ -74,18 +74,57 @@ def objects() -> Sheet:
 
 
 def published() -> Sheet:
+    """The published tables, and this server's own on a GPU beside them: what one round of all cameras takes, and what each camera gets."""
+    own = [evidence.published(name) for name in evidence.committed()]
+    sources = [("RTX 5090, published", RTX_5090), *((own_name(e), e.samples) for e in own)]
+    names = ("ms a round", "fps per camera", "p95 ms", "memory MB")
+    columns = ["resolution", "cameras", *(f"{source}: {name}" for source, _ in sources for name in names)]
+    points = {(m.resolution, m.cameras_served) for _, samples in sources for m in samples if m.classes == 4}
+    rows = []
+    for resolution, cameras in sorted(points, key=lambda point: (point[1], -point[0])):
+        cells = [str(resolution), str(cameras)]
+        for _, samples in sources:
+            found = [m for m in samples if (m.resolution, m.cameras_served, m.classes) == (resolution, cameras, 4)]
+            cells += _served(found[0], cameras) if found else ["-"] * len(names)
+        rows.append(tuple(cells))
+    return Sheet("Measured, 4 classes; the published pipeline keeps 50 queries, in TensorRT FP16", tuple(columns), tuple(rows))
+
+
+def own_name(source: evidence.Evidence) -> str:
+    return f"this server on {source.samples[0].where.removeprefix('one ').split(',')[0]}"
+
+
+def _served(m: Measurement, cameras: int) -> list[str]:
+    round_ms = m.ms_per_frame * cameras
+    memory = f"{m.memory_mb:,.0f}" if m.memory_mb else "-"
+    return [f"{round_ms:.1f}", f"{1e3 / round_ms:.1f}", f"{m.p95_ms:.0f}" if m.p95_ms else "-", memory]
+
+
+def predicted() -> Sheet:
     """The published table beside what the model, fitted without the point, says."""
     rows = []
     for point in leave_one_out(RTX_5090):
         m = point.measured
         cells = (f"{m.ms_per_frame:.1f}", f"{point.ms_per_frame:.1f}", f"{m.memory_mb:,.0f}", f"{point.memory_mb:,.0f}")
-        fps = f"{1e3 / m.ms_per_frame / m.cameras_served:.1f}"
-        rows.append((str(m.resolution), str(m.cameras_served), fps, *cells))
-    columns = ("resolution", "cameras", "fps per camera", "ms a frame", "predicted", "memory MB", "predicted")
-    title = (
-        "RTX 5090, another pipeline, FP16, 4 classes, 50 queries (measured elsewhere), and each point predicted from the others"
-    )
-    return Sheet(title, columns, tuple(rows))
+        rows.append((str(m.resolution), str(m.cameras_served), *cells))
+    columns = ("resolution", "cameras", "ms a frame", "predicted", "memory MB", "predicted")
+    return Sheet("The published points, each predicted from the others", columns, tuple(rows))
+
+
+def gpu() -> str:
+    """This server on GPUs: the sweeps that the repository carries."""
+    found = [results.read(path) for path in evidence.committed().values()]
+    if not found:
+        return "No sweep of this server on a GPU is in this repository yet.\n"
+    pages = []
+    for sweep in found:
+        sheets = [sheet.markdown() for sheet in tables.guide(sweep.rows)]
+        what = f"{sweep.setting.get('engine', '')}, {sweep.setting.get('precision', '')}, checkpoint {sweep.setting.get('checkpoint', '')}"
+        frames = f"frames: {sweep.setting.get('frames', '')}"
+        pages.append(
+            "\n".join([*sheets, f"Measured on one {sweep.where} ({what}; {frames}), {sweep.date}: `{sweep.command}`.\n"])
+        )
+    return "\n".join(pages)
 
 
 def h200() -> Sheet:
@@ -138,6 +177,8 @@ SECTIONS = {
     "parts": lambda: parts().markdown(),
     "objects": lambda: objects().markdown(),
     "published": lambda: published().markdown(),
+    "predicted": lambda: predicted().markdown(),
+    "gpu": gpu,
     "h200": lambda: h200().markdown(),
     "coefficients": coefficients,
     "embedded": embedded,

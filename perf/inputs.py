@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.preprocess import decode, to_pixel_values
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD
 
 CLASS_NAMES = tuple(
     f"{colour} {shape}" for shape in ("circle", "square", "triangle", "star") for colour in ("red", "blue", "green")
@@ -52,13 +53,21 @@ def classes_of(picture: Picture, count: int) -> list[str]:
     return list(dict.fromkeys((*picture.names, *CLASS_NAMES, *(f"thing {i}" for i in range(count)))))[:count]
 
 
-def front_input(shown: Sequence[Picture], classes: int, masks: str) -> dict[str, Any]:
+def front_input(
+    shown: Sequence[Picture],
+    classes: int,
+    masks: str,
+    threshold: float = DEFAULT_THRESHOLD,
+    max_detections: int = DEFAULT_MAX_DETECTIONS,
+) -> dict[str, Any]:
     """perf_analyzer's input for a front model: a step per picture."""
     steps = [
         {
             "image": {"b64": bytes_element(picture.jpeg), "shape": [1]},
             "classes": {"content": classes_of(picture, classes), "shape": [classes]},
+            "threshold": {"content": [threshold], "shape": [1]},
             "mask_format": {"content": [masks], "shape": [1]},
+            "max_detections": {"content": [max_detections], "shape": [1]},
         }
         for picture in shown
     ]

@@ -49,11 +49,16 @@ def value(sample: Sample, metric: str, **labels: str) -> float:
     return sum(v for (name, have), v in sample.items() if name == metric and wanted <= have)
 
 
+def largest(sample: Sample, metric: str) -> float:
+    """The largest of the series of `metric`, of which there is one a GPU; 0 where there is none."""
+    return max((v for (name, _), v in sample.items() if name == metric), default=0.0)
+
+
 def figures(before: Sample, after: Sample, front: str, parts: Mapping[str, str]) -> dict[str, float]:
     """Figures of the window between two samples, in milliseconds per frame of the front model.
 
     `parts`: part -> model name. `mean_batch` is frames per execution, `failed` requests that had no answer, `stage_<stage>_ms` what a frame spent in each
-    stage, `compute_<part>_ms` what each sub-model computed per frame; `gpu_memory_mb` and `gpu_use` as they stand at the end, where there is a GPU.
+    stage, `compute_<part>_ms` what each sub-model computed per frame.
     """
 
     def grown(metric: str, **labels: str) -> float:
@@ -71,8 +76,6 @@ def figures(before: Sample, after: Sample, front: str, parts: Mapping[str, str])
     for part, model in parts.items():
         spent = grown("nv_inference_compute_infer_duration_us", model=model) / 1e3
         found[f"compute_{part}_ms"] = spent / frames if frames else 0.0
-    found["gpu_memory_mb"] = value(after, "nv_gpu_memory_used_bytes") / 1e6
-    found["gpu_use"] = value(after, "nv_gpu_utilization")
     return found
 
 

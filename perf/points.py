@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ensemble.memory import feature_bytes
 from ensemble.spec import MASK_FORMATS, MAX_CLASSES, check_resolution
 
 FRONT, VISION = "front", "vision_encoder"
@@ -47,7 +48,8 @@ class Point:
         """perf_analyzer's arguments, without the number of requests."""
         load = ["--request-rate-range", f"{self.rate:g}"] if self.rate else ["--concurrency-range", str(self.cameras)]
         shared = [] if self.shared_memory == "none" else ["--shared-memory", self.shared_memory]
-        shared += ["--output-shared-memory-size", str(64 << 20)] if shared else []
+        largest = int(feature_bytes(self.resolution, self.batch, element=4))  # of one output no more than of all
+        shared += ["--output-shared-memory-size", str(largest)] if shared else []
         return ["-m", self.model, "-u", urls[self.protocol], "-i", self.protocol, "--input-data", str(data), *load, *shared]
 
 

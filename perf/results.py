@@ -9,7 +9,6 @@ import csv
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from ensemble.gpu import gpus
 
 PACKAGES = ("nvidia-pytriton", "tritonclient", "onnxruntime-gpu", "onnxruntime", "torch", "numpy")
 
@@ -65,14 +66,9 @@ def machine() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """Name and memory (MB) of the first GPU that nvidia-smi shows; empty where there is none."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        name, megabytes = done.stdout.strip().splitlines()[0].rsplit(",", 1)
-        return {"gpu": name.strip(), "gpu_memory_mb": int(megabytes)}
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return {}
+    """Name and memory (MB) of the first visible GPU; empty where there is none."""
+    found = gpus()
+    return {"gpu": found[0].name, "gpu_memory_mb": round(found[0].total_mb)} if found else {}
 
 
 def _processor() -> str:

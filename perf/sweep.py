@@ -1,21 +1,17 @@
 """`sam3-perf sweep`: a served repository goes in, one row per point comes out: perf_analyzer's throughput and latency, and the server's own figures of the same window.
 
-Every window is a fixed number of requests with drawn frames in them, after a few that warm caches and allocators up. A point that is in the output already
-is not measured again, so an interrupted sweep goes on where it stopped.
+`perf/window.py` measures a point. One that is in the output already is not measured again, so an interrupted sweep goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import math
-import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,66 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ensemble.preflight import ServerError
-from perf import inputs, metrics, results
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD
+from perf import metrics, results
 from perf.analyzer import Analyzer, AnalyzerError
 from perf.points import FRONT, Point, points
+from perf.screen import size
 from perf.tables import front_rows, repeatability
-from perf.target import Target, check_loaded, serving
+from perf.target import Target, offered, serving
+from perf.window import Load, check_client, measure
 
-PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
+GIVEN_UP = "given up"
 EXAMPLES = """examples:
   sam3-perf sweep --repository build/repository --cameras 1 4 --classes 1 4 --output build/perf/sweep.json
   sam3-perf sweep --grpc-url gpu:8001 --http-url gpu:8000 --metrics-url gpu:8002 --rates 16 32 --protocols grpc http
-  sam3-perf sweep --repository build/repository --batches 1 2 4 8 --shared-memory system    the vision encoder alone as well"""
-
-
-def measure(
-    analyzer: Analyzer, target: Target, point: Point, models: Sequence[str], folder: Path, requests: int, timeout: float
-) -> dict[str, Any]:
-    """The row of one point. Raises AnalyzerError, MetricsError."""
-    shown = inputs.pictures()
-    content = (
-        inputs.front_input(shown, point.classes, point.masks)
-        if point.target == FRONT
-        else inputs.vision_input(shown, point.resolution)
-    )
-    arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
-    fewest = max(2 * point.cameras, 4, math.ceil(point.rate))  # perf_analyzer refuses fewer requests than it sends in a second
-    analyzer.run(arguments, requests=fewest, batch=point.batch, log=False, timeout=timeout)
-    parts = sub_models(models, point.resolution)
-    before = metrics.scrape(target.metrics)
-    count, log = max(requests, fewest), point.target == FRONT
-    window = analyzer.run(arguments, requests=count, batch=point.batch, log=log, timeout=timeout)
-    told = metrics.figures(before, metrics.scrape(target.metrics), point.model, parts)
-    row = asdict(point) | asdict(window) | told
-    row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number plus this sweep's own, others were at work
-    row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-
-
-def sub_models(models: Sequence[str], resolution: int) -> dict[str, str]:
-    """part -> the loaded model that serves it at this resolution."""
-    wanted = {part: f"sam3_{part}_r{resolution}" for part in PARTS} | {"text_encoder": "sam3_text_encoder"}
-    return {p: m for p, stem in wanted.items() for m in models if m == stem or m.startswith(f"{stem}_")}
-
-
-async def client_fps(point: Point, url: str, requests: int) -> float:
-    """Frames a second that the project's own client gets from the same load: `point.cameras` tasks that wait for their answers."""
-    from clients.connection import AsyncClient
-
-    shown = inputs.pictures()
-    turns = iter(range(requests))
-
-    async with AsyncClient(url, protocol=point.protocol, model=point.model, timeout=120) as client:
-
-        async def camera() -> None:
-            for turn in turns:
-                picture = shown[turn % len(shown)]
-                await client.detect(picture.jpeg, inputs.classes_of(picture, point.classes), mask_format=point.masks)
-
-        start = time.perf_counter()
-        await asyncio.gather(*(camera() for _ in range(point.cameras)))
-        return requests / (time.perf_counter() - start)
+  sam3-perf sweep --repository build/repository --batches 1 2 4 8 --shared-memory system    the vision encoder alone as well
+  sam3-perf sweep --repository build/gpu --alone --cameras 1 8 --classes 4 --requests 96 --frame 1920x1080    on a GPU, in minutes"""
 
 
 def sweep(
@@ -92,27 +43,24 @@ def sweep(
     one: Callable[[Point], dict[str, Any]],
     progress: Callable[[Point], None] = lambda point: None,
 ) -> list[str]:
-    """Measures what is not in `found` yet and writes `output` after every point; returns what went wrong, a sentence per point.
+    """Measures what is not in `found` yet and writes `output` after each of them; returns what went wrong, a sentence per point.
 
     Two failures in a row end it: then the server is gone, not a point bad.
     """
-    done = {tuple(row.get(name) for name in asdict(wanted[0])) for row in found.rows} if wanted else set()
     problems: list[str] = []
     in_a_row = 0
-    for point in wanted:
-        if point.key() not in done:
-            try:
-                found.rows.append(one(point))
-                results.write(found, output)
-                in_a_row = 0
-            except (AnalyzerError, metrics.MetricsError) as error:
-                problems.append(f"{point.label}: {error}")
-                in_a_row += 1
-                if in_a_row == 2:
-                    problems.append(
-                        f"given up; the {len(found.rows)} finished points are in {output}: run the same command again to go on"
-                    )
-                    break
+    for point in remaining(wanted, found):
+        try:
+            found.rows.append(one(point))
+            results.write(found, output)
+            in_a_row = 0
+        except (AnalyzerError, metrics.MetricsError) as error:
+            problems.append(f"{point.label}: {error}")
+            in_a_row += 1
+            if in_a_row == 2:
+                done = f"the {len(found.rows)} finished points are in {output}"
+                problems.append(f"{GIVEN_UP}; {done}: run the same command again to go on")
+                break
         progress(point)
     return problems
 
@@ -147,11 +95,21 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batches", type=int, nargs="*", default=[], help="also the vision encoder alone, with these batches")
     p.add_argument("--protocols", nargs="+", choices=("grpc", "http"), default=["grpc"])
     p.add_argument("--masks", default="bits", help="mask format asked for: none, bits, rle; default %(default)s")
-    p.add_argument("--shared-memory", choices=("none", "system"), default="none", help="for the vision encoder's frames")
+    p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score asked for; default %(default)s")
+    p.add_argument("--max-detections", type=int, default=DEFAULT_MAX_DETECTIONS, help="most answers a frame; default %(default)s")
+    p.add_argument("--frame", default="640x360", help="size of the cameras' frames; default %(default)s")
+    p.add_argument("--shared-memory", choices=("none", "system", "cuda"), default="none", help="for the vision encoder's tensors")
     p.add_argument("--requests", type=int, default=48, help="of one window; default %(default)s")
+    p.add_argument(
+        "--alone",
+        action="store_true",
+        help="load one resolution at a time (with --repository): then the GPU's memory is that of one resolution",
+    )
     p.add_argument("--turns", type=int, default=1, help="go over all points so many times; reports take the fastest. Default 1")
     p.add_argument("--point-timeout", type=float, default=300, help="seconds; default %(default)s")
-    p.add_argument("--check-client", action="store_true", help="also measure with the project's client (column client_fps)")
+    p.add_argument(
+        "--check-client", action="store_true", help="also compare the project's client with perf_analyzer (columns client_...)"
+    )
     p.add_argument(
         "--output", type=Path, default=Path("build/perf/sweep.json"), help="JSON; a CSV beside it. Default %(default)s"
     )
@@ -164,34 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     console = Console(stderr=True)
     try:
-        with Analyzer() as analyzer, tempfile.TemporaryDirectory() as folder, serving(options) as target:
-            models = target.models()
-            have = sorted((int(m.removeprefix("sam3_r")) for m in models if m.removeprefix("sam3_r").isdigit()), reverse=True)
-            wanted = points(
-                options.resolutions or have,
-                options.cameras,
-                options.classes,
-                batches=options.batches,
-                rates=options.rates,
-                protocols=options.protocols,
-                masks=options.masks,
-                shared_memory=options.shared_memory,
-                turns=options.turns,
-            )
-            check_loaded(wanted, models)
-            fresh = results.here(results.command_line("sweep", argv), perf_analyzer=analyzer.version)
-            fresh.setting = {"requests": options.requests, "frames": f"{inputs.FRAMES} drawn scenes, 640x360 JPEG"}
-            fresh.setting |= target.about(f"sam3_r{wanted[0].resolution}")
-            found = resume(options.output, fresh, options.restart)
-
-            def one(point: Point) -> dict[str, Any]:
-                row = measure(analyzer, target, point, models, Path(folder), options.requests, options.point_timeout)
-                if options.check_client and point.target == FRONT and not point.rate:
-                    url = target.urls[point.protocol]
-                    row["client_fps"] = round(asyncio.run(client_fps(point, url, row["requests"])), 3)
-                return row
-
-            problems = _with_bar(console, wanted, found, options.output, one)
+        with Analyzer() as analyzer:
+            wanted, found = plan(options, results.command_line("sweep", argv), analyzer.version)
+            problems = _measure_all(console, options, analyzer, wanted, found)
     except (AnalyzerError, ServerError, ValueError) as error:
         print(f"sam3-perf sweep: {error}", file=sys.stderr)
         print(json.dumps({"error": str(error)}))
@@ -205,13 +138,81 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _with_bar(
-    console: Console, wanted: Sequence[Point], found: results.Results, output: Path, one: Callable[[Point], dict[str, Any]]
+def plan(options: argparse.Namespace, command: str, version: str) -> tuple[list[Point], results.Results]:
+    """The points of the command line, and the results to go on with. Raises ServerError, ValueError."""
+    if options.alone and options.repository is None:
+        raise ValueError("--alone starts a server for each resolution: it needs --repository")
+    have, describe = offered(options)
+    wanted = points(
+        options.resolutions or have,
+        options.cameras,
+        options.classes,
+        batches=options.batches,
+        rates=options.rates,
+        protocols=options.protocols,
+        masks=options.masks,
+        shared_memory=options.shared_memory,
+        turns=options.turns,
+    )
+    unknown = sorted({f"sam3_r{p.resolution}" for p in wanted if p.resolution not in have})
+    if unknown or not wanted:
+        loaded = ", ".join(f"sam3_r{r}" for r in sorted(have))
+        raise ServerError(
+            f"not loaded: {', '.join(unknown)}; the server has {loaded or 'no front model'}; "
+            "export what is missing with sam3-export --resolution ..., or leave it out with --resolutions"
+        )
+    fresh = results.here(command, perf_analyzer=version)
+    fresh.setting = load_of(options).setting() | describe(wanted[0].resolution)
+    return wanted, resume(options.output, fresh, options.restart)
+
+
+def load_of(options: argparse.Namespace) -> Load:
+    return Load(options.requests, *size(options.frame), options.threshold, options.max_detections)
+
+
+def _measure_all(
+    console: Console, options: argparse.Namespace, analyzer: Analyzer, wanted: Sequence[Point], found: results.Results
 ) -> list[str]:
+    """Starts the servers in turn and measures what is not there yet; returns what went wrong."""
+    problems: list[str] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as folder:
         task = progress.add_task("starting", total=len(wanted))
-        return sweep(wanted, found, output, one, lambda p: progress.update(task, advance=1, description=p.label))
+        for group in groups(wanted, options.alone):
+            rest = remaining(group, found)
+            progress.update(task, advance=len(group) - len(rest))
+            if not rest:
+                continue
+            with serving(options, sorted({p.resolution for p in group}) if options.alone else ()) as target:
+                one = partial(_row, options, analyzer, target, target.models(), Path(folder))
+                problems += sweep(
+                    rest, found, options.output, one, lambda p: progress.update(task, advance=1, description=p.label)
+                )
+            if len(problems) > 1 and problems[-1].startswith(GIVEN_UP):
+                break
+    return problems
+
+
+def _row(
+    options: argparse.Namespace, analyzer: Analyzer, target: Target, models: Sequence[str], folder: Path, point: Point
+) -> dict[str, Any]:
+    load, timeout = load_of(options), options.point_timeout
+    row = measure(analyzer, target, point, models, folder, load, timeout)
+    if options.check_client and point.target == FRONT and not point.rate:
+        row |= check_client(analyzer, target, point, folder, load, timeout)
+    return row
+
+
+def groups(wanted: Sequence[Point], alone: bool) -> list[list[Point]]:
+    """What one server measures: all of it, or one resolution's points."""
+    if not alone:
+        return [list(wanted)]
+    return [[p for p in wanted if p.resolution == r] for r in dict.fromkeys(p.resolution for p in wanted)]
+
+
+def remaining(wanted: Sequence[Point], found: results.Results) -> list[Point]:
+    done = {tuple(row.get(f.name) for f in fields(Point)) for row in found.rows}
+    return [point for point in wanted if point.key() not in done]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

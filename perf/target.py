@@ -8,27 +8,29 @@ import json
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble import gpu, placement
 from ensemble.memory import SAM3, Architecture
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant
 from export import tiny
-from perf.points import Point
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running server: host:port of its three services, and its process where we started it."""
+    """A running server: host:port of its three services; its process, its CUDA pool and what the GPU held before, where we started it."""
 
     grpc: str
     http: str
     metrics: str
     pid: int | None = None
+    pool_mb: float = 0.0
+    before_mb: float | None = None
 
     @property
     def urls(self) -> dict[str, str]:
@@ -46,31 +48,48 @@ class Target:
             ) from None
 
     def about(self, front: str) -> dict[str, Any]:
-        """What a front model says it serves: queries, precision, checkpoint and the sizes that its cost depends on."""
-        with urllib.request.urlopen(f"http://{self.http}/v2/models/{front}/config", timeout=10) as answer:
-            variant = Variant.from_dict(json.loads(json.load(answer)["parameters"]["variant"]["string_value"]))
-        folder = Path(tiny.__file__).parent / Path(variant.checkpoint.name).name
-        known = {"queries": variant.queries, "precision": variant.precision, "checkpoint": variant.checkpoint.name}
-        if variant.checkpoint.hidden_size == SAM3.fpn:
-            return known | {"architecture": asdict(SAM3)}
-        return known | ({"architecture": asdict(Architecture.from_checkpoint(folder))} if folder.is_dir() else {})
+        """`describe` of a loaded front model."""
+        variant = Variant.from_dict(json.loads(self._config(front)["parameters"]["variant"]["string_value"]))
+        vision = self._config(variant.vision_encoder.name)
+        engine = vision.get("parameters", {}).get("engine", {}).get("string_value") or vision.get("backend", "")
+        return describe(variant, engine)
+
+    def _config(self, model: str) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://{self.http}/v2/models/{model}/config", timeout=10) as answer:
+            return json.load(answer)
+
+
+def describe(variant: Variant, engine: str) -> dict[str, Any]:
+    """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the cost of its layers depends on."""
+    known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
+    known |= {"max_batch": variant.max_batch, "checkpoint": variant.checkpoint.name}
+    folder = Path(tiny.__file__).parent / Path(variant.checkpoint.name).name
+    if variant.checkpoint.hidden_size == SAM3.fpn:
+        return known | {"architecture": asdict(SAM3)}
+    return known | ({"architecture": asdict(Architecture.from_checkpoint(folder))} if folder.is_dir() else {})
+
+
+def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dict[str, Any]]]:
+    """Resolutions that can be measured, the largest first, and what describes each: from the repository, else from the running server."""
+    if options.repository is None:
+        target = Target(options.grpc_url, options.http_url, options.metrics_url)
+        fronts = [m.removeprefix("sam3_r") for m in target.models()]
+        return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
+    served = {s.variant.resolution: s for s in placement.read(options.repository)}
+    return list(served), lambda r: describe(served[r].variant, served[r].engine)
 
 
 @contextlib.contextmanager
-def serving(options: argparse.Namespace) -> Iterator[Target]:
-    """The server of the command line: the one at the given addresses, or an embedded one on --repository."""
+def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Iterator[Target]:
+    """The server of the command line: the one at the given addresses, or an embedded one on --repository with these resolutions, all where none is named."""
     if options.repository is None:
         yield Target(options.grpc_url, options.http_url, options.metrics_url)
         return
-    with EmbeddedServer(options.repository, log=lambda line: print(line, file=sys.stderr)) as server:
-        yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid)
-
-
-def check_loaded(wanted: Sequence[Point], models: Sequence[str]) -> None:
-    """Raises ServerError unless every point's model is loaded."""
-    missing = sorted({point.model for point in wanted} - set(models))
-    if missing:
-        raise ServerError(
-            f"not loaded: {', '.join(missing)}; the server has {', '.join(sorted(models)) or 'no model'}; "
-            "export what is missing with sam3-export --resolution ..., or leave it out with --resolutions"
-        )
+    before = gpu.used_mb()
+    with EmbeddedServer(
+        options.repository,
+        log=lambda line: print(line, file=sys.stderr),
+        resolutions=resolutions,
+        arguments=["--metrics-interval-ms=500"],
+    ) as server:
+        yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, server.pool_mb, before)

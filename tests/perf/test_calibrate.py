@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from ensemble.memory import RTX_5090 as RTX_FOOTPRINT
 from perf import check
 from perf.calibrate import CalibrationError, fit, least_squares, leave_one_out
 from perf.model import frame_flops
@@ -62,7 +63,9 @@ def test_check_ends_with_one_json_line(capsys):
     assert check.main([]) == 0
     report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert report["ok"] is True
-    assert set(report["largest_errors"]["rtx5090"]) == {"time", "memory"}
+    found = report["largest_errors"]["rtx5090"]
+    assert set(found) == {"time", "memory", "footprint"}
+    assert found["footprint"] == {"base_mb": RTX_FOOTPRINT.base_mb, "activation_mb": RTX_FOOTPRINT.activation_mb}
 
 
 def test_check_fails_where_one_point_cannot_be_predicted(capsys):

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from ensemble.memory import MB, score_bytes
+from ensemble.memory import MB, pool_mb, score_bytes
+from ensemble.spec import Variant
 from perf import guide
 from perf.calibrate import fit
 from perf.model import vision_flops
@@ -25,11 +26,13 @@ def test_sentences_by_hand_agree_with_the_model():
     calibration = fit(RTX_5090)
     fused = calibration.memory_mb(1008, 8)
     assert fused is not None
-    assert fused / 1e3 == pytest.approx(7.5, abs=0.05)
-    assert (fused + score_bytes(1008, 8, fused=False) / MB) / 1e3 == pytest.approx(20.7, abs=0.05)
+    fused += pool_mb([Variant(1008)])
+    assert pool_mb([Variant(1008)]) / 1e3 == pytest.approx(1.7, abs=0.05)
+    assert fused / 1e3 == pytest.approx(9.2, abs=0.05)
+    assert (fused + score_bytes(1008, 8, fused=False) / MB) / 1e3 == pytest.approx(22.4, abs=0.1)
     one = calibration.memory_mb(1008, 1, plan_batch=1)
     assert one is not None
-    assert one / 1e3 == pytest.approx(3, abs=0.5)
+    assert (one + pool_mb([Variant(1008, max_batch=1)])) / 1e3 == pytest.approx(3.4, abs=0.05)
 
 
 def test_only_what_is_between_markers_changes(tmp_path, capsys):

@@ -1,0 +1,124 @@
+"""One point of a sweep: a running server and what to send go in, one row of figures comes out: perf_analyzer's, the server's own, and the client's beside them.
+
+A window is a fixed number of requests with drawn frames in them, after a few that warm caches and allocators up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import harmonic_mean, median
+from typing import Any
+
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, is_front_name
+from perf import inputs, metrics
+from perf.analyzer import Analyzer
+from perf.gpu_watch import GpuWatch
+from perf.points import FRONT, Point
+from perf.target import Target
+
+PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
+CHECK_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What every request carries, and how many make a window."""
+
+    requests: int = 48
+    width: int = 640
+    height: int = 360
+    threshold: float = DEFAULT_THRESHOLD
+    max_detections: int = DEFAULT_MAX_DETECTIONS
+
+    def pictures(self) -> tuple[inputs.Picture, ...]:
+        return inputs.pictures(inputs.FRAMES, self.width, self.height)
+
+    def setting(self) -> dict[str, Any]:
+        """For the output file."""
+        frames = f"{inputs.FRAMES} drawn scenes, {self.width}x{self.height} JPEG"
+        asked = {"threshold": self.threshold, "max_detections": self.max_detections}
+        return {"requests": self.requests, "frames": frames} | asked
+
+
+def measure(
+    analyzer: Analyzer, target: Target, point: Point, models: Sequence[str], folder: Path, load: Load, timeout: float
+) -> dict[str, Any]:
+    """The row of one point. Raises AnalyzerError, MetricsError."""
+    shown = load.pictures()
+    content = (
+        inputs.front_input(shown, point.classes, point.masks, load.threshold, load.max_detections)
+        if point.target == FRONT
+        else inputs.vision_input(shown, point.resolution)
+    )
+    arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
+    fewest = max(2 * point.cameras, 4, math.ceil(point.rate))  # perf_analyzer refuses fewer requests than it sends in a second
+    analyzer.run(arguments, requests=fewest, batch=point.batch, log=False, timeout=timeout)
+    parts = sub_models(models, point.resolution)
+    before = metrics.scrape(target.metrics)
+    count, log = max(load.requests, fewest), point.target == FRONT
+    with GpuWatch(target.metrics, target.before_mb) as watch:
+        window = analyzer.run(arguments, requests=count, batch=point.batch, log=log, timeout=timeout)
+    told = metrics.figures(before, metrics.scrape(target.metrics), point.model, parts) | watch.figures()
+    row = asdict(point) | asdict(window) | told
+    row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number plus this sweep's own, others were at work
+    row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
+    row |= {"pool_mb": target.pool_mb, "loaded": sum(map(is_front_name, models))}
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def sub_models(models: Sequence[str], resolution: int) -> dict[str, str]:
+    """part -> the loaded model that serves it at this resolution."""
+    wanted = {part: f"sam3_{part}_r{resolution}" for part in PARTS} | {"text_encoder": "sam3_text_encoder"}
+    return {p: m for p, stem in wanted.items() for m in models if m == stem or m.startswith(f"{stem}_")}
+
+
+async def client_fps(point: Point, url: str, load: Load) -> float:
+    """Frames a second that the project's own client gets from the same load: `point.cameras` tasks that wait for their answers."""
+    from clients.connection import AsyncClient
+
+    shown = load.pictures()
+    asked = [(picture.jpeg, inputs.classes_of(picture, point.classes)) for picture in shown]
+
+    async with AsyncClient(url, protocol=point.protocol, model=point.model, timeout=120) as client:
+
+        async def camera(turns: Iterator[int]) -> None:
+            for turn in turns:
+                jpeg, names = asked[turn % len(asked)]
+                await client.detect(
+                    jpeg, names, mask_format=point.masks, threshold=load.threshold, max_detections=load.max_detections
+                )
+
+        async def window(requests: int) -> float:
+            turns, start = iter(range(requests)), time.perf_counter()
+            await asyncio.gather(*(camera(turns) for _ in range(point.cameras)))
+            return time.perf_counter() - start
+
+        await window(2 * point.cameras)  # connects, and warms up as perf_analyzer's window was
+        return load.requests / await window(load.requests)
+
+
+def check_client(analyzer: Analyzer, target: Target, point: Point, folder: Path, load: Load, timeout: float) -> dict[str, float]:
+    """`client_fps` and `client_ratio`: the project's client against perf_analyzer, medians over rounds of four windows, client - both of perf_analyzer - client.
+
+    A machine drifts by more than the two differ, so they are compared only within a round, in an order that a steady drift cancels out of.
+    """
+    content = inputs.front_input(load.pictures(), point.classes, point.masks, load.threshold, load.max_detections)
+    arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
+    fps, ratios = [], []
+    for _ in range(CHECK_ROUNDS):
+        order = ("client", "analyzer", "analyzer", "client")
+        found: dict[str, list[float]] = {"client": [], "analyzer": []}
+        for who in order:
+            if who == "client":
+                found[who].append(asyncio.run(client_fps(point, target.urls[point.protocol], load)))
+            else:
+                found[who].append(analyzer.run(arguments, requests=load.requests, timeout=timeout).fps)
+        fps += found["client"]
+        ratios.append(harmonic_mean(found["client"]) / harmonic_mean(found["analyzer"]))
+    return {"client_fps": round(median(fps), 3), "client_ratio": round(median(ratios), 4)}
