@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-from ensemble.postprocess import Detections
 from ensemble.spec import STAGES, Model
+
+if TYPE_CHECKING:
+    from ensemble.postprocess import Detections
 
 CALL_TIMEOUT_US = 60_000_000
 """A sub-model that has not answered by then is stuck; its callers get an error instead of waiting for ever."""
