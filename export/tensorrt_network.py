@@ -7,6 +7,8 @@ Standard library only, Python 3.10; `trt` is the imported package.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import re
 from collections import Counter
@@ -24,6 +26,16 @@ MAKER = "8.6", "10.", "11."
 
 class PlanError(RuntimeError):
     """The plan cannot be built, opened or run; the message says what was expected and what to do."""
+
+
+def import_tensorrt() -> Any:
+    """The package `tensorrt`; or `tensorrt_bindings`, which is all that the pip packages of the bindings alone bring. Raises ImportError."""
+    try:
+        return importlib.import_module("tensorrt")
+    except ModuleNotFoundError:
+        if importlib.util.find_spec("tensorrt_bindings") is None:
+            raise
+        return importlib.import_module("tensorrt_bindings")
 
 
 def built_for(trt: Any, device: Device) -> dict[str, str]:

@@ -24,6 +24,7 @@ from export.tensorrt_network import (
     check_dtypes,
     check_names,
     create_network,
+    import_tensorrt,
     pin_precisions,
     profile_shapes,
     progress_monitor,
@@ -69,7 +70,7 @@ def compile_onnx(
     report: Callable[[str], None] = lambda line: None,
 ) -> PlanInfo:
     """Builds `plan` from `onnx`. Raises PlanError with the parser's own words where TensorRT cannot read the graph, or where the build fails."""
-    import tensorrt as trt
+    trt = import_tensorrt()
 
     options = options or BuildOptions()
     start = time.perf_counter()
@@ -181,9 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _about() -> dict[str, str]:
-    import tensorrt as trt
-
-    return built_for(trt, Device())
+    return built_for(import_tensorrt(), Device())
 
 
 def _build(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 from export import wire
 from export.cuda_driver import CudaError, Device, DeviceMemory, Event, Stream
-from export.tensorrt_network import PlanError, built_for
+from export.tensorrt_network import PlanError, built_for, import_tensorrt
 from export.wire import Array
 
 Arrays = Mapping[str, Array]
@@ -55,7 +55,7 @@ class PlanRunner:
     """One open plan. Raises PlanError for a plan that another TensorRT or another kind of GPU built."""
 
     def __init__(self, plan: Path) -> None:
-        import tensorrt as trt
+        trt = import_tensorrt()
 
         self.trt, self.plan = trt, plan
         self.device = Device()

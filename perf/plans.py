@@ -24,13 +24,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ensemble import placement
 from ensemble.spec import ARTIFACTS, Variant
 from export import checkpoint
 from export.tensorrt_host import PlanProcess, TensorRT, open_plan
 from perf import results
 from perf.candidates import TIMED_PARTS, Outputs, Work
 from perf.engines import MOST_PAIRS, Truth, cosine
-from perf.profile import read_variant
 
 RESULTS = Path(__file__).parent / "results" / "h200" / "plans.json"
 Arrays = dict[str, np.ndarray]
@@ -96,11 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, width=130)
     settings = TensorRT(arguments.tensorrt_python)
     try:
-        found = arguments.resolutions or resolutions(arguments.repository)
-        variants = [read_variant(arguments.repository, resolution) for resolution in found]
+        there = placement.read(arguments.repository)
+        served = placement.choose(there, arguments.resolutions or [one.variant.resolution for one in there])
+        variants = [one.variant for one in served if not one.missing]
         about = settings.about()
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
+    if not variants:
+        parser.error(
+            f"expected plans in {arguments.repository}, found none that are whole; write them with sam3-export --engine tensorrt"
+        )
     source = checkpoint.load(arguments.checkpoint).model
     rows: list[Row] = []
     with torch.no_grad():
@@ -113,17 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table(rows))
     print(json.dumps({"rows": len(rows), "out": str(arguments.out)}))
     return 0
-
-
-def resolutions(repository: Path) -> list[int]:
-    """Those of the repository's front models, the largest first. Raises ValueError where there are none."""
-    names = (path.parent.name.removeprefix("sam3_r") for path in repository.glob("sam3_r*/config.pbtxt"))
-    found = sorted((int(name) for name in names if name.isdigit()), reverse=True)
-    if not found:
-        raise ValueError(
-            f"expected a repository of plans in {repository}, found none; write one with sam3-export --engine tensorrt"
-        )
-    return found
 
 
 def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settings: TensorRT, console: Console) -> Iterator[Row]:
