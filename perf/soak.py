@@ -111,9 +111,10 @@ async def soak(
             done = [c.tally.answered for c in cameras]
             server = memory_mb(server_pid) if server_pid else {}
             row = {"at_s": round(time.monotonic() - start, 1), "answered": sum(done), "fewest": min(done), "most": max(done)}
+            row["load"] = os.getloadavg()[0]  # of the whole machine: what else runs slows the fleet down
             row |= {"client_mb": sum(memory_mb(os.getpid()).values()) - sum(server.values()), "server_mb": sum(server.values())}
             samples.append({k: round(v, 1) for k, v in row.items()} | {k: round(v, 1) for k, v in sorted(server.items())})
-            say(" ".join(f"{key} {value}" for key, value in list(samples[-1].items())[:6]))
+            say(" ".join(f"{key} {value}" for key, value in list(samples[-1].items())[:7]))
 
     def ignore(camera: Camera, answer: Answer) -> None:
         """The tally is all that is wanted."""
@@ -177,7 +178,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         await send_largest_batch(films, url, model, a.masks)
         return await soak(cameras_of(films, model, a), url, a.seconds, server_pid, say)
 
-    load = os.getloadavg()[0]
     try:
         films = steps.films(a.films, min(a.cameras, 8), 40, "640x360", 7)
         if a.url:
@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"error": str(error)}))
         return 2
     result = held(summary, samples)
-    publish("perf.soak", argv, "soak", samples, a.output, load_before=round(load, 2), **summary, held=result)
+    publish("perf.soak", argv, "soak", samples, a.output, **summary, held=result)
     return 1 if False in result.values() else 0
 
 

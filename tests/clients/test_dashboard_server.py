@@ -81,17 +81,32 @@ async def test_new_words_take_effect_within_two_frames(server, film):
     assert all(found.labels == ("blue square",) for found in edited[2:])
 
 
-async def test_an_exemplar_says_what_no_word_does(server, film):
-    """SAM3's prompt "visual" names nothing by itself; with a box around one red disc it is both of them, until it is cleared."""
-    shown = [side / size for side, size in zip(DISCS[0], (320, 240, 320, 240), strict=True)]
-    async with Running(server, film, "visual") as yard, page(yard.board) as ask:
-        assert all(len(found) == 0 for found in await yard.next(2))
-        assert (await ask("/api/cameras/yard/exemplars", [{"name": "visual", "box": shown}]))[0] == 204
-        like = (await yard.next(3))[-1]
-        told = json.loads((await ask("/api/cameras"))[1])[0]["exemplars"]
+@pytest.mark.parametrize(
+    ("word", "like", "shown", "before", "after"),
+    [
+        # SAM3's prompt "visual" names nothing by itself; with a box around one red disc it is both of them
+        ("visual", True, DISCS[0], (), DISCS),
+        ("object", False, SQUARE, (SQUARE, *DISCS), DISCS),
+    ],
+    ids=["like this disc", "unlike this square"],
+)
+async def test_an_exemplar_says_what_no_word_does(server, film, word, like, shown, before, after):
+    exemplar = {"name": word, "box": [side / size for side, size in zip(shown, (320, 240, 320, 240), strict=True)], "like": like}
+
+    def boxes(found):
+        return sorted(found.where(np.array(found.labels) == word).boxes_in_pixels.tolist())
+
+    def near(wanted):
+        return [pytest.approx(box, abs=6) for box in sorted(wanted)]
+
+    async with Running(server, film, "green star", word) as yard, page(yard.board) as ask:
+        assert boxes((await yard.next(2))[-1]) == near(before)
+        assert (await ask("/api/cameras/yard/exemplars", [exemplar]))[0] == 204
+        told = (await yard.next(3))[-1]
+        figures = json.loads((await ask("/api/cameras"))[1])[0]
         assert (await ask("/api/cameras/yard/exemplars", []))[0] == 204
         cleared = (await yard.next(3))[-1]
-    assert sorted(like.boxes_in_pixels.round().tolist()) == [pytest.approx(disc, abs=6) for disc in DISCS]
-    assert like.stage_ms["geometry"] > 0
-    assert told == [{"name": "visual", "box": pytest.approx(shown), "like": True}]
-    assert len(cleared) == 0
+    assert boxes(told) == near(after)
+    assert told.stage_ms["geometry"] > 0
+    assert figures["exemplars"] == [exemplar | {"box": pytest.approx(exemplar["box"])}]
+    assert boxes(cleared) == near(before)

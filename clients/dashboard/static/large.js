@@ -24,7 +24,7 @@ export function enlarge(figures, image) {
   said(part(".state"), camera.state);
   part(".state").classList.toggle("live", camera.state === "live");
   said(part(".stages"), Object.entries(camera.stage_ms).map(([stage, ms]) => `${stage} ${ms} ms`).join(" · "));
-  listed(form.name, "#option", camera.classes, (option, { name }) => said(option, name));
+  listed(form.word, "#option", camera.classes, (option, { name }) => said(option, name));
   listed(part(".exemplars"), "#line", camera.exemplars, (line, exemplar) => {
     said(line.querySelector("span"), `${exemplar.like ? "like" : "unlike"} ${exemplar.name}: ${percent(exemplar.box)}`);
     button(line, "clear", () => send(camera.exemplars.filter((other) => other !== exemplar)));
@@ -32,7 +32,7 @@ export function enlarge(figures, image) {
   part(".clear").hidden = !camera.exemplars.length;
   listed(part(".found"), "#line", camera.detections, (line, found) => {
     said(line.querySelector("span"), `${found.label}${found.track === undefined ? "" : ` #${found.track}`} ${found.score}`);
-    button(line, `${form.like.value ? "like" : "unlike"} this`, () => add(found.box));
+    button(line, `${form.sign.value} this`, () => add(found.box));
   });
   if (drag) return;
   frame.hidden = camera.frame < 0;
@@ -55,7 +55,8 @@ function draw(exemplars) {
   });
 }
 
-const add = (box) => send([...camera.exemplars, { name: form.name.value, box, like: Boolean(form.like.value) }]);
+const likes = () => form.sign.value === "like";
+const add = (box) => send([...camera.exemplars, { name: form.word.value, box, like: likes() }]);
 
 async function send(exemplars) {
   said(part(".error"), await ask(shown, "exemplars", exemplars));
@@ -81,7 +82,7 @@ frame.onpointermove = (event) => {
   if (!drag) return;
   const [[x0, y0], [x1, y1]] = [drag.from, point(event)];
   drag.box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
-  draw([...camera.exemplars, { box: drag.box, like: Boolean(form.like.value) }]);
+  draw([...camera.exemplars, { box: drag.box, like: likes() }]);
 };
 
 frame.onpointerup = () => {
