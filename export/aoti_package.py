@@ -7,6 +7,11 @@ and gives the same file each time. A package fits the GPU generation and the PyT
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,53 @@ import torch
 from torch import nn
 
 from ensemble.aoti import SIGNATURE, AotiRunner
-from ensemble.spec import Model
+from ensemble.spec import Model, Variant
 from export.onnx_graph import sample_inputs
 from export.reference import Arrays
 from export.verify import Run
+
+
+class PackageError(RuntimeError):
+    """A package cannot be made here; the message says why and what to do."""
+
+
+def build_apart(module: nn.Module, model: Model, variant: Variant, path: Path, device: str = "cuda") -> None:
+    """`build_package` and a first call of its package in a process of its own: several can be built side by side, and a package that takes
+    its process down when it is loaded takes no export with it. Raises PackageError.
+    """
+    saved = path.with_suffix(".module")
+    torch.save(module, saved)
+    try:
+        command = [sys.executable, "-X", "faulthandler", "-m", "export.aoti_package", str(saved), model.part]
+        home = {"PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))}
+        done = subprocess.run(
+            [*command, json.dumps(variant.to_dict()), str(path), device],
+            env=os.environ | home,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        saved.unlink()
+    if done.returncode == -signal.SIGSEGV:
+        compiler = os.environ.get("CXX", "g++")
+        raise PackageError(
+            f"{model.name}: the compiled package ended its process (segmentation fault) when it was loaded; {compiler} probably links libstdc++"
+            " statically, which must not be there twice: set CXX to the system's compiler, CXX=/usr/bin/g++, and export again"
+        )
+    if done.returncode:
+        raise PackageError(f"{model.name}: PyTorch could not compile it: {done.stderr.strip()[-1500:]}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`build_apart`'s other side: a saved module, a part's name, its variant as JSON, the file to write and the device."""
+    saved, part, variant, path, device = sys.argv[1:] if argv is None else argv
+    model = getattr(Variant.from_dict(json.loads(variant)), part)
+    module = torch.load(saved, weights_only=False)  # written by our own parent process
+    build_package(module, model, Path(path), device)
+    for result in AotiRunner(Path(path), 0 if device == "cuda" else None)(sample_inputs(model)).values():
+        result.cpu()  # waits for the GPU, which tells of its errors late
+    return 0
 
 
 def build_package(module: nn.Module, model: Model, path: Path, device: str = "cuda") -> Path:
@@ -71,3 +119,7 @@ def open_package(path: Path, device_id: int | None = 0) -> Run:
         return {name: result.cpu().numpy() for name, result in results.items()}
 
     return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

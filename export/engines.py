@@ -35,13 +35,15 @@ class EngineError(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class Engine:
     """`build` writes the artifact, `open(path)` runs it (and may have a `close`); `precisions` are what it can be made in, the first the default.
-    `built_for` is what its artifacts are bound to, `settings` what else changes them; a change of either makes artifacts stale."""
+    `built_for` is what its artifacts are bound to, `settings` what else changes them; a change of either makes artifacts stale. `side_by_side`: several
+    artifacts may be built at once."""
 
     build: Build
     open: Callable[[Path], Run]
     precisions: tuple[str, ...]
     built_for: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    side_by_side: bool = False
 
 
 def engine(name: str, tensorrt: TensorRT | None = None) -> Engine:
@@ -80,13 +82,12 @@ def _aoti() -> Engine:
         raise EngineError(f"engine aoti is not available: {error}; use --engine onnxruntime") from error
 
     def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
-        package.build_package(module, model, path)
+        package.build_apart(module, model, variant, path)
         return {}
 
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
-    return Engine(
-        build, package.open_package, ("fp16", "fp32"), {"gpu": torch.cuda.get_device_name(), "compute_capability": capability}
-    )
+    gpu = {"gpu": torch.cuda.get_device_name(), "compute_capability": capability}
+    return Engine(build, package.open_package, ("fp16", "fp32"), gpu, side_by_side=True)
 
 
 def _onnxruntime() -> Engine:

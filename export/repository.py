@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -77,11 +78,14 @@ def export_variant(
         root.parent.mkdir(parents=True, exist_ok=True)
         staging = root.parent / f".{root.name}.{variant.front_name}"  # outside: a server may be watching the repository
         sized = at_size(source.model, variant.resolution, variant.queries)
-        built: dict[str, dict[str, Any]] = {}
-        for part in PARTS:
-            if part not in kept:
-                report(f"{getattr(variant, part).name}: building {ARTIFACTS[engine]}")
-                built[part] = _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
+
+        def build(part: str) -> dict[str, Any]:
+            report(f"{getattr(variant, part).name}: building {ARTIFACTS[engine]}")
+            return _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
+
+        missing = [part for part in PARTS if part not in kept]
+        with ThreadPoolExecutor(len(missing) if tool.side_by_side else 1) as pool:
+            built = dict(zip(missing, pool.map(build, missing), strict=True))
         report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
         samples = gate_samples(frames, source.tokenizer, variant)
         truths = all_expected_outputs(sized, samples)

@@ -1,10 +1,9 @@
 """Milliseconds a frame of SAM3's parts on one GPU, engine beside engine: resolutions, batches and class counts in, a table, a JSON file and one JSON line out.
 
 Everything runs in one process on the same random SAM3 of real size and the same tensors (never zeros, on which a GPU is faster). Beside each speed stands
-the least cosine of the outputs with the same computation in fp32, so that nothing is fast and wrong. Packages are compiled beforehand, each in a process
-of its own, before anything is timed.
+the least cosine of the outputs with the same computation in fp32, so that nothing is fast and wrong.
 
-    python -m perf.engines                                        everything, about half an hour
+    python -m perf.engines --repository build/packages --resolutions 1008
     python -m perf.engines --resolutions 1008 --classes 4 --engines wrappers fused --batches 8
 """
 
@@ -14,9 +13,7 @@ import argparse
 import copy
 import gc
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,12 +27,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import Sam3Model
 
-from ensemble.aoti import AotiRunner
-from ensemble.spec import Variant
+from ensemble.spec import ARTIFACTS, Variant
 from export import checkpoint
-from export.aoti_package import build_package
-from export.fused_parts import make_fused_part
-from export.onnx_graph import sample_inputs
 from perf.candidates import ENGINES, TIMED_PARTS, Candidate, Outputs, Work, aoti, fused, reference, transformers_model, wrappers
 
 RESULTS = Path(__file__).parent / "results" / "h200" / "engines.json"
@@ -72,28 +65,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--present", type=float, nargs="+", default=[1.0, 0.25], help="share of the (image, class) pairs that get masks"
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
-    parser.add_argument("--packages", type=Path, help="folder that keeps the compiled packages (default: a temporary one)")
+    parser.add_argument(
+        "--repository", type=Path, help="written by sam3-export --engine aoti --checkpoint random, for engine aoti"
+    )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no new measurement after that long")
     parser.add_argument("--profile", type=Path, help="also write the longest kernels of each engine's parts to this file")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--build", nargs=2, metavar=("PART", "RESOLUTION"), help="only compile one part into --packages")
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
     arguments.device = "cuda"
-    if arguments.build:
-        build(arguments.build[0], int(arguments.build[1]), arguments.packages)
-        return 0
+    if "aoti" in arguments.engines and arguments.repository is None:
+        parser.error(
+            "expected --repository for engine aoti; write one with sam3-export --engine aoti --checkpoint random, or name other --engines"
+        )
     console = Console(stderr=True, width=130)
     start = time.monotonic()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
-        folder = arguments.packages or Path(temporary)
-        if "aoti" in arguments.engines:
-            build_all(arguments.resolutions, folder, console)
-            console.print(f"packages: {time.monotonic() - start:.0f} s")
+    with torch.no_grad():
         source = checkpoint.random_source().model
-        for row in measure(source, arguments, folder, start + arguments.seconds, console):
+        for row in measure(source, arguments, start + arguments.seconds, console):
             rows.append(row)
             console.print(f"[{time.monotonic() - start:.0f}s] {row.engine} {row.part} r{row.resolution} b{row.batch} c{row.classes} present {row.present}:"
                           f" {row.ms_per_frame:.3f} ms/frame, cosine {row.cosine:.6f} {row.cosines}, {row.peak_mb:.0f} MB", highlight=False)  # fmt: skip
@@ -103,48 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-# ---- packages
-def package(folder: Path, part: str, resolution: int) -> Path:
-    return folder / f"{part}_r{resolution}.pt2"
-
-
-def build(part: str, resolution: int, folder: Path) -> None:
-    """Compiles one part of the random model into `folder`, and runs it once: only a package that survives that gets its name."""
-    model = sized(checkpoint.random_source().model, resolution)
-    record, path = getattr(Variant(resolution), part), package(folder, part, resolution)
-    trial = build_package(make_fused_part(part, model, "fp16", "gpu"), record, path.with_suffix(".trial.pt2"))
-    AotiRunner(trial, 0)(sample_inputs(record))
-    torch.cuda.synchronize()
-    trial.rename(path)
-
-
-def build_all(resolutions: Sequence[int], folder: Path, console: Console) -> None:
-    """Compiles every part that is not in `folder` yet, all at once; a failure is printed and its part is missing afterwards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(part, resolution) for resolution in resolutions for part in TIMED_PARTS if part != "text_encoder"]
-    jobs.append(("text_encoder", resolutions[0]))
-    command = [sys.executable, "-X", "faulthandler", "-m", "perf.engines", "--packages", str(folder), "--build"]
-    running = {
-        job: subprocess.Popen([*command, job[0], str(job[1])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for job in jobs
-        if not package(folder, *job).exists()
-    }
-    for (part, resolution), process in running.items():
-        errors = process.communicate()[1]
-        if process.returncode:
-            console.print(
-                f"{part} at {resolution}: not compiled ({process.returncode})\n{errors[-2500:]}", markup=False, highlight=False
-            )
-
-
 # ---- measurements
-def measure(source: Sam3Model, arguments: argparse.Namespace, folder: Path, deadline: float, console: Console) -> Iterator[Row]:
+def measure(source: Sam3Model, arguments: argparse.Namespace, deadline: float, console: Console) -> Iterator[Row]:
     """Rows of every engine, resolution by resolution; an engine that fails is reported and left out."""
     for resolution in arguments.resolutions:
         truth = Truth(source, resolution, max(arguments.batches), arguments.device)
         for engine in arguments.engines:
             try:
-                candidate = make(engine, source, resolution, arguments.resolutions[0], folder, arguments.device)
+                candidate = make(engine, source, resolution, arguments)
                 yield from measure_engine(engine, candidate, truth, resolution, arguments, deadline)
             except Exception as error:
                 console.print(
@@ -157,15 +114,16 @@ def measure(source: Sam3Model, arguments: argparse.Namespace, folder: Path, dead
             torch.compiler.reset()
 
 
-def make(engine: str, source: Sam3Model, resolution: int, first: int, folder: Path, device: str) -> Candidate:
-    """The candidate of that engine; raises FileNotFoundError where a package was not compiled."""
+def make(engine: str, source: Sam3Model, resolution: int, arguments: argparse.Namespace) -> Candidate:
+    """The candidate of that engine; raises FileNotFoundError where a package is missing."""
     if engine == "aoti":
-        paths = {part: package(folder, part, first if part == "text_encoder" else resolution) for part in TIMED_PARTS}
-        return aoti({part: path for part, path in paths.items() if path.exists()})
+        variant = Variant(resolution, queries=source.config.detr_decoder_config.num_queries)
+        names = {part: getattr(variant, part).name for part in TIMED_PARTS}
+        return aoti({part: arguments.repository / name / "1" / ARTIFACTS[engine] for part, name in names.items()})
     model = sized(source, resolution)
     if engine.startswith("transformers"):
-        return transformers_model(copy.deepcopy(model), engine.endswith("compiled"), device)
-    return (wrappers if engine == "wrappers" else fused)(model, device)
+        return transformers_model(copy.deepcopy(model), engine.endswith("compiled"), arguments.device)
+    return (wrappers if engine == "wrappers" else fused)(model, arguments.device)
 
 
 def sized(source: Sam3Model, resolution: int) -> Sam3Model:

@@ -19,7 +19,7 @@ from transformers import Sam3Model
 from ensemble.aoti import AotiRunner
 from ensemble.spec import Checkpoint, Variant
 from export import checkpoint
-from export.aoti_package import build_package, dynamic_shapes, open_package
+from export.aoti_package import PackageError, build_apart, build_package, dynamic_shapes, open_package
 from export.fused_parts import make_fused_part
 from export.fused_vision import TokenOrder
 from export.onnx_graph import sample_inputs
@@ -139,7 +139,15 @@ class FakeTensor:
 def package(sized: Callable[[int], Sam3Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mask head, the part with most axes, compiled for the CPU."""
     path = tmp_path_factory.mktemp("aoti") / "model.pt2"
-    return build_package(make_fused_part("mask_head", sized(56), "fp32", "plain"), variant(56).mask_head, path, "cpu")
+    build_apart(make_fused_part("mask_head", sized(56), "fp32", "plain"), variant(56).mask_head, variant(56), path, "cpu")
+    assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
+    return path
+
+
+def test_a_package_that_cannot_be_made_is_explained(sized: Callable[[int], Sam3Model], tmp_path: Path) -> None:
+    module = make_fused_part("text_encoder", sized(56), "fp32", "plain")
+    with pytest.raises(PackageError, match=r"sam3_text_encoder: .*expected outputs .*FP16.* got .*FP32"):
+        build_apart(module, variant(56).text_encoder, variant(56, "fp16"), tmp_path / "model.pt2", "cpu")
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 32, 1, 1), (3, 5, 41, 4, 20), (2, 16, 33, 16, 2)], ids=["ones", "several", "largest"])
@@ -193,12 +201,12 @@ def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
 
 
 @pytest.mark.parametrize("engine", ["wrappers", "fused", "transformers"])
-def test_engines_are_compared_with_the_same_computation_in_fp32(engine: str, source: checkpoint.Source, tmp_path: Path) -> None:
+def test_engines_are_compared_with_the_same_computation_in_fp32(engine: str, source: checkpoint.Source) -> None:
     """The command's measurements on the small model and the CPU: every part and case has a row, and fp16 is close to fp32."""
     case = argparse.Namespace(
         resolutions=[112], batches=[2], classes=[2], present=[1.0, 0.5], engines=[engine], device="cpu", profile=None
     )
-    rows = list(engines.measure(source.model, case, tmp_path, time.monotonic() + 600, Console()))
+    rows = list(engines.measure(source.model, case, time.monotonic() + 600, Console()))
     parts = [(row.part, row.present) for row in rows]
     text = [] if engine == "transformers" else [("text_encoder", 1.0)]
     assert parts == [("vision_encoder", 1.0), *text, ("decoder+masks", 1.0), ("decoder+masks", 0.5)]
