@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ensemble import request, triton_io
+from ensemble import nvtx_ranges, request, triton_io
 from ensemble.gpu_preprocess import open_preprocessor
 from ensemble.metrics import Metrics
 from ensemble.pipeline import Job, Pipeline
@@ -33,7 +33,8 @@ class TritonPythonModel:
         tokenizer = PromptTokenizer(
             repository / self.variant.text_encoder.name / "1" / "tokenizer.json", self.variant.checkpoint.context_length
         )
-        self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model)
+        self.annotate = nvtx_ranges.from_environment()
+        self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model, annotate=self.annotate)
         self.metrics = Metrics(args["model_name"], self.variant.max_batch)
         self.decoders = ThreadPoolExecutor(min(self.variant.max_batch, os.cpu_count() or 1), "decode")
         self.preprocess = open_preprocessor(
@@ -53,7 +54,8 @@ class TritonPythonModel:
         self.metrics.batch(len(requests))
         prepared: list[Job | Exception] = [attempt(self._parse, r) for r in requests]
         try:
-            pixel_values = self._read_frames(prepared)
+            with self.annotate("decode"):
+                pixel_values = self._read_frames(prepared)
             decoded = time.perf_counter()
             jobs = [p for p in prepared if isinstance(p, Job)]
             found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.nvtx_ranges import Annotate, unmarked
 from ensemble.postprocess import Detections, best_first, scores, select, sigmoid, to_rle
 from ensemble.prompts import Prompt, PromptCache, PromptTokenizer
 from ensemble.request import FrameRequest
@@ -50,8 +51,15 @@ class Pair:
 class Pipeline:
     """One variant's flow. Not safe for use by two threads at once: each front-model instance has its own."""
 
-    def __init__(self, variant: Variant, tokenizer: PromptTokenizer, call: Call, cache_size: int = 1024) -> None:
-        self.variant, self._call = variant, call
+    def __init__(
+        self,
+        variant: Variant,
+        tokenizer: PromptTokenizer,
+        call: Call,
+        cache_size: int = 1024,
+        annotate: Annotate = unmarked,
+    ) -> None:
+        self.variant, self._call, self._annotate = variant, call, annotate
         self.prompts = PromptCache(tokenizer, self._encode_text, cache_size)
         self.calls: dict[str, int] = {}
         self._float = _NUMPY[FLOAT_DTYPES[variant.precision]]
@@ -66,19 +74,19 @@ class Pipeline:
         `pixel_values` is the batch of all jobs, uint8 [B,3,R,R], where it is made already: an array, or whatever `call` takes for one that lies on a GPU.
         """
         times: dict[str, float] = {}
-        with _timed(times, "text"):
+        with self._timed(times, "text"):
             pairs = self._pairs(jobs)
-        with _timed(times, "vision"):
+        with self._timed(times, "vision"):
             if pixel_values is None:
                 pixel_values = np.stack([job.pixel_values for job in jobs])
             features = self._run(self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2"))
-        with _timed(times, "geometry"):
+        with self._timed(times, "geometry"):
             self._add_exemplars(jobs, pairs, features)
         found: list[list[Detections]] = [[] for _ in jobs]
         presence = [np.zeros(len(job.request.classes), np.float32) for job in jobs]
         for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.variant.max_pairs):
             self._decode(jobs, chunk, features, found, presence, times)
-        with _timed(times, "pack"):
+        with self._timed(times, "pack"):
             results = [self._finish(job, f, p) for job, f, p in zip(jobs, found, presence, strict=True)]
         for job in jobs:
             job.stage_ms |= times
@@ -126,7 +134,7 @@ class Pipeline:
         times: dict[str, float],
     ) -> None:
         """Decodes one chunk of pairs, and its masks while the decoder's memory is at hand; it is released before the next chunk."""
-        with _timed(times, "decoder"):
+        with self._timed(times, "decoder"):
             length = max(len(pair.prompt.mask) for pair in chunk)
             prompt_features = np.zeros((len(chunk), length, self.variant.checkpoint.hidden_size), self._float)
             prompt_mask = np.zeros((len(chunk), length), np.int32)
@@ -144,7 +152,7 @@ class Pipeline:
                 select(values[row], jobs[p.image].request.threshold, jobs[p.image].request.max_detections)
                 for row, p in enumerate(chunk)
             ]
-        with _timed(times, "masks"):
+        with self._timed(times, "masks"):
             masks = self._masks(jobs, chunk, picks, features, {**prompt, **outputs})
         present = sigmoid(outputs["presence_logits"][:, 0])
         for row, pair in enumerate(chunk):
@@ -203,6 +211,15 @@ class Pipeline:
             result.mask_rle, result.mask_bits = to_rle(result.mask_bits, self.variant.mask_size), empty
         return result
 
+    @contextmanager
+    def _timed(self, times: dict[str, float], stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            with self._annotate(stage):
+                yield
+        finally:
+            times[stage] = times.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
+
     def _run(self, model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         self.calls[model.part] = self.calls.get(model.part, 0) + 1
         return self._call(model, inputs, outputs)
@@ -215,12 +232,3 @@ def _images(chunk: Sequence[Pair]) -> np.ndarray:
 def _chunks(items: Any, size: int) -> Iterator[Any]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-@contextmanager
-def _timed(times: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        times[stage] = times.get(stage, 0.0) + (time.perf_counter() - start) * 1e3

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from perf import profile
+from ensemble import pbtxt
+from ensemble.spec import ARTIFACTS, Variant
+from perf import profile, profile_onnx
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
@@ -22,8 +24,9 @@ def test_stages_kernels_and_a_trace(repository: Path, checkpoint: Path, tmp_path
     argv = ["--repository", str(repository), "--resolution", "140", "--classes", "2", "--rounds", "2"]
     status, found = run(capsys, *argv, "--checkpoint", str(checkpoint), "--output", str(tmp_path))
     assert status == 0, found
-    assert {"decode", "text", "vision", "decoder", "masks"} <= set(found["stage_ms"])
-    assert found["ceilings"]["gflop_s"] > 0
+    stages = {row["stage"]: row for row in found["stages"]}
+    assert {"decode", "text", "vision", "decoder", "masks"} <= set(stages)
+    assert all(0 < stages[name]["of_bound"] < 1 for name in ("text", "vision", "decoder")), "nothing is faster than this machine"
     parts = {row["part"] for row in json.loads((tmp_path / "profile.json").read_text())["kernels"]}
     assert {"vision_encoder", "text_encoder", "decoder", "mask_head"} <= parts
     trace = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -39,25 +42,58 @@ def test_kernels_are_summed_by_kind_and_divided_by_round():
 
     events = [{"name": "model_run", "ts": 0}, node(1, "MatMul", 3000), node(2, "MatMul", 1000), node(3, "Pad", 500)]
     events += [{"name": "model_run", "ts": 10}, node(11, "MatMul", 4000), node(12, "MatMul", 2000), node(13, "Pad", 500)]
-    assert profile.kernels({"decoder": events}, rounds=2) == [
+    assert profile_onnx.kernels({"decoder": events}, rounds=2) == [
         {"part": "decoder", "kernel": "MatMul", "ms": 5.0, "launches": 2, "limit": "arithmetic"},
         {"part": "decoder", "kernel": "Pad", "ms": 0.5, "launches": 1, "limit": "memory"},
     ]
 
 
 @pytest.mark.parametrize(
-    ("folders", "argv", "sentence"),
+    ("resolutions", "argv", "sentence"),
     [
         pytest.param([], [], "found no sam3_r.*/config.pbtxt; write one with sam3-export", id="no repository"),
-        pytest.param(["sam3_r140", "sam3_r252"], [], r"\(140, 252\), got None; say which", id="several resolutions"),
-        pytest.param(["sam3_r140"], ["--resolution", "672"], r"\(140\), got 672", id="not there"),
-        pytest.param(["sam3_r140"], [], "names no variant", id="a configuration of someone else's"),
+        pytest.param([140, 252], [], r"\(140, 252\), got None; say which", id="several resolutions"),
+        pytest.param([140], ["--resolution", "672"], r"\(140\), got 672", id="not there"),
+        pytest.param(
+            [140], [], r"model.onnx, found no such file; write it with sam3-export --engine onnxruntime", id="not built"
+        ),
+        pytest.param([140], ["--frames", "9"], r"frames must be 1 to 8 .*, got 9", id="too many frames"),
     ],
 )
-def test_refusals(tmp_path: Path, capsys, folders, argv, sentence):
-    for name in folders:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.pbtxt").write_text('name: "x"\n')
-    status, found = run(capsys, "--repository", str(tmp_path), *argv)
+def test_refusals(tmp_path: Path, capsys, resolutions, argv, sentence):
+    for resolution in resolutions:
+        variant = Variant(resolution=resolution)
+        for model in (*variant.sub_models, variant.front):
+            pbtxt.write(model, variant, "onnxruntime", tmp_path)
+    status, found = run(capsys, "--repository", str(tmp_path), *argv, "--output", str(tmp_path / "out"))
     assert status == 2
     assert re.search(sentence, found["error"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "argv", "sentence"),
+    [
+        pytest.param("tensorrt", [], "or aoti, got tensorrt", id="a plan"),
+        pytest.param("onnxruntime", ["--nvtx"], "got onnxruntime for Nsight Systems", id="no GPU to watch"),
+        pytest.param("onnxruntime", ["--device", "cuda"], "got onnxruntime on a GPU", id="ONNX Runtime on a GPU"),
+    ],
+)
+def test_engines_that_it_cannot_watch(tmp_path: Path, capsys, engine, argv, sentence):
+    variant = Variant(resolution=140)
+    for model in (*variant.sub_models, variant.front):
+        (pbtxt.write(model, variant, engine, tmp_path) / "1" / ARTIFACTS[engine]).touch()
+    status, found = run(capsys, "--repository", str(tmp_path), *argv, "--output", str(tmp_path / "out"))
+    assert status == 2
+    assert sentence in found["error"]
+
+
+def test_what_binds_a_stage():
+    """100 GFLOP at 1 TFLOP/s are 100 ms, 10 GB at 1,000 GB/s are 10 ms: arithmetic binds, and half of it was reached in 200 ms."""
+    limits = {"gflop_s": 1_000.0, "copy_gb_s": 1_000.0}
+    rows = profile.bounds(
+        {"vision": 200.0, "text": 4.0, "pack": 1.0}, {"vision": 100.0, "text": 1.0}, {"vision": 10_000.0, "text": 2_000.0}, limits
+    )
+    vision, text, pack = rows
+    assert (vision["bound"], vision["arithmetic_ms"], vision["memory_ms"], vision["of_bound"]) == ("arithmetic", 100.0, 10.0, 0.5)
+    assert (text["bound"], text["of_bound"]) == ("memory", 0.5)
+    assert pack == {"stage": "pack", "ms": 1.0}
