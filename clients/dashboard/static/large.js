@@ -32,7 +32,7 @@ export function enlarge(figures, image) {
   part(".clear").hidden = !camera.exemplars.length;
   listed(part(".found"), "#line", camera.detections, (line, found) => {
     said(line.querySelector("span"), `${found.label}${found.track === undefined ? "" : ` #${found.track}`} ${found.score}`);
-    button(line, `${form.sign.value} this`, () => add(found.box));
+    button(line, `${form.sign.value} this`, () => add(found.label, found.box));
   });
   if (drag) return;
   frame.hidden = camera.frame < 0;
@@ -56,7 +56,7 @@ function draw(exemplars) {
 }
 
 const likes = () => form.sign.value === "like";
-const add = (box) => send([...camera.exemplars, { name: form.word.value, box, like: likes() }]);
+const add = (name, box) => send([...camera.exemplars, { name, box, like: likes() }]);
 
 async function send(exemplars) {
   said(part(".error"), await ask(shown, "exemplars", exemplars));
@@ -88,7 +88,7 @@ frame.onpointermove = (event) => {
 frame.onpointerup = () => {
   const box = drag?.box;
   drag = null;
-  if (box && Math.min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE) add(box);
+  if (box && Math.min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE) add(form.word.value, box);
 };
 
 frame.onpointercancel = () => { drag = null; };
