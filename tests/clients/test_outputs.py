@@ -4,10 +4,17 @@ import http.server
 import json
 import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from clients.watch import CocoResults
+from clients.ask import Answer
+from clients.config import CameraConfig
+from clients.draw import annotate
+from clients.fleet import Camera
+from clients.reader import Picture
+from clients.watch import CocoResults, Outputs
 from clients.webhook import Webhook
 
 
@@ -72,3 +79,12 @@ def test_coco_results(detections, masks, tmp_path):
 def test_coco_results_of_nothing(tmp_path):
     CocoResults(tmp_path / "found.json").close()
     assert json.loads((tmp_path / "found.json").read_text()) == []
+
+
+async def test_pictures_show_tracks(detections, tmp_path):
+    path, rgb, tracks = tmp_path / "yard.png", np.full((360, 640, 3), 90, np.uint8), (7, -1)
+    camera = Camera(CameraConfig("yard", "none", ("blue square", "red circle"), (0.5, 0.5), outputs=(path,)))
+    outputs = Outputs([camera])
+    await outputs(camera, Answer(Picture(0, 0.0, 0.0, 0, rgb, b""), "answered", 1.0, detections(), tracks=tracks))
+    await outputs.close()
+    assert np.array_equal(np.asarray(Image.open(path)), annotate(rgb, detections(), tracks=tracks))
