@@ -41,6 +41,7 @@ class Webhook:
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._queue.join(), grace_s)
         self._worker.cancel()
+        await asyncio.wait({self._worker})  # it counts what it had in hand
         self.lost += self._queue.qsize()
 
     async def _work(self) -> None:

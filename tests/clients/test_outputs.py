@@ -64,6 +64,15 @@ async def test_events_nobody_takes_are_counted(closed_port, monkeypatch):
     assert (webhook.sent, webhook.lost) == (0, 8)
 
 
+async def test_what_is_under_way_at_the_end_is_counted(silent_port, monkeypatch):
+    monkeypatch.setattr("clients.webhook.TIMEOUT_S", 0.5)
+    webhook = Webhook(f"http://127.0.0.1:{silent_port}/")
+    for i in range(3):  # one is sent and never answered, two wait
+        webhook.send({"event": i})
+    await webhook.close(grace_s=0.2)
+    assert (webhook.sent, webhook.lost) == (0, 3)
+
+
 def test_coco_results(detections, masks, tmp_path):
     results = CocoResults(tmp_path / "found.json")
     results.write(3, detections(masks=masks))
