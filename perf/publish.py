@@ -14,8 +14,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from perf.screen import wide_console
 
 
 def publish(
@@ -27,7 +28,7 @@ def publish(
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console(stderr=True).print(table)
+    wide_console().print(table)
     result = {
         "command": " ".join([f"python -m {name}", *(sys.argv[1:] if argv is None else argv)]),
         "date": date.today().isoformat(),

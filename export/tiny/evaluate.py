@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -134,6 +134,15 @@ class Tally:
         return coco
 
 
+def judge(answered: Iterable[tuple[Case, Sequence[Detections]]]) -> dict:
+    """{"text": figures, "exemplar": figures} (see `Tally.figures`) of held-out scenes, each with one `Detections` a question."""
+    tallies = {"text": Tally(), "exemplar": Tally()}
+    for case, answers in answered:
+        for question, detections in zip(case.questions, answers, strict=True):
+            tallies["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
+    return {name: tally.figures() for name, tally in tallies.items()}
+
+
 def evaluate(predict: Predict, scenes: int = 500, progress: Callable[[int], None] | None = None) -> dict:
     """Judge `predict` on held-out scenes.
 
@@ -145,14 +154,14 @@ def evaluate(predict: Predict, scenes: int = 500, progress: Callable[[int], None
 
     Returns {"scenes", "text": figures, "exemplar": figures}; see `Tally.figures`.
     """
-    tallies = {"text": Tally(), "exemplar": Tally()}
-    for done, case in enumerate(held_out(scenes), 1):
-        answers = predict(case.rendering.frame, [q.prompt for q in case.questions])
-        for question, detections in zip(case.questions, answers, strict=True):
-            tallies["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
-        if progress:
-            progress(done)
-    return {"scenes": scenes, **{name: tally.figures() for name, tally in tallies.items()}}
+
+    def answered() -> Iterator[tuple[Case, Sequence[Detections]]]:
+        for done, case in enumerate(held_out(scenes), 1):
+            yield case, predict(case.rendering.frame, [q.prompt for q in case.questions])
+            if progress:
+                progress(done)
+
+    return {"scenes": scenes, **judge(answered())}
 
 
 def table(results: dict[int, dict]) -> str:

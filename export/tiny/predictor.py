@@ -14,6 +14,9 @@ from export.tiny.dataset import NO_BOX, cxcywh, normalised, to_square
 from export.tiny.prompts import Prompt
 from export.tiny.tokenizer import encode
 
+FLOOR, TOP = 0.01, 12
+"""Least score and most detections of a prompt: average precision wants the whole curve, and no scene has as many objects."""
+
 
 @dataclass(frozen=True, slots=True)
 class Detections:
@@ -42,8 +45,8 @@ class TorchPredictor:
         model: Sam3Model,
         tokenizer: PreTrainedTokenizerBase,
         resolution: int,
-        floor: float = 0.01,
-        top: int = 12,
+        floor: float = FLOOR,
+        top: int = TOP,
     ) -> None:
         self.model, self.tokenizer, self.resolution, self.floor, self.top = (
             model,
