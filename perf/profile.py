@@ -82,14 +82,16 @@ def open_engine(served: Served, repository: Path, folder: Path, device: str, nvt
         raise ProfileError(
             f"expected {served.missing[0].path}, found no such file; write it with sam3-export --engine {served.engine}"
         )
-    if served.engine == "aoti":
+    if served.engine == "aoti" and not (nvtx and device == "cpu"):
         from perf.profile_aoti import AotiPackages  # needs PyTorch
 
         return AotiPackages(repository, device, nvtx)
     if served.engine == "onnxruntime" and not nvtx and device == "cpu":
         return OnnxSessions(repository, folder)
     what = f"{served.engine}{' on a GPU' if device == 'cuda' else ''}{' for Nsight Systems' if nvtx else ''}"
-    raise ProfileError(f"expected engine onnxruntime on the CPU, or aoti, got {what}; trtexec --dumpProfile profiles a plan")
+    raise ProfileError(
+        f"expected engine onnxruntime on the CPU, or aoti (for Nsight Systems on a GPU), got {what}; trtexec --dumpProfile profiles a plan"
+    )
 
 
 def run(
@@ -215,7 +217,7 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def stage_table(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> Table:
-    caption = f"ceilings measured here: {limits['gflop_s'] / 1e3:,.1f} TFLOP/s, copy {limits['copy_gb_s']:,.0f} GB/s"
+    caption = f"ceilings measured here: {limits['gflop_s']:,.0f} GFLOP/s, copy {limits['copy_gb_s']:,.0f} GB/s"
     sheet = Table(
         "stage", "ms a round", "GFLOP", "MB", "arithmetic ms", "memory ms", "bound", "reached", title="stages", caption=caption
     )

@@ -126,6 +126,7 @@ def kernels(events: Sequence[Any], rounds: int, device: str) -> list[dict[str, A
     rows = []
     for (part, name), milliseconds in spent.items():
         limit = "arithmetic" if any(word in name.lower() for word in PRODUCTS) else "memory"
+        limit = "either" if name == COMPILED else limit
         row = {"part": part, "kernel": name[:90], "ms": round(sum(milliseconds) / rounds, 3)}
         rows.append(row | {"launches": round(len(milliseconds) / rounds), "limit": limit})
     return sorted(rows, key=lambda row: -row["ms"])

@@ -6,11 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from ensemble import pbtxt
-from ensemble.spec import ARTIFACTS, Variant
-from perf import profile, profile_onnx
+from ensemble.spec import ARTIFACTS, Axis, Model, Tensor, Variant
+from export.aoti_package import build_package
+from perf import profile, profile_aoti, profile_onnx
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
@@ -73,9 +76,10 @@ def test_refusals(tmp_path: Path, capsys, resolutions, argv, sentence):
 @pytest.mark.parametrize(
     ("engine", "argv", "sentence"),
     [
-        pytest.param("tensorrt", [], "or aoti, got tensorrt", id="a plan"),
+        pytest.param("tensorrt", [], "on a GPU), got tensorrt", id="a plan"),
         pytest.param("onnxruntime", ["--nvtx"], "got onnxruntime for Nsight Systems", id="no GPU to watch"),
         pytest.param("onnxruntime", ["--device", "cuda"], "got onnxruntime on a GPU", id="ONNX Runtime on a GPU"),
+        pytest.param("aoti", ["--nvtx", "--device", "cpu"], "got aoti for Nsight Systems", id="Nsight Systems without a GPU"),
     ],
 )
 def test_engines_that_it_cannot_watch(tmp_path: Path, capsys, engine, argv, sentence):
@@ -85,6 +89,43 @@ def test_engines_that_it_cannot_watch(tmp_path: Path, capsys, engine, argv, sent
     status, found = run(capsys, "--repository", str(tmp_path), *argv, "--output", str(tmp_path / "out"))
     assert status == 2
     assert sentence in found["error"]
+
+
+class ConvolutionAndSine(torch.nn.Module):
+    """A convolution, which PyTorch computes, and a loop that is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.convolution(x)).relu()
+
+
+def test_packages_under_pytorchs_profiler(tmp_path: Path):
+    """A package compiled for the CPU: warm-up is left out, operators and compiled loops add up to the part, the trace has the stage's range."""
+    rows = Axis("rows", 1, 4, 4)
+    record = Model("small", "decoder", (Tensor("x", "FP32", (rows, 8, 66, 66)),), (Tensor("y", "FP32", (rows, 8, 64, 64)),))
+    (tmp_path / "small" / "1").mkdir(parents=True)
+    build_package(ConvolutionAndSine(), record, tmp_path / "small" / "1" / "model.pt2", device="cpu")
+    packages = profile_aoti.AotiPackages(tmp_path, "cpu", nvtx=False)
+    x = np.ones((4, 8, 66, 66), np.float32)
+    packages(record, {"x": x}, ["y"])
+    packages.warm()
+    for _ in range(3):
+        with packages.annotate("decoder"):
+            found = packages(record, {"x": x}, ["y"])
+    assert found["y"].shape == (4, 8, 64, 64)
+    table = packages.finish(tmp_path / "trace.json", rounds=3)
+    assert {row["part"] for row in table} == {"decoder"}
+    named = {row["kernel"]: row for row in table}
+    product = named["aten::_convolution"]
+    assert (product["launches"], product["limit"]) == (1, "arithmetic")
+    assert named[profile_aoti.COMPILED]["launches"] == 1
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert len([e for e in events if e.get("name") == "decoder"]) == 3
+    assert len([e for e in events if e.get("name") == "part: decoder"]) == 3, "the call that warmed up is not in it"
+    assert packages.ceilings()["gflop_s"] > 0
 
 
 def test_what_binds_a_stage():
