@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -39,6 +39,10 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "o
 SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph")
 ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network"), "aoti": ("aoti_package",), "onnxruntime": ()}
 """Modules of this folder whose change makes artifacts stale, beside a part's own."""
+
+
+Facts = dict[str, Any]
+"""What is known about a build; see `_build`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,7 @@ def export_variant(
             return _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
 
         missing = [part for part in PARTS if part not in kept]
-        with ThreadPoolExecutor(len(missing) if tool.side_by_side else 1) as pool:
-            built = dict(zip(missing, pool.map(build, missing), strict=True))
+        built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
         report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
         samples = gate_samples(frames, source.tokenizer, variant)
         truths = all_expected_outputs(sized, samples)
@@ -110,6 +113,14 @@ def export_variant(
     write_configurations(variant, engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
     return [_written(root / getattr(variant, part).name, part in kept) for part in PARTS]
+
+
+def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side: bool) -> list[Facts]:
+    """`build` of each part, in order. One after another they stay in this thread: `torch.export` crashes the process in a second one (2.11)."""
+    if not side_by_side:
+        return [build(part) for part in parts]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(pool.map(build, parts))
 
 
 def _build(
