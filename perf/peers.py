@@ -26,12 +26,12 @@ from rich.table import Table
 from clients.connection import Client
 from ensemble.preflight import ServerError
 from ensemble.preprocess import to_pixel_values
+from ensemble.spec import DEFAULT_THRESHOLD
 from perf import inputs, results
 from perf.inputs import Picture
-from perf.screen import wide_console
+from perf.screen import size, wide_console
 from perf.target import serving
 
-THRESHOLD = 0.5
 EXAMPLES = """examples:
   sam3-perf peers --repository build/repository --checkpoint export/tiny/checkpoint --resolution 252
   sam3-perf peers --grpc-url gpu:8001 --checkpoint facebook/sam3 --resolution 1008 --device cuda --compile"""
@@ -40,17 +40,19 @@ Contestant = Callable[[Picture, list[str]], int]
 """Looks for the names in a picture and returns how many objects it found."""
 
 
-def transformers_contestants(checkpoint: str, resolution: int, device: str, compiled: bool) -> dict[str, Contestant]:
+def transformers_contestants(
+    checkpoint: str, resolution: int, device: str, compiled: bool, threshold: float
+) -> dict[str, Contestant]:
     """transformers' `Sam3Model` at that resolution, in the ways its users run it. Raises ValueError for a checkpoint that cannot be loaded."""
     import torch
-    from transformers import Sam3Processor
+    from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
     from export.checkpoint import at_size, load
 
     source = load(checkpoint)
-    processor = Sam3Processor.from_pretrained(checkpoint)
+    processor = Sam3ImageProcessor()  # for its post-processing, which no checkpoint changes
     model = at_size(source.model, resolution, source.record.num_queries).to(device).eval()
-    if device == "cuda":
+    if device != "cpu":
         model = model.to(torch.bfloat16)
 
     def prepare(picture: Picture, names: list[str]) -> tuple[Any, Any, Any]:
@@ -61,7 +63,7 @@ def transformers_contestants(checkpoint: str, resolution: int, device: str, comp
         return (image.height, image.width), pixels, (torch.tensor(ids, device=device), torch.tensor(mask, device=device))
 
     def finish(found: Any, size: tuple[int, int]) -> int:
-        answer = processor.post_process_instance_segmentation(found, threshold=THRESHOLD, target_sizes=[size])[0]
+        answer = processor.post_process_instance_segmentation(found, threshold=threshold, target_sizes=[size])[0]
         return len(answer["scores"].cpu())
 
     @torch.no_grad()
@@ -95,12 +97,12 @@ def transformers_contestants(checkpoint: str, resolution: int, device: str, comp
 
 
 @contextlib.contextmanager
-def this_server(url: str, model: str) -> Iterator[Contestant]:
+def this_server(url: str, model: str, threshold: float) -> Iterator[Contestant]:
     """The server over gRPC, one frame at a time, with packed masks."""
     with Client(url, model=model, timeout=120) as client:
 
         def detect(picture: Picture, names: list[str]) -> int:
-            return len(client.detect(picture.jpeg, names, threshold=THRESHOLD, mask_format="bits"))
+            return len(client.detect(picture.jpeg, names, threshold=threshold, mask_format="bits"))
 
         yield detect
 
@@ -133,10 +135,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
     p.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
     p.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
-    p.add_argument("--checkpoint", required=True, help="folder or hub name, the same that the server's models were made from")
+    p.add_argument("--checkpoint", required=True, help="folder, hub name or `random`: what the server's models were made from")
     p.add_argument("--resolution", type=int, required=True)
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
     p.add_argument("--frames", type=int, default=8, help="default %(default)s")
+    p.add_argument("--frame", default="640x360", help="size of the frames; default %(default)s")
+    p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score; default %(default)s")
     p.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     p.add_argument("--device", default="cpu", help="of transformers' model: cpu (fp32) or cuda (bf16); default %(default)s")
     p.add_argument("--compile", action="store_true", help="also transformers through torch.compile")
@@ -151,13 +155,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("classes", "frames", "rounds"):
             if getattr(options, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
-        with serving(options) as target:
+        with serving(options, [options.resolution] if options.repository else ()) as target:
             model = f"sam3_r{options.resolution}"
             if model not in target.models():
                 raise ServerError(f"{model} is not loaded; export it with sam3-export --resolution {options.resolution}")
-            others = transformers_contestants(options.checkpoint, options.resolution, options.device, options.compile)
-            with this_server(target.grpc, model) as server:
-                rows = race(others | {"this server": server}, inputs.pictures(options.frames), options.classes, options.rounds)
+            others = transformers_contestants(
+                options.checkpoint, options.resolution, options.device, options.compile, options.threshold
+            )
+            shown = inputs.pictures(options.frames, *size(options.frame))
+            with this_server(target.grpc, model, options.threshold) as server:
+                rows = race(others | {"this server": server}, shown, options.classes, options.rounds)
     except (ServerError, ValueError) as error:
         print(f"sam3-perf peers: {error}", file=sys.stderr)
         print(json.dumps({"error": str(error)}))
@@ -171,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "date": date.today().isoformat(),
         "machine": results.machine(),
     }
-    result |= {"versions": results.package_versions(), "rows": rows}
+    result |= {"versions": results.package_versions(), "frame": options.frame, "threshold": options.threshold, "rows": rows}
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
