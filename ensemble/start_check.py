@@ -142,7 +142,7 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
         rest = need_of(served[first:], pool)
         if rest.total <= free_mb:
             names = " ".join(str(s.variant.resolution) for s in served[first:])
-            return f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB)"
+            return f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolutions, or SAM3_RESOLUTIONS in the container"
     last, weights = served[-1], need_of(served[-1:], pool).weights
 
     def needed(**changes: int) -> Need:

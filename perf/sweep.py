@@ -108,7 +108,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--turns", type=int, default=1, help="go over all points so many times; reports take the fastest. Default 1")
     p.add_argument("--point-timeout", type=float, default=300, help="seconds; default %(default)s")
     p.add_argument(
-        "--check-client", action="store_true", help="also compare the project's client with perf_analyzer (columns client_...)"
+        "--check-client",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="also compare the project's client with perf_analyzer, so many times a point (columns client_...)",
     )
     p.add_argument(
         "--output", type=Path, default=Path("build/perf/sweep.json"), help="JSON; a CSV beside it. Default %(default)s"
@@ -199,7 +203,7 @@ def _row(
     load, timeout = load_of(options), options.point_timeout
     row = measure(analyzer, target, point, models, folder, load, timeout)
     if options.check_client and point.target == FRONT and not point.rate:
-        row |= check_client(analyzer, target, point, folder, load, timeout)
+        row |= check_client(analyzer, target, point, folder, load, timeout, options.check_client)
     return row
 
 

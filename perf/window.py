@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import harmonic_mean, median
 from typing import Any
 
+import numpy as np
+
 from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, is_front_name
 from perf import inputs, metrics
 from perf.analyzer import Analyzer
@@ -23,7 +25,6 @@ from perf.points import FRONT, Point
 from perf.target import Target
 
 PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
-CHECK_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +104,18 @@ async def client_fps(point: Point, url: str, load: Load) -> float:
         return load.requests / await window(load.requests)
 
 
-def check_client(analyzer: Analyzer, target: Target, point: Point, folder: Path, load: Load, timeout: float) -> dict[str, float]:
-    """`client_fps` and `client_ratio`: the project's client against perf_analyzer, medians over rounds of four windows, client - both of perf_analyzer - client.
+def check_client(
+    analyzer: Analyzer, target: Target, point: Point, folder: Path, load: Load, timeout: float, rounds: int
+) -> dict[str, float]:
+    """The project's client against perf_analyzer over rounds of four windows, client - both of perf_analyzer - client: `client_fps` and `client_ratio` are
+    medians, half of the rounds lie between `client_ratio_low` and `client_ratio_high`.
 
     A machine drifts by more than the two differ, so they are compared only within a round, in an order that a steady drift cancels out of.
     """
     content = inputs.front_input(load.pictures(), point.classes, point.masks, load.threshold, load.max_detections)
     arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
     fps, ratios = [], []
-    for _ in range(CHECK_ROUNDS):
+    for _ in range(rounds):
         order = ("client", "analyzer", "analyzer", "client")
         found: dict[str, list[float]] = {"client": [], "analyzer": []}
         for who in order:
@@ -121,4 +125,6 @@ def check_client(analyzer: Analyzer, target: Target, point: Point, folder: Path,
                 found[who].append(analyzer.run(arguments, requests=load.requests, timeout=timeout).fps)
         fps += found["client"]
         ratios.append(harmonic_mean(found["client"]) / harmonic_mean(found["analyzer"]))
-    return {"client_fps": round(median(fps), 3), "client_ratio": round(median(ratios), 4)}
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    found_ratios = {"client_ratio": middle, "client_ratio_low": low, "client_ratio_high": high}
+    return {"client_fps": round(median(fps), 3), **{name: round(float(value), 4) for name, value in found_ratios.items()}}

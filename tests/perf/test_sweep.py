@@ -26,7 +26,7 @@ def addresses(server: EmbeddedServer) -> list[str]:
 def test_figures_of_perf_analyzer_server_and_client(addresses: list[str], tmp_path: Path, capsys):
     output = tmp_path / "sweep.json"
     few = ["--resolutions", "140", "--cameras", "2", "--classes", "2", "--requests", "8", "--output", str(output)]
-    both = ["--protocols", "grpc", "http", "--check-client"]
+    both = ["--protocols", "grpc", "http", "--check-client", "1"]
     status, last = run(capsys, *addresses, *few, *both)
     assert status == 0, last
     assert last["points"] == 2
