@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import gpu
-from ensemble.memory import DEFAULT_POOL_MB, MB, Need, server_need
+from ensemble.memory import DEFAULT_POOL_MB, FOOTPRINTS, MB, Need, server_need
 from ensemble.placement import Artifact, Served, build_command
 from ensemble.preflight import ServerError
 from ensemble.spec import RESOLUTIONS, Variant
@@ -124,7 +124,7 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool, say: Callable
         have = f"the GPU has {free:,.0f} MB, as stated"
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
-        f"{names}: needs {wanted}, modelled; {have}. {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or SAM3_GPU_MEMORY_MB in the container"
+        f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}. {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or SAM3_GPU_MEMORY_MB in the container"
     )
 
 

@@ -75,7 +75,7 @@ def test_the_figures_and_what_does_fit(tmp_path):
 )
 def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentence):
     write(tmp_path, resolutions, **limits)
-    with pytest.raises(ServerError, match=r"modelled; the GPU has .* as stated") as refused:
+    with pytest.raises(ServerError, match=r"modelled \(fitted by sam3-perf to .*\); the GPU has .* as stated") as refused:
         check(tmp_path, Host((), stated_mb=megabytes))
     assert sentence in str(refused.value)
 
