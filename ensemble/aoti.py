@@ -43,12 +43,13 @@ class AotiRunner:
         self.host: frozenset[str] = frozenset(signature["host"])
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All outputs by name, on the device; `inputs` by name, on any device."""
+        """All outputs by name, on the device, in C order; `inputs` by name, on any device and in any memory format."""
         with torch.inference_mode():
-            results = self._run(*(inputs[name].to(self._device, non_blocking=True) for name in self.inputs))
+            # The compiled function does not look at strides: it would read a channels-last map as if it were in C order.
+            results = self._run(*(inputs[name].to(self._device, non_blocking=True).contiguous() for name in self.inputs))
         if isinstance(results, torch.Tensor):  # a package with one output returns it bare
             results = [results]
-        return dict(zip(self.outputs, results, strict=True))
+        return {name: in_c_order(result) for name, result in zip(self.outputs, results, strict=True)}
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """The wanted outputs of Triton tensors by name: NumPy arrays where the front model reads them, tensors on the device otherwise."""
@@ -58,6 +59,14 @@ class AotiRunner:
             # Whoever gets a tensor reads it on a stream of its own, in another process: it must be finished by then.
             torch.cuda.current_stream(self._device).synchronize()
         return wanted
+
+
+def in_c_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with the strides of its shape, copied only where its values lie otherwise.
+
+    PyTorch calls any stride of an axis of one element contiguous; Triton, which compares every stride, does not.
+    """
+    return tensor.contiguous().as_strided(tensor.shape, torch.empty(tensor.shape, device="meta").stride())
 
 
 def as_torch(tensor: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from transformers import Sam3Model
 
-from ensemble.aoti import AotiRunner
+from ensemble.aoti import AotiRunner, in_c_order
 from ensemble.spec import Checkpoint, Variant
 from export import checkpoint
 from export.aoti_package import PackageError, build_apart, build_package, dynamic_shapes, open_package
@@ -144,6 +144,26 @@ def package(sized: Callable[[int], Sam3Model], tmp_path_factory: pytest.TempPath
     return path
 
 
+def test_package_reads_maps_in_any_memory_format(package: Path) -> None:
+    arguments = inputs("mask_head", 56, images=2, pairs=3, tokens=32, rows=3, picks=2)
+    turned = {name: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in arguments.items()}
+    assert not turned["fpn_0"].is_contiguous()
+    runner = AotiRunner(package, None)
+    assert torch.equal(runner(turned)["mask_logits"], runner(arguments)["mask_logits"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((1, 3, 4), (99, 4, 1)), ((2, 1, 4), (4, 77, 1)), ((2, 3, 4), (12, 1, 3)), ((1, 1, 1), (5, 6, 7))],
+    ids=["odd stride of a batch of one", "of an inner axis of one", "turned", "a single value"],
+)
+def test_outputs_have_the_strides_that_triton_compares(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    odd = torch.randn(200).as_strided(shape, strides)
+    found = in_c_order(odd)
+    assert found.stride() == torch.empty(shape).stride()
+    assert torch.equal(found, odd)
+
+
 def test_a_package_that_cannot_be_made_is_explained(sized: Callable[[int], Sam3Model], tmp_path: Path) -> None:
     module = make_fused_part("text_encoder", sized(56), "fp32", "plain")
     with pytest.raises(PackageError, match=r"sam3_text_encoder: .*expected outputs .*FP16.* got .*FP32"):
@@ -181,7 +201,7 @@ def test_package_runs_in_a_process_without_the_export(
     (wanted,) = outputs(module, arguments)
     torch.save(arguments, tmp_path / "inputs.pt")
     script = (
-        "import sys, torch; from pathlib import Path; from ensemble.aoti import AotiRunner; folder = Path(sys.argv[1]);"
+        "import sys, torch; from pathlib import Path; from ensemble.aoti import AotiRunner, in_c_order; folder = Path(sys.argv[1]);"
         " (result,) = AotiRunner(folder / 'model.pt2', None)(torch.load(folder / 'inputs.pt')).values();"
         " torch.save(result, folder / 'result.pt'); assert 'export' not in sys.modules"
     )
