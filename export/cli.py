@@ -77,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default %(default)s")
     add("--frame-count", type=int, default=2, help="frames to verify with; default %(default)s")
     add("--force", action="store_true", help="build everything again")
+    add(
+        "--locate",
+        action="store_true",
+        help="if the gate fails, build the encoders once more and name the first layer that is off",
+    )
     plan = TensorRT()
     add = parser.add_argument_group("engine tensorrt").add_argument
     add("--tensorrt-python", default="", help="Python that has TensorRT; default: $SAM3_TENSORRT_PYTHON, or this one")
@@ -87,7 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=range(6),
         help="0 to 5: longer builds, faster plans; default %(default)s",
     )
-    add("--workspace-mb", type=int, default=plan.workspace_mb, help="scratch memory a layer may use; default %(default)s")
+    add(
+        "--workspace-mb",
+        type=int,
+        default=plan.workspace_mb,
+        help="scratch memory a layer may use, 0 for no limit; default %(default)s",
+    )
     add(
         "--timing-cache",
         default=str(Path("~/.cache/sam3-export").expanduser()),
@@ -194,6 +204,7 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
                 force=arguments.force,
                 tensorrt=_tensorrt(arguments),
                 detail=show,
+                locate=arguments.locate,
             )
             progress.update(task, completed=STEPS * done, description="done")
             for entry in entries:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from export.checkpoint import Source, at_size
 from export.engines import Engine, Report
 from export.engines import engine as find_engine
 from export.frames import Frame, gate_samples
+from export.locate import LAYERS, first_layer_off
 from export.onnx_graph import OPSET
 from export.parts import PARTS, STYLES, make_part
-from export.reference import all_expected_outputs
+from export.reference import Sample, all_expected_outputs
 from export.tensorrt_host import TensorRT
 from export.verify import GateError, GateReport, verify
 
@@ -37,7 +38,7 @@ VERSION = "1"
 """Triton's version folder."""
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph")
-ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network"), "aoti": ("aoti_package",), "onnxruntime": ()}
+ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network", "onnx_legacy"), "aoti": ("aoti_package",), "onnxruntime": ()}
 """Modules of this folder whose change makes artifacts stale, beside a part's own."""
 
 
@@ -68,11 +69,12 @@ def export_variant(
     force: bool = False,
     tensorrt: TensorRT | None = None,
     detail: Report = lambda line: None,
+    locate: bool = False,
 ) -> list[Written]:
     """Writes `variant` for `engine` into the repository at `root` and returns what is there now.
 
     Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together. `report` hears
-    of each step, `detail` what an engine says while it builds. What an interrupted export had built is taken up by the next.
+    of each step, `detail` what an engine says while it builds. With `locate` a failure of the gate names the first layer that is off. What an interrupted export had built is taken up by the next.
     Raises EngineError before anything is built, GateError before anything is moved in.
     """
     tool = find_engine(engine, tensorrt)
@@ -101,6 +103,8 @@ def export_variant(
                     runs[part] = tool.open(path)
                     opened.callback(getattr(runs[part], "close", lambda: None))
                 gate = verify(runs, variant, samples, truths)
+            if locate:
+                gate = replace(gate, failures=gate.failures + _places(tool, engine, sized, variant, samples[0], gate, report))
             gate.raise_for_failures()
         except GateError:
             shutil.rmtree(staging)
@@ -150,6 +154,15 @@ def _build(
     facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": dict(plan)}
     note.write_text(json.dumps(facts))
     return facts
+
+
+def _places(
+    tool: Engine, engine: str, sized: Sam3Model, variant: Variant, sample: Sample, gate: GateReport, report: Report
+) -> tuple[str, ...]:
+    """A sentence for each failed sub-model that `export/locate.py` can look into."""
+    feeds = {"vision_encoder": {"pixel_values": sample.pixel_values}, "text_encoder": {"input_ids": sample.input_ids}}
+    failed = [part for part in LAYERS if any(f.startswith(f"{getattr(variant, part).name}:") for f in gate.failures)]
+    return tuple(first_layer_off(tool, engine, sized, variant, part, feeds[part], report) for part in failed)
 
 
 def torch_precision(variant: Variant) -> str:

@@ -72,25 +72,29 @@ def build_plan(
     Raises PlanError where the build fails, with what TensorRT said last.
     """
     from export.onnx_graph import export_onnx
+    from export.onnx_legacy import for_tensorrt_8
     from export.repository import file_sha256
 
     onnx = path.with_suffix(".onnx")
     export_onnx(module, model, onnx)
-    timings = ""
-    if settings.cache:
-        about = settings.about()
+    about, timings = settings.about(), ""
+    if settings.cache and not about["tensorrt"].startswith(
+        "8."
+    ):  # 8.6 writes timings that it cannot read: "Myelin error from unknown graph"
         timings = str(Path(settings.cache) / f"tensorrt-{about['tensorrt']}-sm{about['compute_capability']}.timings")
     arguments = ["build", "--onnx", str(onnx), "--plan", str(path), "--part", model.part]
     arguments += ["--variant", json.dumps(asdict(variant)), "--workspace-mb", str(settings.workspace_mb)]
     arguments += ["--level", str(settings.level), *(["--timing-cache", timings] if timings else [])]
-    data = onnx.with_name(onnx.name + ".data")
+    data, told = onnx.with_name(onnx.name + ".data"), onnx.with_suffix(".dtypes.json")
+    if about["tensorrt"].startswith("8."):
+        arguments += ["--dtypes", str(for_tensorrt_8(onnx))]
     try:
         hashes = [file_sha256(file) for file in (onnx, data) if file.is_file()]
         info = _json_of(settings.command(*arguments), settings.interpreter, report)
         return {**info, "onnx_sha256": hashes, "settings": {"level": settings.level, "workspace_mb": settings.workspace_mb}}
     finally:
-        onnx.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
+        for leftover in (onnx, data, told):
+            leftover.unlink(missing_ok=True)
 
 
 class PlanProcess:

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ensemble.spec import Model, Tensor
@@ -53,21 +53,29 @@ def create_network(trt: Any, builder: Any) -> tuple[Any, bool]:
     return builder.create_network(1 << int(kinds.STRONGLY_TYPED) if hasattr(kinds, "STRONGLY_TYPED") else 0), True
 
 
-def pin_precisions(trt: Any, network: Any, config: Any, precision: str) -> int:
-    """TensorRT 8.6: for fp16, that precision is allowed but layers whose result the graph keeps in fp32 stay in fp32. Returns how many do."""
-    # The cuBLAS and cuDNN tactics of 8.6 want library versions that current GPU hosts do not have; its own kernels cover these graphs.
-    config.set_tactic_sources(1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS))
-    if precision == "fp32":
-        return 0
+def pin_precisions(trt: Any, network: Any, config: Any, dtypes: Mapping[str, str]) -> int:
+    """TensorRT 8.6, fp16: that precision is allowed, but layers whose result the graph keeps in fp32 stay in fp32. Returns how many do.
+
+    `dtypes` says of the graph's tensors what they are (`export/onnx_legacy.py`); the network itself calls all of them fp32. One operator may become
+    several layers, of which only the last gives a tensor that the graph names: those before it follow it. The other layers are left to the builder: on an
+    H200 8.6.0 finds no fp16 kernels for its fused regions, so whoever demands fp16 of them gets no plan, and whoever does not gets TF32.
+    """
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
-    untouched = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.CAST, trt.LayerType.IDENTITY)
+    kinds = trt.LayerType
+    untouched = (kinds.CONSTANT, kinds.SHAPE, kinds.CAST, kinds.IDENTITY, kinds.PLUGIN_V2)  # a plugin says itself what it can do
     pinned = 0
+    waiting: list[Any] = []
     for layer in (network.get_layer(i) for i in range(network.num_layers)):
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if layer.type not in untouched and outputs and all(o.dtype == trt.float32 for o in outputs):
-            layer.precision = trt.float32
-            pinned += 1
+        if layer.type not in untouched and outputs and outputs[0].dtype == trt.float32:
+            waiting.append(layer)
+        known = [dtypes[output.name] for output in outputs if output.name in dtypes]
+        if known:
+            for one in waiting if known[0] == "FP32" else ():
+                one.precision = trt.float32
+                pinned += 1
+            waiting = []
     return pinned
 
 
@@ -87,7 +95,7 @@ def check_names(network: Any, model: Model) -> None:
         ("outputs", network.num_outputs, network.get_output, model.outputs),
     ):
         got, expected = {get(i).name for i in range(count)}, {t.name for t in tensors}
-        if got != expected:
+        if not expected <= got or (kind == "inputs" and got != expected):  # `export/locate.py` asks for more outputs
             raise PlanError(f"{model.name}: expected {kind} {sorted(expected)}, the ONNX file has {sorted(got)}; export it again")
 
 
@@ -105,7 +113,7 @@ def check_dtypes(trt: Any, engine: Any, model: Model) -> None:
 def summary(trt: Any, engine: Any) -> dict[str, dict[str, int]]:
     """How many of the plan's layers are of each type (`layer_types`) and give each data type (`precisions`), by TensorRT's inspector."""
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return summarise(json.loads(text)["Layers"])
+    return summarise(json.loads(text, strict=False)["Layers"])  # 8.6 leaves line breaks inside its strings
 
 
 def summarise(layers: list[Any]) -> dict[str, dict[str, int]]:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,11 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """`workspace_mb` is scratch memory that a layer may use; `level` is TensorRT's builder optimisation level, 0 to 5, where 5 takes the longest;
+    """`workspace_mb` is scratch memory that a layer may use, 0 for all that the GPU has: TensorRT fuses large parts of these graphs into one layer, whose
+    activations count as scratch (the mask head of 1008 with 32 rows found 4 GB too little). `level` is TensorRT's builder optimisation level, 0 to 5, where 5 takes the longest;
     `timing_cache` is a file of kernel timings that makes later builds on this machine faster, or empty."""
 
-    workspace_mb: int = 4096
+    workspace_mb: int = 0
     level: int = 3
     timing_cache: str = ""
 
@@ -67,11 +68,14 @@ def compile_onnx(
     plan: Path,
     precision: str = "fp16",
     options: BuildOptions | None = None,
+    dtypes: Mapping[str, str] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> PlanInfo:
-    """Builds `plan` from `onnx`. Raises PlanError with the parser's own words where TensorRT cannot read the graph, or where the build fails."""
-    trt = import_tensorrt()
+    """Builds `plan` from `onnx`; TensorRT 8.6 is told by `dtypes` what its tensors are (`export/onnx_legacy.py`).
 
+    Raises PlanError with the parser's own words where TensorRT cannot read the graph, or where the build fails.
+    """
+    trt = import_tensorrt()
     options = options or BuildOptions()
     start = time.perf_counter()
     device = Device()
@@ -85,15 +89,20 @@ def compile_onnx(
         raise PlanError(f"{model.name}: TensorRT {trt.__version__} cannot read {onnx.name}: {reasons}")
     check_names(network, model)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.workspace_mb:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.builder_optimization_level = options.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector and the profiler then name the layers
-    config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in fp32 is meant to be fp32
+    if typed or precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in fp32 is meant to be fp32
     profile = builder.create_optimization_profile()
     for name, shapes in profile_shapes(model).items():
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
-    pinned = 0 if typed else pin_precisions(trt, network, config, precision)
+    if not typed:
+        # The cuBLAS and cuDNN tactics of 8.6 want library versions that current GPU hosts do not have; its own kernels cover these graphs.
+        config.set_tactic_sources(1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS))
+    pinned = 0 if typed or precision == "fp32" else pin_precisions(trt, network, config, dtypes or {})
     cache = Path(options.timing_cache) if options.timing_cache else None
     _load_timing_cache(config, cache)
     if hasattr(trt, "IProgressMonitor"):
@@ -154,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_argument("--variant", required=True, help='JSON, as in the front model\'s config.pbtxt; "{}" is the default')
     build.add_argument("--workspace-mb", type=int, default=BuildOptions.workspace_mb, help="default %(default)s")
     build.add_argument("--level", type=int, default=BuildOptions.level, choices=range(6), help="default %(default)s")
+    build.add_argument("--dtypes", type=Path, help="JSON: tensor name -> dtype; for TensorRT 8.6, see export/onnx_legacy.py")
     build.add_argument("--timing-cache", default="", help="file to read and write; default: none")
     return parser
 
@@ -191,8 +201,15 @@ def _build(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> di
     if model is None:
         parser.error(f"--part must be one of {', '.join(m.part for m in variant.sub_models)}, got {arguments.part!r}")
     options = BuildOptions(arguments.workspace_mb, arguments.level, arguments.timing_cache)
+    dtypes = json.loads(arguments.dtypes.read_text()) if arguments.dtypes else {}
     info = compile_onnx(
-        arguments.onnx, model, arguments.plan, variant.precision, options, lambda line: print(line, file=sys.stderr, flush=True)
+        arguments.onnx,
+        model,
+        arguments.plan,
+        variant.precision,
+        options,
+        dtypes,
+        lambda line: print(line, file=sys.stderr, flush=True),
     )
     return asdict(info)
 

@@ -147,6 +147,7 @@ class PlanRunner:
             if name in inputs:
                 self._held[name].upload(inputs[name].data)
             self.context.set_tensor_address(name, self._held[name].address)
+        self.device.synchronize()  # a copy from pageable memory may return before it has arrived, and the stream waits for no other
         return shapes
 
     def _enqueue(self) -> None:

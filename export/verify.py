@@ -131,7 +131,7 @@ def check_parts(runs: Mapping[str, Run], variant: Variant, sample: Sample, truth
         elif part == "mask_head":
             wanted = {"mask_logits": np.take_along_axis(truth["mask_logits"], picks[..., None, None], 1)}
             wanted["mask_bits"], out["mask_bits"] = out["mask_logits"] > 0, unpack(out["mask_bits"], variant.mask_size)
-        checks += [OutputCheck(model.name, name, *_compare(out[name], wanted[name])) for name in out]
+        checks += [OutputCheck(model.name, name, *compare(out[name], wanted[name])) for name in out]
     return checks
 
 
@@ -160,7 +160,7 @@ def unpack(bits: np.ndarray, size: int) -> np.ndarray:
     return np.unpackbits(bits, axis=-1)[..., :size].astype(bool)
 
 
-def _compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+def compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     """Cosine of the flattened tensors, and max|found-wanted| / max|wanted|."""
     if found.shape != wanted.shape:
         raise GateError(
