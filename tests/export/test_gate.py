@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from ensemble.spec import Variant
 from export.detections import DetectionCheck, box_iou, check_detections, mask_iou
+from export.engines import Engine, engine
 from export.frames import drawn_frames, gate_samples
 from export.limits import LIMITS
+from export.locate import first_layer_off
 from export.onnx_graph import check_graph, onnx_session
 from export.reference import expected_outputs
 from export.verify import GateError, OutputCheck, verify
@@ -80,6 +84,30 @@ def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, t
     assert (decoder / "1" / "model.onnx").read_bytes() == before
     assert not (decoder / "manifest.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
+
+
+@pytest.mark.parametrize(
+    ("part", "initializer", "place"),
+    [
+        pytest.param("vision_encoder", "blocks.2.", "first layer .* is blocks_2", id="third layer of the image"),
+        pytest.param("text_encoder", "layers.1.mlp.fc2.bias", "first layer .* is layers_1", id="last layer of the text"),
+        pytest.param("vision_encoder", "levels.0.", "no layer .* is off", id="behind the layers"),
+    ],
+)
+def test_the_first_layer_that_is_off_is_named(sized, source, part, initializer, place):
+    made = engine("onnxruntime")
+
+    def build(module, model, variant, path, report):
+        made.build(module, model, variant, path, report)
+        perturb(path, initializer, 30.0)
+        return {}
+
+    variant = Variant(112, 20, "fp32", checkpoint=source.record)
+    sample = gate_samples(drawn_frames(1, 112), source.tokenizer, variant)[0]
+    feed = {"pixel_values": sample.pixel_values} if part == "vision_encoder" else {"input_ids": sample.input_ids}
+    broken = Engine(build, made.open, made.precisions)
+    said = first_layer_off(broken, "onnxruntime", sized(112), variant, part, feed, lambda line: None)
+    assert re.search(place, said), said
 
 
 @pytest.mark.parametrize(
