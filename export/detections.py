@@ -45,14 +45,21 @@ class DetectionCheck:
 
 
 def check_detections(
-    found: Arrays, truth: Arrays, picks: np.ndarray, threshold: float, margin: float, mask_margin: float = 0.0
+    found: Arrays,
+    truth: Arrays,
+    picks: np.ndarray,
+    threshold: float,
+    margin: float,
+    mask_margin: float = 0.0,
+    box_margin: float = 0.0,
 ) -> DetectionCheck:
-    """Compares detections query by query: the same query of the same pair is the same detection. `margin` and `mask_margin` as in `Limits`."""
+    """Compares detections query by query: the same query of the same pair is the same detection. The margins are those of `Limits`."""
     score, reference = scores(found), scores(truth)
     here, there = score >= threshold, reference >= threshold
     close = np.abs(reference - threshold) <= margin
     both = here & there
-    boxes = box_iou(found["pred_boxes"].astype(np.float64)[both], truth["pred_boxes"].astype(np.float64)[both])
+    ours, theirs = (outputs["pred_boxes"].astype(np.float64)[both] for outputs in (found, truth))
+    boxes = np.where((np.abs(ours - theirs) <= box_margin).all(1), 1.0, box_iou(ours, theirs))
     picked = np.take_along_axis(both, picks, 1)  # [N,T]
     mask_logits = np.take_along_axis(truth["mask_logits"], picks[..., None, None], 1)
     decided = np.abs(mask_logits[picked]) >= mask_margin

@@ -19,6 +19,9 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 Arrays = Mapping[str, np.ndarray]
 
+REFERENCE_BYTES = 16 << 30
+"""Free GPU memory from which on the reference runs there: 3.4 GB of weights in fp32, and activations of a few frames at 1008."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,16 +68,30 @@ def make_sample(
     )
 
 
-def all_expected_outputs(model: Sam3Model, samples: Sequence[Sample]) -> list[dict[str, np.ndarray]]:
-    """`expected_outputs` of samples that look at the same frames, whose image features are computed once."""
-    with torch.no_grad():
-        vision = see(model, samples[0])
-    return [expected_outputs(model, sample, vision) for sample in samples]
+def all_expected_outputs(model: Sam3Model, samples: Sequence[Sample], device: str = "cpu") -> list[dict[str, np.ndarray]]:
+    """`expected_outputs` of samples that look at the same frames, whose image features are computed once.
+
+    On `device`, in full fp32 there too; the model is back on the CPU afterwards.
+    """
+    try:
+        model.to(device)  # type: ignore[arg-type]  # transformers' annotation knows no strings
+        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+            vision = see(model, samples[0])
+            return [expected_outputs(model, sample, vision) for sample in samples]
+    finally:
+        model.to("cpu")  # type: ignore[arg-type]
+
+
+def reference_device() -> str:
+    """ "cuda" where a GPU has the memory for the real-size model in fp32, else "cpu", which takes minutes for the same answers."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= REFERENCE_BYTES:
+        return "cuda"
+    return "cpu"
 
 
 def see(model: Sam3Model, sample: Sample) -> Sam3VisionEncoderOutput:
     """What the model's vision encoder makes of the sample's frames."""
-    return model.get_vision_features(torch.from_numpy(sample.pixel_values).float() / 127.5 - 1.0)
+    return model.get_vision_features(torch.from_numpy(sample.pixel_values).to(model.device).float() / 127.5 - 1.0)
 
 
 @torch.no_grad()
@@ -85,13 +102,13 @@ def expected_outputs(model: Sam3Model, sample: Sample, vision: Sam3VisionEncoder
     and for pairs without boxes, for which Sam3Model makes none.
     """
     vision = vision or see(model, sample)
-    ids, mask = torch.from_numpy(sample.input_ids).long(), torch.from_numpy(sample.text_mask).long()
+    ids, mask = (torch.from_numpy(tokens).to(model.device).long() for tokens in (sample.input_ids, sample.text_mask))
     text = model.get_text_features(input_ids=ids, attention_mask=mask, return_dict=True).pooler_output
     rows = [_run_pair(model, sample, n, vision, ids, mask) for n in range(len(sample.image_index))]
     out = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     for level in range(3):
-        out[f"fpn_{level}"] = vision.fpn_hidden_states[level].numpy()
-    out["text_features"] = (text * mask[..., None]).numpy()
+        out[f"fpn_{level}"] = vision.fpn_hidden_states[level].numpy(force=True)
+    out["text_features"] = (text * mask[..., None]).numpy(force=True)
     return out
 
 
@@ -107,23 +124,23 @@ def _run_pair(
     exemplars: dict[str, torch.Tensor] = {}
     if count:
         exemplars = {
-            "input_boxes": torch.from_numpy(sample.boxes[n : n + 1]),
-            "input_boxes_labels": torch.from_numpy(sample.box_labels[n : n + 1]).long(),
+            "input_boxes": torch.from_numpy(sample.boxes[n : n + 1]).to(model.device),
+            "input_boxes_labels": torch.from_numpy(sample.box_labels[n : n + 1]).to(model.device).long(),
         }
     text = slice(prompt, prompt + 1)
     with _captured(model) as seen:
         found = model(vision_embeds=one, input_ids=ids[text], attention_mask=mask[text], **exemplars)
     geometry = np.zeros((1, sample.boxes.shape[1] + 1, seen["encoder"].last_hidden_state.shape[-1]), np.float32)
     if count:
-        tokens = seen["geometry"].last_hidden_state.numpy()
+        tokens = seen["geometry"].last_hidden_state.numpy(force=True)
         geometry[:, 0], geometry[:, 1 : count + 1] = tokens[:, count], tokens[:, :count]  # its class token follows the real boxes
     return {
-        "pred_logits": found.pred_logits.numpy(),
-        "pred_boxes": found.pred_boxes.numpy(),
-        "presence_logits": found.presence_logits.numpy(),
-        "query_features": seen["decoder"].intermediate_hidden_states[-1].numpy(),
-        "memory": seen["encoder"].last_hidden_state.numpy(),
-        "mask_logits": found.pred_masks.numpy(),
+        "pred_logits": found.pred_logits.numpy(force=True),
+        "pred_boxes": found.pred_boxes.numpy(force=True),
+        "presence_logits": found.presence_logits.numpy(force=True),
+        "query_features": seen["decoder"].intermediate_hidden_states[-1].numpy(force=True),
+        "memory": seen["encoder"].last_hidden_state.numpy(force=True),
+        "mask_logits": found.pred_masks.numpy(force=True),
         "geometry_features": geometry,
     }
 

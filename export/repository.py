@@ -22,14 +22,14 @@ from transformers import Sam3Model
 
 from ensemble import pbtxt
 from ensemble.spec import ARTIFACTS, Variant
-from export.checkpoint import Source, at_size
+from export.checkpoint import RANDOM, Source, at_size
 from export.engines import Engine, Report
 from export.engines import engine as find_engine
 from export.frames import Frame, gate_samples
 from export.locate import LAYERS, first_layer_off
 from export.onnx_graph import OPSET
 from export.parts import PARTS, STYLES, make_part
-from export.reference import Sample, all_expected_outputs
+from export.reference import Sample, all_expected_outputs, reference_device
 from export.tensorrt_host import TensorRT
 from export.verify import GateError, GateReport, verify
 
@@ -93,7 +93,7 @@ def export_variant(
         built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
         report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
         samples = gate_samples(frames, source.tokenizer, variant)
-        truths = all_expected_outputs(sized, samples)
+        truths = all_expected_outputs(sized, samples, reference_device())
         report(f"r{variant.resolution}: measuring the artifacts against it")
         try:
             with ExitStack() as opened:
@@ -102,7 +102,7 @@ def export_variant(
                     path = (root if part in kept else staging) / getattr(variant, part).name / VERSION / ARTIFACTS[engine]
                     runs[part] = tool.open(path)
                     opened.callback(getattr(runs[part], "close", lambda: None))
-                gate = verify(runs, variant, samples, truths)
+                gate = verify(runs, variant, samples, truths, detects=source.name != RANDOM)
             if locate:
                 gate = replace(gate, failures=gate.failures + _places(tool, engine, sized, variant, samples[0], gate, report))
             gate.raise_for_failures()

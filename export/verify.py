@@ -57,8 +57,14 @@ class GateReport:
             raise GateError("; ".join(self.failures) + ". Nothing was written; export again, in fp32 if this was fp16")
 
 
-def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample], expected: Iterable[Arrays]) -> GateReport:
-    """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each sample."""
+def verify(
+    runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample], expected: Iterable[Arrays], detects: bool = True
+) -> GateReport:
+    """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each sample.
+
+    `detects`: the checkpoint has learnt to detect. Random weights have not, and what they call detections turns with every rounding (real-size fp16 on an
+    H200: a box IoU of 0.93 at cosines above 0.9997), so that theirs are measured and fail nothing; their outputs do.
+    """
     limits = LIMITS["fp32" if variant.precision == "fp32" else "fp16"]
     runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # samples share their frames, and it is the dear part
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
@@ -69,13 +75,15 @@ def verify(runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample],
         for check in check_parts(runs, variant, sample, truth, picks):
             checks.setdefault((check.model, check.output), []).append(check)
         chained = run_chain(runs, variant, sample, picks)
-        detections.append(check_detections(chained, truth, picks, threshold, limits.margin, limits.mask_margin))
+        detections.append(
+            check_detections(chained, truth, picks, threshold, limits.margin, limits.mask_margin, limits.box_margin)
+        )
     outputs = tuple(
         OutputCheck(*key, float(np.min([c.cosine for c in group])), float(np.max([c.relative for c in group])))
         for key, group in checks.items()
     )
     summary = merged(detections)
-    failures = [f for f in (check.failure(limits) for check in outputs) if f] + summary.failures(limits)
+    failures = [f for f in (check.failure(limits) for check in outputs) if f] + (summary.failures(limits) if detects else [])
     return GateReport(outputs, summary, tuple(failures))
 
 
