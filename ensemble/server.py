@@ -39,6 +39,7 @@ from ensemble.preflight import (
 )
 from ensemble.spec import Variant, is_front_name
 
+NO_METRICS = "--allow-metrics=false"
 PROBE_SIDE = 14
 """Pixels a side of the black frame that a probe sends."""
 LOG_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} (?P<time>[\d:]+)\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
@@ -269,13 +270,15 @@ class EmbeddedServer:
                     raise ServerError(
                         f"another server answers on {self.http_url} ({about.get('name')}); choose another --http-port"
                     )
-                return
+                # Triton opens its metrics last, a moment after it calls itself ready.
+                if NO_METRICS in self._arguments or self._get("/metrics", self.metrics_url) is not None:
+                    return
             time.sleep(0.1)
         raise ServerError(f"Triton was not ready after {self._timeout:.0f} s.\n{self._errors()}")
 
-    def _get(self, path: str) -> str | None:
+    def _get(self, path: str, url: str | None = None) -> str | None:
         try:
-            with urllib.request.urlopen(f"http://{self.http_url}{path}", timeout=2) as answer:
+            with urllib.request.urlopen(f"http://{url or self.http_url}{path}", timeout=2) as answer:
                 return answer.read().decode() or "{}"
         except (OSError, urllib.error.URLError):
             return None

@@ -22,11 +22,10 @@ from ensemble.spec import ARTIFACTS, Variant
 from perf import inputs
 from perf.inputs import Picture
 
-SECONDS = 4.0
-"""That a rate is taken over, after a warm-up of half of it."""
 
-
-def engines_fps(repository: Path, variant: Variant, shown: Sequence[Picture], classes: int, picks: int) -> float | None:
+def engines_fps(
+    repository: Path, variant: Variant, shown: Sequence[Picture], classes: int, picks: int, seconds: float
+) -> float | None:
     """Frames a second of the repository's compiled packages, called from one process; None for engines that only Triton runs."""
     from perf.candidates import Work, aoti
 
@@ -48,10 +47,12 @@ def engines_fps(repository: Path, variant: Variant, shown: Sequence[Picture], cl
         engine.decode(engine.encode(work), work)
         torch.cuda.synchronize()
 
-    return rate(call, len(shown))
+    return rate(call, len(shown), seconds)
 
 
-def transformers_fps(checkpoint: str, resolution: int, shown: Sequence[Picture], classes: int, picks: int, device: str) -> float:
+def transformers_fps(
+    checkpoint: str, resolution: int, shown: Sequence[Picture], classes: int, picks: int, device: str, seconds: float
+) -> float:
     """Frames a second of transformers' `Sam3Model` in bfloat16 (fp32 on a CPU), all of `shown` as one batch.
 
     The threshold lets through what the best `picks` queries of a pair score, on average.
@@ -90,7 +91,7 @@ def transformers_fps(checkpoint: str, resolution: int, shown: Sequence[Picture],
             for answer in answers:
                 answer["scores"].cpu()
 
-    return rate(call, len(shown))
+    return rate(call, len(shown), seconds)
 
 
 def load_frames(shown: Sequence[Picture], device: str) -> list[torch.Tensor]:
@@ -103,11 +104,11 @@ def load_frames(shown: Sequence[Picture], device: str) -> list[torch.Tensor]:
     return list(decode_jpeg(files, mode=ImageReadMode.RGB, device=device))
 
 
-def rate(call: Callable[[], None], frames: int) -> float:
-    """Frames a second over `SECONDS` of calls that each do `frames` of them and wait for their end."""
-    for seconds in (SECONDS / 2, SECONDS):
+def rate(call: Callable[[], None], frames: int, seconds: float) -> float:
+    """Frames a second over so many seconds, after a warm-up of half of them, of calls that each do `frames` and wait for their end."""
+    for length in (seconds / 2, seconds):
         start, calls = time.perf_counter(), 0
-        while not calls or time.perf_counter() - start < seconds:
+        while not calls or time.perf_counter() - start < length:
             call()
             calls += 1
         spent = time.perf_counter() - start
