@@ -1,6 +1,6 @@
 """Milliseconds a frame of SAM3's parts on one GPU, engine beside engine: resolutions, batches and class counts in, a table, a JSON file and one JSON line out.
 
-Everything runs in one process on the same random SAM3 of real size and the same tensors (never zeros, on which a GPU is faster). Beside each speed stands
+Everything runs in one process on the same checkpoint (by default random weights of real size) and the same tensors (never zeros, on which a GPU is faster). Beside each speed stands
 the least cosine of the outputs with the same computation in fp32, so that nothing is fast and wrong.
 
     python -m perf.engines --repository build/packages --resolutions 1008
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf.engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s")
     parser.add_argument("--resolutions", type=int, nargs="+", default=[1008, 672])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 4, 16])
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument(
-        "--repository", type=Path, help="written by sam3-export --engine aoti --checkpoint random, for engine aoti"
+        "--repository", type=Path, help="written from the same checkpoint by sam3-export --engine aoti, for engine aoti"
     )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no new measurement after that long")
     parser.add_argument("--profile", type=Path, help="also write the longest kernels of each engine's parts to this file")
@@ -76,14 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
     arguments.device = "cuda"
     if "aoti" in arguments.engines and arguments.repository is None:
-        parser.error(
-            "expected --repository for engine aoti; write one with sam3-export --engine aoti --checkpoint random, or name other --engines"
-        )
+        parser.error("expected --repository for engine aoti; write one with sam3-export --engine aoti, or name other --engines")
     console = Console(stderr=True, width=130)
     start = time.monotonic()
     rows: list[Row] = []
     with torch.no_grad():
-        source = checkpoint.random_source().model
+        source = checkpoint.load(arguments.checkpoint).model
         for row in measure(source, arguments, start + arguments.seconds, console):
             rows.append(row)
             console.print(f"[{time.monotonic() - start:.0f}s] {row.engine} {row.part} r{row.resolution} b{row.batch} c{row.classes} present {row.present}:"
