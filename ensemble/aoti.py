@@ -54,11 +54,11 @@ class AotiRunner:
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
         """The wanted outputs of Triton tensors by name: NumPy arrays where the front model reads them, tensors on the device otherwise."""
         results = self({name: as_torch(tensor) for name, tensor in inputs.items()})
-        wanted = [results[name].cpu().numpy() if name in self.host else results[name] for name in outputs]
+        wanted = [to_host(results[name]) if name in self.host else results[name] for name in outputs]
         if self._device.type == "cuda":
-            # Whoever gets a tensor reads it on a stream of its own, in another process: it must be finished by then.
+            # The copies to the host are under way, and whoever gets a tensor reads it on a stream of its own, in another process.
             torch.cuda.current_stream(self._device).synchronize()
-        return wanted
+        return [result.numpy() if name in self.host else result for name, result in zip(outputs, wanted, strict=True)]
 
 
 def in_c_order(tensor: torch.Tensor) -> torch.Tensor:
@@ -67,6 +67,13 @@ def in_c_order(tensor: torch.Tensor) -> torch.Tensor:
     PyTorch calls any stride of an axis of one element contiguous; Triton, which compares every stride, does not.
     """
     return tensor.contiguous().as_strided(tensor.shape, torch.empty(tensor.shape, device="meta").stride())
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in host memory; from a GPU into pinned memory, which PyTorch keeps for the next call, and not finished before the stream is."""
+    if tensor.device.type == "cpu":
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def as_torch(tensor: Any) -> torch.Tensor:

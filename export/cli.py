@@ -73,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--max-boxes", type=int, default=usual.max_boxes, help="most exemplar boxes of one class; default %(default)s")
     add("--max-picks", type=int, default=usual.max_picks, help="most masks of one mask-head row; default %(default)s")
+    add(
+        "--front-instances",
+        type=int,
+        default=usual.front_instances,
+        help="front models side by side; changing it rewrites configurations only; default %(default)s",
+    )
     add("--frames", type=Path, help="folder of images to verify with; default: drawn scenes")
     add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default %(default)s")
     add("--frame-count", type=int, default=2, help="frames to verify with; default %(default)s")
@@ -166,6 +172,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
             max_pairs=arguments.max_pairs,
             max_boxes=arguments.max_boxes,
             max_picks=arguments.max_picks,
+            front_instances=arguments.front_instances,
             checkpoint=source.record,
         )
         for resolution in dict.fromkeys(arguments.resolution)

@@ -107,6 +107,29 @@ def attention() -> list[Row]:
             rows.append(row(what, backend.name.lower(), library, wanted, library()[:1].transpose(1, 2).flatten(2)))
         mine = lambda: launch_attention(q, k, v, None, None, None)  # noqa: B023, E731
         rows.append(row(what, "kernel", mine, wanted, mine()[:1]))
+    return rows + turned_attention()
+
+
+def turned_attention() -> list[Row]:
+    """The image transformer's attention as it is called there, on a joined projection: queries turned inside the kernel, or before it."""
+    from export.kernels.attention import launch_attention, plain_attention, turn
+
+    rows = []
+    for what, (n, tokens) in {"global": (FRAMES, GRID**2), "windows": (FRAMES * 9, 24**2)}.items():
+        joined = half(n, tokens, 3, 16, 64, scale=0.3)
+        q, k, v = (joined[:, :, i].transpose(1, 2) for i in range(3))
+        angles = torch.rand(tokens, 32, device="cuda") * 3
+        cos, sin = angles.cos(), angles.sin()
+        ready, k = turn(q, cos, sin), turn(k, cos, sin)
+        wanted = plain_attention(q[:1], k[:1], v[:1], None, cos, sin)
+        for by, arguments in {
+            "inside the kernel": (q, k, v, None, cos, sin),
+            "before it": (ready, k, v, None, None, None),
+        }.items():
+            call = lambda: launch_attention(*arguments)  # noqa: B023, E731
+            rows.append(
+                row(f"image transformer, {what}, joined projection", f"kernel, queries turned {by}", call, wanted, call()[:1])
+            )
     return rows
 
 

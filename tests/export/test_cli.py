@@ -135,8 +135,9 @@ def test_export_completes_a_repository_and_keeps_what_is_current(exported, folde
     assert (root / "sam3_r112" / "config.pbtxt").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
 
-    status, result = run(capsys, *argv)
+    status, result = run(capsys, *argv, "--front-instances", "3")
     assert {entry["state"] for entry in result["written"]} == {"kept"}
+    assert "instance_group [{ kind: KIND_CPU, count: 3 }]" in (root / "sam3_r112" / "config.pbtxt").read_text()
     assert [entry["model"] for entry in result["written"]] == [
         *("sam3_vision_encoder_r112", "sam3_text_encoder", "sam3_geometry_encoder_r112"),
         *("sam3_decoder_r112_q20", "sam3_mask_head_r112_q20"),
