@@ -18,9 +18,11 @@ from ensemble import nvtx_ranges, request, triton_io
 from ensemble.gpu_preprocess import open_preprocessor
 from ensemble.metrics import Metrics
 from ensemble.pipeline import Job, Pipeline
+from ensemble.postprocess import Detections
 from ensemble.preprocess import attempt
 from ensemble.prompts import PromptTokenizer
 from ensemble.spec import Variant
+from ensemble.turns import open_turns
 
 
 class TritonPythonModel:
@@ -36,6 +38,8 @@ class TritonPythonModel:
         self.annotate = nvtx_ranges.from_environment()
         self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model, annotate=self.annotate)
         self.metrics = Metrics(args["model_name"], self.variant.max_batch)
+        # Triton starts every instance's process itself, so they all have the same parent.
+        self.turns = open_turns(parameters["turns"]["string_value"] if "turns" in parameters else "any", os.getppid())
         self.decoders = ThreadPoolExecutor(min(self.variant.max_batch, os.cpu_count() or 1), "decode")
         self.preprocess = open_preprocessor(
             parameters["preprocess"]["string_value"]
@@ -58,7 +62,7 @@ class TritonPythonModel:
                 pixel_values = self._read_frames(prepared)
             decoded = time.perf_counter()
             jobs = [p for p in prepared if isinstance(p, Job)]
-            found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])
+            found = iter(self._detect(jobs, pixel_values) if jobs else [])
         except Exception as error:  # the GPU or a sub-model failed: say so to the frames that were in the call, keep serving
             return [self._refuse(p) if not isinstance(p, Job) else self._refuse(error) for p in prepared]
         responses = []
@@ -72,6 +76,10 @@ class TritonPythonModel:
             self.metrics.frame("ok", len(detections.scores), item.stage_ms)
         self.metrics.totals(self.pipeline.prompts.hits, self.pipeline.prompts.misses, self.pipeline.calls)
         return responses
+
+    def _detect(self, jobs: list[Job], pixel_values: Any) -> list[Detections]:
+        with self.turns:
+            return self.pipeline.run(jobs, pixel_values)
 
     def finalize(self) -> None:
         self.decoders.shutdown(wait=False, cancel_futures=True)

@@ -38,6 +38,7 @@ from ensemble.preflight import (
     lay_out_backends,
 )
 from ensemble.spec import Variant, is_front_name
+from ensemble.turns import turns_path
 
 NO_METRICS = "--allow-metrics=false"
 PROBE_SIDE = 14
@@ -166,6 +167,8 @@ class EmbeddedServer:
                 self._process.wait()
         for leftover in Path("/dev/shm").glob(f"{self.identity}*"):
             leftover.unlink(missing_ok=True)
+        if self._process is not None:
+            turns_path(self._process.pid).unlink(missing_ok=True)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
