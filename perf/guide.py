@@ -22,6 +22,7 @@ from perf.tables import Sheet, repeatability
 
 PAGE = Path(__file__).parents[1] / "docs" / "resolution.md"
 SWEEP = Path(__file__).parent / "results" / "cpu" / "sweep.json"
+END_TO_END = Path(__file__).parent / "results" / "h200" / "end_to_end.json"
 WIDER = (1008, 952, 896, 840, 784, 728, 672, 616, 560, 504, 448, 336)
 
 
@@ -127,6 +128,31 @@ def gpu() -> str:
     return "\n".join(pages)
 
 
+def whole() -> str:
+    """The whole server on a GPU, every class of every frame found (`perf.end_to_end`), its memory beside the published one."""
+    measured = json.loads(END_TO_END.read_text())
+    rows = []
+    for row in measured["rows"]:
+        known = [m for m in RTX_5090 if (m.resolution, m.cameras_served) == (row["resolution"], row["cameras"])]
+        cells = [str(row[name]) for name in ("resolution", "cameras", "in_flight", "classes", "engine")]
+        cells += [f"{row['fps']:.1f}", f"{row['fps'] / row['cameras']:.1f}", f"{row['p95_ms']:.0f}", f"{row['peak_mb']:,.0f}"]
+        rows.append((*cells, f"{known[0].memory_mb:,.0f}" if known and known[0].memory_mb else "-"))
+    columns = (
+        "resolution",
+        "cameras",
+        "frames of each under way",
+        "classes",
+        "engine",
+        "fps",
+        "fps per camera",
+        "p95 ms",
+        "memory MB",
+    )
+    title = f"This server on one {measured['hardware']['gpu']}, 200 queries, 20 masks of every class of every frame"
+    sheet = Sheet(title, (*columns, "published, TensorRT on an RTX 5090: MB"), tuple(rows))
+    return f"{sheet.markdown()}\nMeasured {measured['date']}: `{measured['command']}`.\n"
+
+
 def h200() -> Sheet:
     """Measured before there was a server: transformers' own model."""
     rows = [
@@ -179,6 +205,7 @@ SECTIONS = {
     "published": lambda: published().markdown(),
     "predicted": lambda: predicted().markdown(),
     "gpu": gpu,
+    "whole": whole,
     "h200": lambda: h200().markdown(),
     "coefficients": coefficients,
     "embedded": embedded,
