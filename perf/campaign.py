@@ -81,7 +81,7 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
     out = folder / "accuracy.json"
     packages = folder / "packages-small"
     add("accuracy", out, "perf.accuracy", "--repository", packages, "--output", out, needs=("export-small",))
-    for name, flag in (("preprocess", "--output"), ("kernels", "--out")):
+    for name, flag in (("preprocess", "--output"), ("kernels", "--out"), ("rewrites", "--output")):
         add(name, folder / f"{name}.json", f"perf.{name}", flag, folder / f"{name}.json")
     return found
 
