@@ -113,7 +113,7 @@ class FusedBlock(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
         out = attend(q, turn(k, cos, sin), v, self.kernels, turned_by=(cos, sin))  # [*,tokens,C]
         if window and not self.order.by_window:
-            return unpartition(self.output(out), p, window).reshape(-1, p * p, width)
+            out = unpartition(out, p, window)
         return self.output(out.reshape(-1, p * p, width))
 
 

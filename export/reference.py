@@ -75,7 +75,7 @@ def all_expected_outputs(model: Sam3Model, samples: Sequence[Sample], device: st
     """
     try:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation knows no strings
-        with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             vision = see(model, samples[0])
             return [expected_outputs(model, sample, vision) for sample in samples]
     finally:

@@ -177,5 +177,5 @@ REWRITES = (
     Rewrite(f"6 mask head, {PICKS} masks", "all pairs / one of four", present_pairs),
     Rewrite("7 uint8 frames", "normalised / folded into the patch embedding", normalisation),
 )
-PADDED = Rewrite("8 attention in padded windows", "padding first / QKV first", window_padding)
+PADDED = Rewrite("8 attention in padded windows", "projections of all tokens / of the real ones", window_padding)
 """For resolutions at which windows do not fill the map."""
