@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from ensemble.memory import MB, SAM3, feature_bytes, score_bytes
 from ensemble.spec import RESOLUTIONS
@@ -22,6 +23,8 @@ from perf.tables import Sheet, repeatability
 
 PAGE = Path(__file__).parents[1] / "docs" / "resolution.md"
 SWEEP = Path(__file__).parent / "results" / "cpu" / "sweep.json"
+EARLIER = SWEEP.with_name("sweep-earlier.json")
+"""The same points on the same machine, hours before."""
 END_TO_END = Path(__file__).parent / "results" / "h200" / "end_to_end.json"
 WIDER = (1008, 952, 896, 840, 784, 728, 672, 616, 560, 504, 448, 336)
 
@@ -184,6 +187,11 @@ def embedded() -> str:
             f" The fastest turn of each point is shown; the machine had other work meanwhile, and ratios between resolutions"
             f" in single turns lie up to {repeat:.0%} from their median."
         )
+    changes = tables.ratio_changes(sweep.rows, results.read(EARLIER).rows)
+    said += (
+        f" An earlier sweep of the same points gave ratios between the shown figures that differ by {median(changes):.0%} in the"
+        f" median and by {max(changes):.0%} at most."
+    )
     return "\n".join([*sheets, said]) + "\n"
 
 

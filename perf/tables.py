@@ -57,6 +57,18 @@ def repeatability(rows: Sequence[Row]) -> float | None:
     return round(max(spread), 3) if spread else None
 
 
+def ratio_changes(rows: Sequence[Row], others: Sequence[Row]) -> list[float]:
+    """How far a resolution's throughput over that of the largest, as `front_rows` shows both, differs between two sweeps; one number a point that both have."""
+
+    def ratios(found: Sequence[Row]) -> dict[tuple[int, int, int], float]:
+        fps = {(r["resolution"], r["cameras"], r["classes"]): r["fps"] for r in front_rows(found)}
+        largest = max(key[0] for key in fps)
+        return {(r, n, k): value / fps[largest, n, k] for (r, n, k), value in fps.items() if r != largest}
+
+    one, two = ratios(rows), ratios(others)
+    return [abs(one[key] / two[key] - 1) for key in one if key in two]
+
+
 def memory_of(row: Row) -> float:
     """Of the GPU; of the server's processes where there is none."""
     return float(row.get("gpu_memory_mb") or row.get("server_memory_mb") or 0)

@@ -121,3 +121,13 @@ def test_resolutions_that_only_one_sweep_has_are_left_out():
     sweep = made_up()
     fewer = [r for r in sweep.rows if r["resolution"] == 140]
     assert {row[0] for row in tables.ratios(sweep.rows, fewer, ("a", "b")).rows} == {"140"}
+
+
+def test_ratios_of_two_sweeps() -> None:
+    """A machine that is twice as fast changes no ratio; one resolution that gained a fifth changes its own."""
+    assert tables.ratio_changes(made_up(2.0).rows, made_up().rows) == pytest.approx([0.0] * 4)
+    other = made_up()
+    for row in other.rows:
+        if (row["resolution"], row["cameras"], row["classes"]) == (140, 8, 4):
+            row["fps"] *= 1.2
+    assert sorted(tables.ratio_changes(other.rows, made_up().rows)) == pytest.approx([0.0, 0.0, 0.0, 0.2])
