@@ -23,6 +23,9 @@ USER root
 RUN pip install --no-cache-dir "tensorrt-cu13-bindings==${TRT_VERSION%%+*}" \
     "torch==2.11.0" "torchvision==0.26.0" "transformers==5.17.0" "onnx>=1.19" "onnxscript>=0.5" "onnxruntime-gpu>=1.22" "rich>=13"
 COPY export /opt/sam3/export
+# Exports run as whoever called, so that the plans are theirs, and such a user has neither name nor home in here. A volume takes over this folder's mode.
+RUN mkdir --mode=1777 /cache
+ENV HOME=/cache USER=sam3
 USER sam3
-WORKDIR /home/sam3
+WORKDIR /cache
 ENTRYPOINT ["python3", "-m", "export.cli"]

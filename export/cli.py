@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -109,7 +110,17 @@ def build_parser() -> argparse.ArgumentParser:
         default=str(Path("~/.cache/sam3-export").expanduser()),
         help="folder that keeps kernel timings between builds, empty for none; default %(default)s",
     )
+    add("--staging", type=Path, help="folder in which artifacts wait for the gate; default: the one that --repository is in")
     return parser
+
+
+def check_staging(folder: Path) -> None:
+    """Raises ValueError where nothing can be written there, which otherwise shows after the first artifact is built."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(
+            f"expected a folder that can be written, got {folder}: artifacts wait there for the gate; name another with --staging"
+        )
 
 
 def _tensorrt(arguments: argparse.Namespace) -> TensorRT:
@@ -159,6 +170,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():
         raise ValueError(f"expected a folder to write the repository to, got the file {arguments.repository}; name a folder")
+    check_staging(arguments.staging or arguments.repository.resolve().parent)
     if arguments.frames:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
@@ -212,6 +224,7 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
                 tensorrt=_tensorrt(arguments),
                 detail=show,
                 locate=arguments.locate,
+                staging=arguments.staging,
             )
             progress.update(task, completed=STEPS * done, description="done")
             for entry in entries:

@@ -70,19 +70,23 @@ def export_variant(
     tensorrt: TensorRT | None = None,
     detail: Report = lambda line: None,
     locate: bool = False,
+    staging: Path | None = None,
 ) -> list[Written]:
     """Writes `variant` for `engine` into the repository at `root` and returns what is there now.
 
     Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together. `report` hears
-    of each step, `detail` what an engine says while it builds. With `locate` a failure of the gate names the first layer that is off. What an interrupted export had built is taken up by the next.
+    of each step, `detail` what an engine says while it builds. With `locate` a failure of the gate names the first layer that is off. Artifacts wait for the gate in the folder `staging`
+    (default: beside the repository), where the next export takes up what an interrupted one had built.
     Raises EngineError before anything is built, GateError before anything is moved in.
     """
     tool = find_engine(engine, tensorrt)
     recipes = {part: recipe(source, variant, engine, part, tool) for part in PARTS}
     kept = {part for part in PARTS if not force and is_current(root / getattr(variant, part).name, recipes[part])}
     if len(kept) < len(PARTS):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        staging = root.parent / f".{root.name}.{variant.front_name}"  # outside: a server may be watching the repository
+        staging = (
+            staging or root.parent
+        ) / f".{root.name}.{variant.front_name}"  # outside: a server may be watching the repository
+        staging.parent.mkdir(parents=True, exist_ok=True)
         sized = at_size(source.model, variant.resolution, variant.queries)
 
         def build(part: str) -> dict[str, Any]:

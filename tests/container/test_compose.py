@@ -1,6 +1,7 @@
 """What can be said of the container without Docker: its flags exist in the real server, nothing is open to the world, nothing is writable, versions agree."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from ensemble import preflight, start_check
+from export.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -70,6 +72,28 @@ def test_models_are_served_from_where_they_are_built():
     build = COMPOSE["services"]["build"]
     assert build["entrypoint"][-1] == target
     assert f"./model_repository:{target}" in build["volumes"]
+
+
+def test_whoever_builds_can_write_what_the_build_writes():
+    """The builder is a user without a name; only the volume, with the mode of the image's folder, and the mounted repository are theirs."""
+    build = COMPOSE["services"]["build"]
+    assert re.search(r"^RUN mkdir --mode=1777 /cache$", DOCKERFILE, re.MULTILINE)
+    assert re.search(r"^ENV HOME=/cache USER=\w+$", DOCKERFILE, re.MULTILINE)  # getpass asks for a name where torch caches
+    written = [
+        build["entrypoint"][build["entrypoint"].index(flag) + 1] for flag in ("--staging", "--timing-cache", "--repository")
+    ]
+    mounted = [volume.split(":")[1] for volume in build["volumes"]]
+    assert all(
+        any(path == m or path.startswith(f"{m}/") for m in mounted) for path in [*written, build["environment"]["HF_HOME"]]
+    )
+    parsed = build_parser().parse_args(build["entrypoint"][3:])
+    assert str(parsed.staging) == written[0]
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+def test_compose_itself_understands_the_file():
+    done = subprocess.run(["docker-compose", "--profile", "tools", "config"], cwd=ROOT, **TEXT)
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(COMPOSE["services"])
 
 
 def test_server_and_build_share_one_pinned_base_at_or_above_the_security_floor():

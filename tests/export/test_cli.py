@@ -78,6 +78,14 @@ def test_file_in_place_of_the_repository_is_refused(folder, tmp_path, capsys):
     assert "name a folder" in result["error"]
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    argv = ["--checkpoint", str(folder), "--resolution", "112", "--repository", str(tmp_path / "repository")]
+    status, result = run(capsys, *argv, "--staging", str(tmp_path / "file" / "staging"))
+    assert status == 2
+    assert "name another with --staging" in result["error"]
+
+
 def test_folder_without_images_is_refused(folder, tmp_path, capsys):
     status, result = run(capsys, "--checkpoint", str(folder), "--resolution", "112", "--frames", str(tmp_path))
     assert status == 2
@@ -127,8 +135,10 @@ def test_export_completes_a_repository_and_keeps_what_is_current(exported, folde
     (root / "sam3_text_encoder" / "1" / "model.onnx").write_bytes(b"damaged")
     (root / "sam3_r112" / "config.pbtxt").unlink()
     argv = ["--checkpoint", str(folder), "--resolution", "112", "--max-pairs", "16", "--repository", str(root)]
-    status, result = run(capsys, *argv)
+    status, result = run(capsys, *argv, "--staging", str(tmp_path / "elsewhere" / "staging"))
     assert status == 0
+    assert list((tmp_path / "elsewhere" / "staging").iterdir()) == []
+    shutil.rmtree(tmp_path / "elsewhere")
     assert result["front"] == ["sam3_r112"]
     assert [entry["model"] for entry in result["written"] if entry["state"] == "built"] == ["sam3_text_encoder"]
     assert (root / "sam3_text_encoder" / "1" / "tokenizer.json").is_file()
