@@ -38,6 +38,11 @@ def gpus() -> list[Gpu]:
         return [_describe(nvml, handle) for handle in _handles(nvml)] if nvml else []
 
 
+def serving() -> tuple[Gpu, ...]:
+    """The GPU on which a server of this process' environment places its models, the first that is visible; empty where there is none."""
+    return tuple(gpus()[:1])
+
+
 def used_mb() -> float:
     """Megabytes in use on the first visible GPU, by all processes; 0 where there is none."""
     found = gpus()

@@ -73,8 +73,9 @@ def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
     yield f"max_batch_size: {model.max_batch_size}"
     yield from _tensors("input", model.inputs, model)
     yield from _tensors("output", model.outputs, model)
-    kind = "KIND_GPU" if engine in _GPU_ENGINES and not front else "KIND_CPU"
-    yield f"instance_group [{{ kind: {kind}, count: {variant.front_instances if front else 1} }}]"
+    # Left to itself Triton puts an instance on every GPU, and features would travel between them: a second GPU gets a server of its own.
+    place = "KIND_GPU, gpus: [ 0 ]" if engine in _GPU_ENGINES and not front else "KIND_CPU"
+    yield f"instance_group [{{ kind: {place}, count: {variant.front_instances if front else 1} }}]"
     if front:
         yield f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"
         yield from _parameter("preprocess", PREPROCESS[engine])

@@ -134,7 +134,7 @@ class EmbeddedServer:
         served = placement.read(self.repository)
         if self._resolutions:
             served = placement.choose(served, self._resolutions)
-        host = start_check.Host(tuple(gpu.gpus()), stated_mb=self._gpu_memory_mb)
+        host = start_check.Host(gpu.serving(), stated_mb=self._gpu_memory_mb)
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             start_check.check(self.repository, served, host, self._pool, self._log or (lambda line: None))
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))

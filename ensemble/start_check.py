@@ -32,7 +32,7 @@ class Host:
 
     @classmethod
     def here(cls, stated_mb: float | None = None) -> Host:
-        return cls(tuple(gpu.gpus()), gpu.tensorrt_version(), stated_mb)
+        return cls(gpu.serving(), gpu.tensorrt_version(), stated_mb)
 
 
 def check(
@@ -109,7 +109,7 @@ def _version(artifact: Artifact, made: dict[str, Any]) -> str:
 
 
 def check_memory(served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None]) -> None:
-    """Raises ServerError with the figures, and with what does fit, where the models need more than is free. Each GPU gets an instance of every model."""
+    """Raises ServerError with the figures, and with what does fit, where the models need more than is free."""
     if not host.gpus and host.stated_mb is None:
         say("memory is not checked: the models are placed on a GPU, and NVML shows none here")
         return
