@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from demo import cameras, mosaic, report, score, steps
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
+from export.tiny import CHECKPOINT
 
 TABLE_WIDTH = 118
 """Characters that the table needs; a narrower terminal wraps its lines, a file gets more."""
-HOME = Path(__file__).parent.parent
 EXAMPLES = """examples:
   python -m demo
   python -m demo --frames 100 --cameras 4 --output build/four
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=7, help="of the films (default: %(default)s)")
     p.add_argument("--resolution", type=int, default=252, help="of the model, a multiple of 14 (default: %(default)s)")
     p.add_argument("--queries", type=int, default=50, help="object queries of the decoder (default: %(default)s)")
-    p.add_argument("--checkpoint", type=Path, default=HOME / "export/tiny/checkpoint", help="default: the small one")
+    p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
     p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default: %(default)s")
     p.add_argument("--url", help="use the server at this host:port instead of starting one")
     p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")

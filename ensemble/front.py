@@ -30,6 +30,11 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
+
+        def setting(name: str, absent: str) -> str:
+            """A parameter; `absent` in a repository that was exported before there was a choice."""
+            return parameters[name]["string_value"] if name in parameters else absent
+
         self.variant = Variant.from_dict(json.loads(parameters["variant"]["string_value"]))
         repository = Path(args["model_repository"]).parent
         tokenizer = PromptTokenizer(
@@ -39,12 +44,10 @@ class TritonPythonModel:
         self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model, annotate=self.annotate)
         self.metrics = Metrics(args["model_name"], self.variant.max_batch)
         # Triton starts every instance's process itself, so they all have the same parent.
-        self.turns = open_turns(parameters["turns"]["string_value"] if "turns" in parameters else "any", os.getppid())
+        self.turns = open_turns(setting("turns", "any"), os.getppid())
         self.decoders = ThreadPoolExecutor(min(self.variant.max_batch, os.cpu_count() or 1), "decode")
         self.preprocess = open_preprocessor(
-            parameters["preprocess"]["string_value"]
-            if "preprocess" in parameters
-            else "cpu",  # exported before there was a choice
+            setting("preprocess", "cpu"),
             self.variant.resolution,
             self.decoders,
             int(args["model_instance_device_id"] or 0),  # the instance is one of the CPU, for which Triton says 0: the first GPU

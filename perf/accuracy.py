@@ -23,7 +23,7 @@ from ensemble.preflight import ServerError
 from export.checkpoint import CheckpointError, load
 from export.engines import EngineError
 from export.tensorrt_network import PlanError
-from export.tiny.configuration import CHECKPOINT
+from export.tiny import CHECKPOINT
 from export.tiny.evaluate import Case, held_out, judge
 from export.tiny.predictor import TorchPredictor, load_model
 from perf import results

@@ -23,9 +23,9 @@ from rich.console import Console
 
 from ensemble import gpu
 from ensemble.spec import RESOLUTIONS
+from export.tiny import CHECKPOINT
 
 POLL_S = 0.2
-SMALL = "export/tiny/checkpoint"
 ENGINES = ("aoti", "transformers", "transformers-compiled")
 LOAD: tuple[str, ...] = ("--alone", "--frame", "1920x1080", "--cameras", "1", "8", "--classes", "1", "4", "--requests", "64")
 LOAD += ("--threshold", "0", "--max-detections", "5")  # random weights detect nothing: five queries of every class get masks
@@ -65,7 +65,7 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
 
     for r in resolutions:
         export(str(r), checkpoint, r)
-    export("small", SMALL, 252)
+    export("small", str(CHECKPOINT), 252)
     for r in resolutions:
         about, needs = ("--repository", folder / f"packages-{r}", "--resolutions", r), (f"export-{r}",)
         out = folder / f"end_to_end-{r}.json"

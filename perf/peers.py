@@ -30,7 +30,7 @@ from ensemble.spec import DEFAULT_THRESHOLD
 from perf import inputs, results
 from perf.inputs import Picture
 from perf.screen import size, wide_console
-from perf.target import serving
+from perf.target import add_server_options, serving
 
 EXAMPLES = """examples:
   sam3-perf peers --repository build/repository --checkpoint export/tiny/checkpoint --resolution 252
@@ -131,10 +131,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="sam3-perf peers", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
-    p.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
-    p.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
-    p.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
+    add_server_options(p)
     p.add_argument("--checkpoint", required=True, help="folder, hub name or `random`: what the server's models were made from")
     p.add_argument("--resolution", type=int, required=True)
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")

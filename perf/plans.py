@@ -30,29 +30,18 @@ from export import checkpoint
 from export.tensorrt_host import PlanProcess, TensorRT, open_plan
 from perf import results
 from perf.candidates import TIMED_PARTS, Outputs, Work
-from perf.engines import MOST_PAIRS, Truth, cosine
+from perf.engines import MOST_PAIRS, Row, Truth, cosine
 
 RESULTS = Path(__file__).parent / "results" / "h200" / "plans.json"
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement, as in `perf.engines`. `peak_mb` is what the plans' contexts and outputs need beside weights and inputs, for the plan's largest
+class PlanRow(Row):
+    """`peak_mb` is what the plans' contexts and outputs need beside weights and inputs, for the plan's largest
     shapes; `spread_ms` are the fastest and the slowest execution, per frame."""
 
-    engine: str
-    part: str
-    resolution: int
-    batch: int
-    classes: int
-    present: float
-    precision: str
-    ms_per_frame: float
     spread_ms: tuple[float, float]
-    cosine: float
-    cosines: dict[str, float]
-    peak_mb: float
 
 
 @dataclass
@@ -130,15 +119,15 @@ def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settin
         plans = {part: opened.enter_context(open_plan(path, settings)) for part, path in paths.items()}
         clock = Clock(plans, 5, arguments.repeats)
 
-        def row(part: str, batch: int, classes: int, present: float, calls: list, found: Arrays, wanted: Outputs) -> Row:
+        def row(part: str, batch: int, classes: int, present: float, calls: list, found: Arrays, wanted: Outputs) -> PlanRow:
             cosines = {
                 n: round(cosine(torch.from_numpy(found[n].copy()).cuda(), wanted[n]), 7) for n in found if n != "mask_bits"
             }
             ms, (fastest, slowest), activations = clock.measured(*calls)
             memory = activations + sum(array.nbytes for array in found.values()) / 1e6
             spread = (round(fastest / batch, 4), round(slowest / batch, 4))
-            return Row(engine, part, variant.resolution, batch, classes, present, variant.precision, round(ms / batch, 4), spread,
-                       min(cosines.values()), cosines, round(memory, 1))  # fmt: skip
+            return PlanRow(engine, part, variant.resolution, batch, classes, present, variant.precision, round(ms / batch, 4),
+                           min(cosines.values()), cosines, round(memory, 1), spread)  # fmt: skip
 
         for batch in batches:
             work = truth.work(batch, 1, 1.0)

@@ -33,9 +33,9 @@ from demo import steps
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant
+from export.tiny import CHECKPOINT
 from perf.publish import publish
 
-HOME = Path(__file__).parent.parent
 LIMITS = {"growth": 0.05, "fairness": 0.9}
 """Memory may grow by so much after `SETTLED_S`; the least served camera gets so much of what the most served one gets."""
 SETTLED_S = 60.0
@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resolution", type=int, default=252, help="of the small checkpoint (default: %(default)s)")
     p.add_argument("--films", type=Path, default=Path("build/soak/films"), help="drawn where missing (default: %(default)s)")
     p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default: %(default)s")
-    p.add_argument("--checkpoint", type=Path, default=HOME / "export/tiny/checkpoint", help="default: the small one")
+    p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
     p.add_argument("--url", help="host:port of a server that runs already; needs --model")
     p.add_argument("--model", help="front model to ask (default: the exported one)")
     p.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write, with command, date and machine")

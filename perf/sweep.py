@@ -25,7 +25,7 @@ from perf.analyzer import Analyzer, AnalyzerError
 from perf.points import FRONT, Point, points
 from perf.screen import size
 from perf.tables import front_rows, repeatability
-from perf.target import Target, offered, serving
+from perf.target import Target, add_server_options, offered, serving
 from perf.window import Load, check_client, measure
 
 GIVEN_UP = "given up"
@@ -84,10 +84,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="sam3-perf sweep", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
-    p.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
-    p.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
-    p.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
+    add_server_options(p)
     p.add_argument("--resolutions", type=int, nargs="+", help="default: all that the server has")
     p.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8], help="requests under way at once; default 1 2 4 8")
     p.add_argument("--classes", type=int, nargs="+", default=[1, 4], help="default 1 4")

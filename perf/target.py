@@ -18,7 +18,7 @@ from ensemble.memory import SAM3, Architecture
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant
-from export import tiny
+from export.tiny import CHECKPOINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def describe(variant: Variant, engine: str) -> dict[str, Any]:
     """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the cost of its layers depends on."""
     known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
     known |= {"max_batch": variant.max_batch, "checkpoint": variant.checkpoint.name}
-    folder = Path(tiny.__file__).parent / Path(variant.checkpoint.name).name
+    folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
     if variant.checkpoint.hidden_size == SAM3.fpn:
         return known | {"architecture": asdict(SAM3)}
     return known | ({"architecture": asdict(Architecture.from_checkpoint(folder))} if folder.is_dir() else {})
@@ -77,6 +77,14 @@ def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dic
         return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
     served = {s.variant.resolution: s for s in placement.read(options.repository)}
     return list(served), lambda r: describe(served[r].variant, served[r].engine)
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """What `serving` and `offered` read."""
+    parser.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
+    parser.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
+    parser.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
+    parser.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
-"""The shape of the small checkpoint: a `Sam3Config` flows out in which every spatial number is a quarter of the original's, a freshly initialised `Sam3Model`, and the
-folder that the trained one is saved in. Classes and code path are transformers' own, so whatever exports or serves this checkpoint exports and serves the original."""
+"""The shape of the small checkpoint: a `Sam3Config` flows out in which every spatial number is a quarter of the original's, and a freshly initialised `Sam3Model`.
+Classes and code path are transformers' own, so whatever exports or serves this checkpoint exports and serves the original."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,6 @@ FULL_SCALE = 4  # one pixel here stands for this many pixels of the original
 PATCH = 14
 QUERIES = 50  # stand for 200
 QUERY_GRID = (10, 5)
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
 def tiny_config(vocab_size: int, bos_token_id: int, eos_token_id: int, image_size: int = RESOLUTIONS[0]) -> Sam3Config:

@@ -23,7 +23,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from export.tiny.configuration import CHECKPOINT, RESOLUTIONS
+from export.tiny import CHECKPOINT
+from export.tiny.configuration import RESOLUTIONS
 from export.tiny.predictor import Detections, TorchPredictor, load_model
 from export.tiny.prompts import Prompt, Question, exemplar_question, text_question
 from export.tiny.random_scene import random_scene, validation_seeds

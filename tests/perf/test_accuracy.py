@@ -10,7 +10,7 @@ import torch
 
 from ensemble.postprocess import Detections, unpack
 from ensemble.preflight import ServerError
-from export.tiny.configuration import CHECKPOINT
+from export.tiny import CHECKPOINT
 from export.tiny.evaluate import held_out
 from perf import accuracy, in_process
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Sam3Config, Sam3Model, Sam3Processor
 
-from export.tiny.configuration import CHECKPOINT, RESOLUTIONS, set_resolution
+from export.tiny import CHECKPOINT
+from export.tiny.configuration import RESOLUTIONS, set_resolution
 from export.tiny.dataset import normalised, to_square
 from export.tiny.evaluate import evaluate, full_masks, held_out, main
 from export.tiny.predictor import Detections, TorchPredictor, load_model
