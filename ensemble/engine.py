@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 from ensemble.spec import ARTIFACTS
+from ensemble.turns import Turns
 
 
 class Runner(Protocol):
@@ -58,6 +59,7 @@ class TritonPythonModel:
         self.outputs = [output["name"] for output in config["output"]]
         device_id = int(args["model_instance_device_id"] or 0) if args["model_instance_kind"] == "GPU" else None
         self.runner = open_artifact(engine, path, device_id)
+        self.turns = Turns(os.getppid())  # Triton starts every model's process itself, so they all have the same parent
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._respond(request) for request in requests]
@@ -65,7 +67,8 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         wanted = [name for name in self.outputs if name in request.requested_output_names()]
         try:
-            results = self.runner.run({tensor.name(): tensor for tensor in request.inputs()}, wanted)
+            with self.turns:
+                results = self.runner.run({tensor.name(): tensor for tensor in request.inputs()}, wanted)
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
         return pb_utils.InferenceResponse([to_triton(name, result) for name, result in zip(wanted, results, strict=True)])

@@ -18,11 +18,9 @@ from ensemble import nvtx_ranges, request, triton_io
 from ensemble.gpu_preprocess import open_preprocessor
 from ensemble.metrics import Metrics
 from ensemble.pipeline import Job, Pipeline
-from ensemble.postprocess import Detections
 from ensemble.preprocess import attempt
 from ensemble.prompts import PromptTokenizer
 from ensemble.spec import Variant
-from ensemble.turns import open_turns
 
 
 class TritonPythonModel:
@@ -30,11 +28,6 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
-
-        def setting(name: str, absent: str) -> str:
-            """A parameter; `absent` in a repository that was exported before there was a choice."""
-            return parameters[name]["string_value"] if name in parameters else absent
-
         self.variant = Variant.from_dict(json.loads(parameters["variant"]["string_value"]))
         repository = Path(args["model_repository"]).parent
         tokenizer = PromptTokenizer(
@@ -43,11 +36,9 @@ class TritonPythonModel:
         self.annotate = nvtx_ranges.from_environment()
         self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model, annotate=self.annotate)
         self.metrics = Metrics(args["model_name"], self.variant.max_batch)
-        # Triton starts every instance's process itself, so they all have the same parent.
-        self.turns = open_turns(setting("turns", "any"), os.getppid())
         self.decoders = ThreadPoolExecutor(min(self.variant.max_batch, os.cpu_count() or 1), "decode")
         self.preprocess = open_preprocessor(
-            setting("preprocess", "cpu"),
+            parameters["preprocess"]["string_value"],
             self.variant.resolution,
             self.decoders,
             int(args["model_instance_device_id"] or 0),  # the instance is one of the CPU, for which Triton says 0: the first GPU
@@ -65,7 +56,7 @@ class TritonPythonModel:
                 pixel_values = self._read_frames(prepared)
             decoded = time.perf_counter()
             jobs = [p for p in prepared if isinstance(p, Job)]
-            found = iter(self._detect(jobs, pixel_values) if jobs else [])
+            found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])
         except Exception as error:  # the GPU or a sub-model failed: say so to the frames that were in the call, keep serving
             return [self._refuse(p) if not isinstance(p, Job) else self._refuse(error) for p in prepared]
         responses = []
@@ -79,10 +70,6 @@ class TritonPythonModel:
             self.metrics.frame("ok", len(detections.scores), item.stage_ms)
         self.metrics.totals(self.pipeline.prompts.hits, self.pipeline.prompts.misses, self.pipeline.calls)
         return responses
-
-    def _detect(self, jobs: list[Job], pixel_values: Any) -> list[Detections]:
-        with self.turns:
-            return self.pipeline.run(jobs, pixel_values)
 
     def finalize(self) -> None:
         self.decoders.shutdown(wait=False, cancel_futures=True)

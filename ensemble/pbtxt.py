@@ -15,7 +15,6 @@ from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, Model, Tensor, 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _GPU_ENGINES = ("tensorrt", "aoti")
 PREPROCESS = {"tensorrt": "auto", "onnxruntime": "cpu", "aoti": "auto"}
-TURNS = {"tensorrt": "any", "onnxruntime": "one", "aoti": "one"}
 """Where the front model decodes and resizes, by engine; the modes are those of `ensemble/gpu_preprocess.py`. Only a GPU engine reads the pixels there."""
 
 
@@ -79,7 +78,6 @@ def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
     if front:
         yield f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"
         yield from _parameter("preprocess", PREPROCESS[engine])
-        yield from _parameter("turns", TURNS[engine])
         yield from _parameter("variant", json.dumps(variant.to_dict(), separators=(",", ":")))
     elif engine != "tensorrt":
         yield from _parameter("engine", engine)

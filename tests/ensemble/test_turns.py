@@ -6,19 +6,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from ensemble import turns
-from ensemble.turns import open_turns
+from ensemble.turns import Turns
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys
-from ensemble.turns import open_turns
-with open_turns("one", int(sys.argv[1])):
+from ensemble.turns import Turns
+with Turns(int(sys.argv[1])):
     print("inside", flush=True)
     sys.stdin.readline()
 print("outside", flush=True)
@@ -65,29 +64,19 @@ def test_one_process_at_a_time(holder: subprocess.Popen[str]) -> None:
 def test_a_process_that_dies_inside_gives_way(holder: subprocess.Popen[str]) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with open_turns("one", 7):
+    with Turns(7):
         assert not is_free(7)
     assert is_free(7)
 
 
 def test_servers_do_not_wait_for_each_other(holder: subprocess.Popen[str]) -> None:
     assert is_free(8)
-    with open_turns("one", 8):
+    with Turns(8):
         assert not is_free(7)
 
 
 def test_an_error_inside_ends_the_turn() -> None:
-    mine = open_turns("one", 7)
+    mine = Turns(7)
     with pytest.raises(ZeroDivisionError), mine:
         1 / 0  # noqa: B018
     assert is_free(7)
-
-
-def test_any_waits_for_nobody(folder: Path) -> None:
-    assert isinstance(open_turns("any", 7), nullcontext)
-    assert list(folder.iterdir()) == []
-
-
-def test_another_mode_is_refused() -> None:
-    with pytest.raises(ValueError, match="turns must be one of one, any, got 'two'"):
-        open_turns("two", 7)

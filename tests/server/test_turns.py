@@ -1,4 +1,4 @@
-"""Front models that take turns: every frame of two busy instances is answered, and nothing of the lock is left behind."""
+"""Sub-models that take turns: every frame of two busy front models is answered, and nothing of the lock is left behind."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def one_at_a_time(repository: Path, tmp_path: Path) -> Path:
-    """The repository at 140 with batches of one frame, so that both instances have work, in turns."""
+def single_frames(repository: Path, tmp_path: Path) -> Path:
+    """The repository at 140 with batches of one frame, so that both instances of the front model have work."""
     for model in repository.iterdir():
         if model.name.endswith("r252") or "_r252_" in model.name:
             continue
@@ -29,13 +29,12 @@ def one_at_a_time(repository: Path, tmp_path: Path) -> Path:
                 (tmp_path / model.name / entry.name).symlink_to(entry)
         config = (model / "config.pbtxt").read_text()
         if model.name == "sam3_r140":
-            assert 'key: "turns", value: { string_value: "one" }' in config
             config = config.replace("max_batch_size: 8", "max_batch_size: 1")
         (tmp_path / model.name / "config.pbtxt").write_text(config)
     return tmp_path
 
 
-def test_every_frame_is_answered_in_turns(one_at_a_time: Path) -> None:
+def test_every_frame_is_answered_in_turns(single_frames: Path) -> None:
     shown = inputs.pictures(4)
 
     async def ask(url: str) -> list[int]:
@@ -44,10 +43,10 @@ def test_every_frame_is_answered_in_turns(one_at_a_time: Path) -> None:
             answers = await asyncio.gather(*(client.detect(f.jpeg, list(f.names)) for f in frames))
             return [len(answer) for answer in answers]
 
-    with EmbeddedServer(one_at_a_time) as server:
+    with EmbeddedServer(single_frames) as server:
         assert server.pid
         lock = turns_path(server.pid)
-        assert lock.is_file()  # made by the instances: the server is their parent
+        assert lock.is_file()  # made by the sub-models' processes: the server is their parent
         found = asyncio.run(ask(server.grpc_url))
     assert len(found) == FRAMES
     assert all(found[i] == found[i % len(shown)] > 0 for i in range(FRAMES))
