@@ -195,7 +195,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Variant]) -> list[Written]:
     """Every variant in turn; what several share (the text encoder) is listed once."""
     from export.frames import drawn_frames, read_frames
-    from export.repository import export_variant
+    from export.variant import export_variant
 
     written: dict[str, Written] = {}
     columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))

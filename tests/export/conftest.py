@@ -19,8 +19,9 @@ from export.frames import drawn_frames
 from export.onnx_graph import onnx_session
 from export.parts import PARTS
 from export.reference import Sample, expected_outputs, make_sample
-from export.repository import Written, export_variant
+from export.repository import Written
 from export.tiny.tokenizer import build_tokenizer
+from export.variant import export_variant
 from export.verify import Run
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))

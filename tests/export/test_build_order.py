@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from export.repository import built_all
+from export.variant import built_all
 
 
 @pytest.mark.parametrize(("side_by_side", "here"), [(False, True), (True, False)])

@@ -62,14 +62,14 @@ def test_a_perturbed_weight_is_caught_and_its_output_named(exported, source, tmp
 
 
 def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, tmp_path, monkeypatch):
-    import export.repository as repository
+    import export.variant as exporting
 
     good = exported(112)
     shutil.copytree(good.root, tmp_path / "repository")
     decoder = tmp_path / "repository" / good.variant.decoder.name
     before = (decoder / "1" / "model.onnx").read_bytes()
     (decoder / "manifest.json").unlink()  # so that it is built again
-    made = repository.find_engine("onnxruntime")
+    made = exporting.find_engine("onnxruntime")
 
     def build(module, model, variant, path, report):
         made.build(module, model, variant, path, report)
@@ -78,7 +78,7 @@ def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, t
         return {}
 
     broken = type(made)(build, made.open, made.precisions)
-    monkeypatch.setattr(repository, "find_engine", lambda name, tensorrt: broken)
+    monkeypatch.setattr(exporting, "find_engine", lambda name, tensorrt: broken)
     with pytest.raises(GateError, match="pred_boxes"):
         export_fresh(tmp_path / "repository", 112)
     assert (decoder / "1" / "model.onnx").read_bytes() == before

@@ -22,9 +22,9 @@ from export.frames import drawn_frames
 from export.onnx_graph import export_onnx, onnx_session
 from export.onnx_legacy import for_tensorrt_8
 from export.parts import STYLES, Style, make_part
-from export.repository import export_variant
 from export.tensorrt_host import ROOT, PlanProcess, TensorRT, build_plan, child_environment, open_plan
 from export.tensorrt_network import PlanError, profile_shapes, summarise
+from export.variant import export_variant
 from export.wire import Array, WireError
 
 STAND_IN = """

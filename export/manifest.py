@@ -1,0 +1,99 @@
+"""A checkpoint, a variant and an engine go in; out come one hash of everything that an artifact is made from, and the manifest that tells it to people.
+
+The hash decides whether the next run keeps an artifact: whatever changes what is built has to be in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ensemble.spec import ARTIFACTS, Variant
+from export.checkpoint import Source
+from export.engines import Engine
+from export.onnx_graph import OPSET
+from export.parts import STYLES
+from export.repository import file_sha256
+from export.verify import GateReport
+
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph")
+ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network", "onnx_legacy"), "aoti": ("aoti_package",), "onnxruntime": ()}
+"""Modules of this folder whose change makes artifacts stale, beside a part's own."""
+
+
+def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engine) -> str:
+    """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for, library versions and the code that
+    makes graphs."""
+    model = getattr(variant, part)
+    paths = [Path(__file__).with_name(f"{name}.py") for name in (part, *SHARED_CODE, *ENGINE_CODE[engine])]
+    if STYLES[engine].kernels:
+        paths += sorted(Path(__file__).parent.glob("fused_*.py")) + sorted((Path(__file__).parent / "kernels").glob("*.py"))
+    code = [file_sha256(path) for path in paths if path.is_file()]
+    facts = [
+        source.sha256,
+        asdict(model),
+        torch_precision(variant),
+        variant.precision,
+        engine,
+        asdict(STYLES[engine]),
+        dict(tool.built_for),
+        dict(tool.settings),
+        OPSET,
+        versions(),
+        code,
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def manifest(
+    source: Source,
+    variant: Variant,
+    engine: str,
+    part: str,
+    recipe: str,
+    tool: Engine,
+    facts: Mapping[str, Any],
+    gate: GateReport,
+) -> dict[str, Any]:
+    """What is known about one artifact, for people and for the next run. `publish` adds the files' hashes."""
+    model = getattr(variant, part)
+    return {
+        "model": model.name,
+        "engine": engine,
+        "artifact": ARTIFACTS[engine],
+        "precision": variant.precision,
+        "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "recipe": recipe,
+        "built_for": dict(tool.built_for),
+        "versions": versions(),
+        "build_seconds": facts["build_seconds"],
+        "build": facts["build"],
+        "gate": {
+            "outputs": {
+                c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in gate.outputs if c.model == model.name
+            },
+            "detections": asdict(gate.detections),
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that an artifact depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except ImportError:
+            continue
+    return found
+
+
+def torch_precision(variant: Variant) -> str:
+    """Precision of the torch modules: int8 and fp8 are quantised by the engine, from fp16."""
+    return "fp32" if variant.precision == "fp32" else "fp16"
