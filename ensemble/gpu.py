@@ -38,15 +38,15 @@ def gpus() -> list[Gpu]:
         return [_describe(nvml, handle) for handle in _handles(nvml)] if nvml else []
 
 
-def serving() -> tuple[Gpu, ...]:
-    """The GPU on which a server of this process' environment places its models, the first that is visible; empty where there is none."""
-    return tuple(gpus()[:1])
+def serving() -> Gpu | None:
+    """The GPU on which a server of this process' environment places its models, the first that is visible; None where there is none."""
+    return next(iter(gpus()), None)
 
 
 def used_mb() -> float:
-    """Megabytes in use on the first visible GPU, by all processes; 0 where there is none."""
-    found = gpus()
-    return found[0].total_mb - found[0].free_mb if found else 0.0
+    """Megabytes in use on that GPU, by all processes; 0 where there is none."""
+    card = serving()
+    return card.total_mb - card.free_mb if card else 0.0
 
 
 def tensorrt_version() -> str | None:

@@ -89,7 +89,7 @@ class EmbeddedServer:
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
         self._root = self.repository
         self.pool_mb = 0.0
-        """Megabytes of Triton's CUDA pool on each GPU; 0 before the start and where no model is placed on a GPU."""
+        """Megabytes of Triton's CUDA pool on its GPU; 0 before the start and where no model is placed on one."""
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
         self.tail: deque[str] = deque(maxlen=60)
@@ -144,9 +144,8 @@ class EmbeddedServer:
             command = self._command(package, lay_out_backends(package, self._scratch))
             if any(s.on_gpu for s in served):
                 self.pool_mb = self._pool([s.variant for s in served])
-                if start_check.stated_pool_mb(self._arguments) is None:
-                    size = round(self.pool_mb * MB)
-                    command += [f"{start_check.POOL_FLAG}{number}:{size}" for number in range(len(host.gpus))]
+                if host.card and start_check.stated_pool_mb(self._arguments) is None:
+                    command.append(f"{start_check.POOL_FLAG}{round(self.pool_mb * MB)}")
             started: Future[subprocess.Popen[str]] = Future()
             threading.Thread(target=self._live, args=(command, environment(package, libpython), started), daemon=True).start()
             self._process = started.result()

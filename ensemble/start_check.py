@@ -17,16 +17,17 @@ from ensemble.placement import Artifact, Served, build_command
 from ensemble.preflight import ServerError
 from ensemble.spec import RESOLUTIONS, Variant
 
-POOL_FLAG = "--cuda-memory-pool-byte-size="
+POOL_FLAG = "--cuda-memory-pool-byte-size=0:"
+"""Of the GPU that models are placed on, by the number that CUDA gives it here."""
 Pool = Callable[[Sequence[Variant]], float]
-"""Megabytes that Triton's pool has on each GPU where these variants are served."""
+"""Megabytes that Triton's pool has on the GPU where these variants are served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the models are going to run on. A stated amount of memory, in MB, is taken in place of what is free."""
+    """What the models are going to run on: the one GPU, if there is one. A stated amount of memory, in MB, is taken in place of what is free on it."""
 
-    gpus: tuple[gpu.Gpu, ...]
+    card: gpu.Gpu | None
     tensorrt: str | None = None
     stated_mb: float | None = None
 
@@ -43,8 +44,8 @@ def check(
     placed = [s for s in served if s.on_gpu]
     if not placed:
         return
-    for card in host.gpus:
-        check_built_for(repository, placed, card, host.tensorrt, say)
+    if host.card:
+        check_built_for(repository, placed, host.card, host.tensorrt, say)
     check_memory(placed, host, pool, say)
 
 
@@ -110,18 +111,16 @@ def _version(artifact: Artifact, made: dict[str, Any]) -> str:
 
 def check_memory(served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None]) -> None:
     """Raises ServerError with the figures, and with what does fit, where the models need more than is free."""
-    if not host.gpus and host.stated_mb is None:
+    if host.stated_mb is not None:
+        free, have = host.stated_mb, f"the GPU has {host.stated_mb:,.0f} MB, as stated"
+    elif card := host.card:
+        free, have = card.free_mb, f"{card.name} has {card.total_mb:,.0f} MB, {card.free_mb:,.0f} of them free"
+    else:
         say("memory is not checked: the models are placed on a GPU, and NVML shows none here")
         return
-    free = min(card.free_mb for card in host.gpus) if host.stated_mb is None else host.stated_mb
     wanted = need_of(served, pool)
     if wanted.total <= free:
         return
-    if host.stated_mb is None:
-        card = min(host.gpus, key=lambda one: one.free_mb)
-        have = f"{card.name} has {card.total_mb:,.0f} MB, {card.free_mb:,.0f} of them free"
-    else:
-        have = f"the GPU has {free:,.0f} MB, as stated"
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
         f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}. {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or SAM3_GPU_MEMORY_MB in the container"
@@ -165,9 +164,9 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
 
 
 def stated_pool_mb(arguments: Sequence[str]) -> float | None:
-    """The pool in tritonserver's arguments, the largest of any GPU; None where there is none, which means `DEFAULT_POOL_MB`."""
-    sizes = [int(word.removeprefix(POOL_FLAG).split(":")[-1]) for word in arguments if word.startswith(POOL_FLAG)]
-    return max(sizes) / MB if sizes else None
+    """The pool in tritonserver's arguments, the last word of several; None where there is none, which means `DEFAULT_POOL_MB`."""
+    sizes = [int(word.removeprefix(POOL_FLAG)) for word in arguments if word.startswith(POOL_FLAG)]
+    return sizes[-1] / MB if sizes else None
 
 
 def fixed_pool(arguments: Sequence[str]) -> Pool:

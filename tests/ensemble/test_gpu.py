@@ -38,6 +38,7 @@ def test_the_first_gpu_is_what_nvidia_smi_says(monkeypatch):
 def test_models_are_placed_on_the_first_of_several(monkeypatch):
     first, second = (gpu.Gpu(f"card {n}", "9.0", 1000.0 * n, 900.0) for n in (1, 2))
     monkeypatch.setattr(gpu, "gpus", lambda: [first, second])
-    assert gpu.serving() == (first,)
+    assert gpu.serving() == first
+    assert gpu.used_mb() == 100.0
     monkeypatch.setattr(gpu, "gpus", list)
-    assert gpu.serving() == ()
+    assert gpu.serving() is None

@@ -7,19 +7,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from ensemble import pbtxt, placement, start, start_check
+from ensemble import gpu, pbtxt, placement, start, start_check
 from ensemble.gpu import Gpu, decode_tensorrt
-from ensemble.memory import pool_mb
+from ensemble.memory import MB, pool_mb
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
 from ensemble.spec import ARTIFACTS, Variant
 from ensemble.start_check import Host
 
 H200 = Gpu("NVIDIA H200", "9.0", 143_771, 143_000)
+FULL = Gpu("NVIDIA H200", "9.0", 143_771, 3_000)
 CARD = Gpu("NVIDIA GeForce RTX 4060", "8.9", 8_188, 7_800)
 BUILT_FOR = {"tensorrt": "10.7.0.23", "gpu": "NVIDIA H200", "compute_capability": "9.0"}
 ARTIFACT_MB = {"vision_encoder": 880, "text_encoder": 680, "geometry_encoder": 20, "decoder": 60, "mask_head": 10}
@@ -54,7 +56,7 @@ def check(root: Path, host: Host, **kind: object) -> list[str]:
 def test_the_figures_and_what_does_fit(tmp_path):
     write(tmp_path, [1008], built_for={})
     with pytest.raises(ServerError) as refused:
-        check(tmp_path, Host((CARD,)))
+        check(tmp_path, Host(CARD))
     text = str(refused.value)
     assert "sam3_r1008: needs 9,6" in text
     assert all(word in text for word in ("weights 1,650", "activations 4,346", "features 1,025", "memory pool 1,701"))
@@ -76,31 +78,63 @@ def test_the_figures_and_what_does_fit(tmp_path):
 def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentence):
     write(tmp_path, resolutions, **limits)
     with pytest.raises(ServerError, match=r"modelled \(fitted by sam3-perf to .*\); the GPU has .* as stated") as refused:
-        check(tmp_path, Host((), stated_mb=megabytes))
+        check(tmp_path, Host(None, stated_mb=megabytes))
     assert sentence in str(refused.value)
 
 
 def test_what_is_proposed_is_accepted(tmp_path):
     """The sentence is no guess: the variant that it names passes the check that it comes from."""
     write(tmp_path / "five", [1008], max_batch=5)
-    assert check(tmp_path / "five", Host((CARD,)))
+    assert check(tmp_path / "five", Host(CARD))
     write(tmp_path / "six", [1008], max_batch=6)
     with pytest.raises(ServerError, match="--max-batch 5"):
-        check(tmp_path / "six", Host((CARD,)))
+        check(tmp_path / "six", Host(CARD))
 
 
 def test_a_stated_amount_is_taken_in_place_of_what_is_free(tmp_path):
     write(tmp_path, [1008])
-    check(tmp_path, Host((CARD,), stated_mb=10_000))
+    check(tmp_path, Host(CARD, stated_mb=10_000))
     with pytest.raises(ServerError, match="the GPU has 9,000 MB, as stated"):
-        check(tmp_path, Host((H200,), stated_mb=9_000))
+        check(tmp_path, Host(H200, stated_mb=9_000))
 
 
-def test_the_fullest_of_several_gpus_decides(tmp_path):
-    write(tmp_path, [672])
-    full = Gpu("NVIDIA H200", "9.0", 143_771, 3_000)
-    with pytest.raises(ServerError, match="3,000 of them free"):
-        check(tmp_path, Host((H200, full)))
+@pytest.mark.parametrize(
+    ("cards", "refused"),
+    [pytest.param([H200, FULL], False, id="room on the first"), pytest.param([FULL, H200], True, id="room on the second")],
+)
+def test_the_first_of_several_gpus_decides(tmp_path, monkeypatch, cards, refused):
+    write(tmp_path, [672], built_for=BUILT_FOR)
+    monkeypatch.setattr(gpu, "gpus", lambda: cards)
+    with pytest.raises(ServerError, match="3,000 of them free") if refused else nullcontext():
+        check(tmp_path, Host.here())
+
+
+def test_the_embedded_server_asks_for_one_pool(tmp_path, monkeypatch):
+    """On the GPU that its models are placed on, whatever the others are; a pool of the caller's own stays the only one."""
+    root = write(tmp_path, [672], "aoti", built_for=BUILT_FOR)
+    monkeypatch.setattr(gpu, "gpus", lambda: [H200, CARD])
+
+    def pools(*arguments: str) -> list[str]:
+        commands: list[list[str]] = []
+
+        def live(server, command, environment, started):
+            commands.append(command)
+            started.set_exception(OSError("not started here"))
+
+        monkeypatch.setattr(EmbeddedServer, "_live", live)
+        with pytest.raises(OSError, match="not started here"):
+            EmbeddedServer(root, arguments=arguments).start()
+        return [word for word in commands[0] if "memory-pool" in word]
+
+    needed = round(pool_mb([Variant(resolution=672)]) * MB)
+    assert pools() == [f"--cuda-memory-pool-byte-size=0:{needed}"]
+    assert pools("--cuda-memory-pool-byte-size=0:1000") == ["--cuda-memory-pool-byte-size=0:1000"]
+
+
+def test_a_pool_of_another_gpu_is_not_the_models():
+    other, own = (f"--cuda-memory-pool-byte-size={number}:{size << 20}" for number, size in ((1, 512), (0, 256)))
+    assert start_check.stated_pool_mb([other, own]) == pytest.approx((256 << 20) / MB)
+    assert start_check.stated_pool_mb([other]) is None
 
 
 def test_shared_weights_count_once(tmp_path):
@@ -110,12 +144,12 @@ def test_shared_weights_count_once(tmp_path):
 
 
 def test_without_a_gpu_the_sentence_says_so(tmp_path):
-    assert any("memory is not checked" in line for line in check(write(tmp_path, [1008]), Host(())))
+    assert any("memory is not checked" in line for line in check(write(tmp_path, [1008]), Host(None)))
 
 
 def test_models_for_the_cpu_are_not_checked(tmp_path):
     root = write(tmp_path, [1008], "onnxruntime")
-    assert check(root, Host((CARD,), stated_mb=1.0)) == []
+    assert check(root, Host(CARD, stated_mb=1.0)) == []
 
 
 def test_the_embedded_server_refuses_before_anything_runs(tmp_path):
@@ -133,7 +167,7 @@ def test_artifacts_that_were_never_built(tmp_path):
         (tmp_path / path.parent.name).mkdir()
         (tmp_path / path.parent.name / "config.pbtxt").write_text(path.read_text())
     with pytest.raises(ServerError) as refused:
-        check(tmp_path, Host(()))
+        check(tmp_path, Host(None))
     assert "model.plan, found no such file; not built yet: sam3_vision_encoder_r1008" in str(refused.value)
     last = str(refused.value).splitlines()[-1]
     assert last == "docker compose run --rm build --checkpoint facebook/sam3 --resolution 1008 840 672 560"
@@ -163,10 +197,10 @@ def test_the_command_repeats_what_is_not_usual(tmp_path):
 def test_artifacts_of_another_machine(tmp_path, engine, built_for, card, tensorrt, sentence):
     root = write(tmp_path, [672], engine, built_for=built_for)
     if sentence is None:
-        assert check(root, Host((card,), tensorrt)) == []
+        assert check(root, Host(card, tensorrt)) == []
         return
     with pytest.raises(ServerError) as refused:
-        check(root, Host((card,), tensorrt))
+        check(root, Host(card, tensorrt))
     text = str(refused.value)
     assert f"expected artifacts for {f'TensorRT {tensorrt} on ' if engine == 'tensorrt' else ''}{card.name}" in text
     assert sentence in text
@@ -176,9 +210,9 @@ def test_artifacts_of_another_machine(tmp_path, engine, built_for, card, tensorr
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
-    said = check(write(tmp_path, [672], built_for=BUILT_FOR), Host((H200,), None))
+    said = check(write(tmp_path, [672], built_for=BUILT_FOR), Host(H200, None))
     assert said == ["not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here"]
-    said = check(write(tmp_path / "old", [672]), Host((H200,), "10.7.0"))
+    said = check(write(tmp_path / "old", [672]), Host(H200, "10.7.0"))
     assert "manifests do not say what they were built for: sam3_vision_encoder_r672" in said[0]
 
 
