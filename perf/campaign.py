@@ -27,8 +27,27 @@ from export.tiny import CHECKPOINT
 
 POLL_S = 0.2
 ENGINES = ("aoti", "transformers", "transformers-compiled")
-LOAD: tuple[str, ...] = ("--alone", "--frame", "1920x1080", "--cameras", "1", "8", "--classes", "1", "4", "--requests", "64")
-LOAD += ("--threshold", "0", "--max-detections", "5")  # random weights detect nothing: five queries of every class get masks
+COMPILED = ("--classes", "4", "--present", "1")
+"""Every other number of pairs would be compiled anew, for a minute and more."""
+LOAD: tuple[str, ...] = (
+    "--alone",
+    "--frame",
+    "1920x1080",
+    "--cameras",
+    "1",
+    "2",
+    "4",
+    "8",
+    "--classes",
+    "1",
+    "4",
+    "--requests",
+    "64",
+)
+EVERYTHING = ("--threshold", "0", "--max-detections", "5")
+"""Random weights detect nothing: five queries of every class get masks."""
+LOAD += EVERYTHING
+PRECISIONS = ("fp16", "fp32")
 MERGED = ("engines", "end_to_end", "sweep")
 """Results of which every step writes a part."""
 
@@ -58,14 +77,15 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
     def add(name: str, writes: Path, module: str, *arguments: object, needs: tuple[str, ...] = ()) -> None:
         found.append(Step(name, ("-m", module, *map(str, arguments)), writes, needs))
 
-    def export(name: str, source: str, resolution: int) -> None:
+    def export(name: str, source: str, resolution: int, *more: object) -> None:
         packages = folder / f"packages-{name}"
-        about = ("--checkpoint", source, "--resolution", resolution, "--engine", "aoti", "--repository", packages)
+        about = ("--checkpoint", source, "--resolution", resolution, "--engine", "aoti", "--repository", packages, *more)
         add(f"export-{name}", packages / f"sam3_r{resolution}" / "config.pbtxt", "export.cli", *about)
 
     for r in resolutions:
         export(str(r), checkpoint, r)
-    export("small", str(CHECKPOINT), 252)
+    for precision in PRECISIONS:
+        export(f"small-{precision}", str(CHECKPOINT), 252, "--queries", 50, "--precision", precision)
     for r in resolutions:
         about, needs = ("--repository", folder / f"packages-{r}", "--resolutions", r), (f"export-{r}",)
         out = folder / f"end_to_end-{r}.json"
@@ -74,13 +94,29 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
         about, needs = ("--repository", folder / f"packages-{r}", "--resolutions", r), (f"export-{r}",)
         for engine in ENGINES:
             out = folder / f"engines-{engine}-{r}.json"
-            more = ("--checkpoint", checkpoint, "--engines", engine, "--out", out)
+            more = (
+                "--checkpoint",
+                checkpoint,
+                "--engines",
+                engine,
+                "--out",
+                out,
+                *(COMPILED if engine.endswith("compiled") else ()),
+            )
             add(f"engines-{engine}-{r}", out, "perf.engines", *about, *more, needs=needs if engine == "aoti" else ())
         out = folder / f"sweep-{r}.json"
         add(f"sweep-{r}", out, "perf.cli", "sweep", *about, *LOAD, "--output", out, needs=needs)
-    out = folder / "accuracy.json"
-    packages = folder / "packages-small"
-    add("accuracy", out, "perf.accuracy", "--repository", packages, "--output", out, needs=("export-small",))
+    small = ("--repository", folder / "packages-small-fp16", "--resolution", 252, "--checkpoint", CHECKPOINT)
+    out = folder / "peers.json"
+    add("peers", out, "perf.cli", "peers", *small, "--device", "cuda", "--compile", "--output", out, needs=("export-small-fp16",))
+    out, name = folder / "profile" / "profile.json", str(resolutions[0])
+    about = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
+    add("profile", out, "perf.cli", "profile", *about, "--output", out.parent, needs=(f"export-{name}",))
+    out, packages = folder / "accuracy.json", [f"small-{precision}" for precision in PRECISIONS]
+    repositories = [text for package in packages for text in ("--repository", str(folder / f"packages-{package}"))]
+    add(
+        "accuracy", out, "perf.accuracy", *repositories, "--output", out, needs=tuple(f"export-{package}" for package in packages)
+    )
     for name, flag in (("preprocess", "--output"), ("kernels", "--out"), ("rewrites", "--output")):
         add(name, folder / f"{name}.json", f"perf.{name}", flag, folder / f"{name}.json")
     return found

@@ -30,7 +30,7 @@ from ensemble.preflight import ServerError
 from ensemble.preprocess import decode, to_pixel_values
 from ensemble.prompts import PromptTokenizer
 from ensemble.request import FrameRequest
-from ensemble.spec import DEFAULT_THRESHOLD, Model, Variant
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Model, Variant
 from perf import inputs, results
 from perf.model import decoder_flops, mask_head_flops, text_flops, vision_flops
 from perf.profile_onnx import OnnxSessions
@@ -95,9 +95,9 @@ def open_engine(served: Served, repository: Path, folder: Path, device: str, nvt
 
 
 def run(
-    variant: Variant, repository: Path, engine: Engine, frames: int, classes: int, rounds: int, threshold: float
+    variant: Variant, repository: Path, engine: Engine, frames: int, classes: int, rounds: int, asked: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Milliseconds of each stage per round (median), after one round that warms up."""
+    """Milliseconds of each stage per round (median), after one round that warms up. `asked` goes into every `FrameRequest`."""
     length = variant.checkpoint.context_length
     tokenizer = PromptTokenizer(repository / variant.text_encoder.name / "1" / "tokenizer.json", length)
     shown = inputs.pictures(frames)
@@ -112,7 +112,7 @@ def run(
             for picture in shown:
                 image = decode(picture.jpeg)
                 names = tuple(inputs.classes_of(picture, classes))
-                request = FrameRequest(names, image=picture.jpeg, mask_format="bits", threshold=threshold)
+                request = FrameRequest(names, image=picture.jpeg, mask_format="bits", **asked)
                 pixel_values = to_pixel_values(image, variant.resolution)
                 jobs.append(pipeline.prepare(request, pixel_values, (image.height, image.width)))
         decoded = time.perf_counter()
@@ -178,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     p.add_argument("--output", type=Path, default=Path("build/perf/profile"), help="folder; default %(default)s")
     p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score with a mask; default %(default)s")
+    p.add_argument("--max-detections", type=int, default=DEFAULT_MAX_DETECTIONS, help="most masks a class; default %(default)s")
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda for aoti packages, cpu for ONNX files")
     p.add_argument("--nvtx", action="store_true", help="mark stages for Nsight Systems in place of the profiler (aoti on a GPU)")
     options = p.parse_args(argv)
@@ -204,7 +205,8 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
     device = options.device or ("cuda" if served.engine == "aoti" else "cpu")
     options.output.mkdir(parents=True, exist_ok=True)
     engine = open_engine(served, options.repository, options.output, device, options.nvtx)
-    stages = run(variant, options.repository, engine, options.frames, options.classes, options.rounds, options.threshold)
+    asked = {"threshold": options.threshold, "max_detections": options.max_detections}
+    stages = run(variant, options.repository, engine, options.frames, options.classes, options.rounds, asked)
     rows = engine.finish(options.output / "trace.json", options.rounds)
     if not rows and not options.nvtx:
         print("the profiler saw no kernel: CUPTI is not available here, or not allowed to this user", file=sys.stderr)
