@@ -110,8 +110,8 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
     out = folder / "peers.json"
     add("peers", out, "perf.cli", "peers", *small, "--device", "cuda", "--compile", "--output", out, needs=("export-small-fp16",))
     out, name = folder / "profile" / "profile.json", str(resolutions[0])
-    about = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
-    add("profile", out, "perf.cli", "profile", *about, "--output", out.parent, needs=(f"export-{name}",))
+    profiled = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
+    add("profile", out, "perf.cli", "profile", *profiled, "--output", out.parent, needs=(f"export-{name}",))
     out, packages = folder / "accuracy.json", [f"small-{precision}" for precision in PRECISIONS]
     repositories = [text for package in packages for text in ("--repository", str(folder / f"packages-{package}"))]
     add(
