@@ -26,6 +26,7 @@ class AotiRunner:
 
     def __init__(self, path: Path, device_id: int | None) -> None:
         self._device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
+        torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it, but ten bits of mantissa are not fp32
         self._run = torch._inductor.aoti_load_package(str(path), device_index=-1 if device_id is None else device_id)
         metadata = self._run.get_metadata()
         if SIGNATURE not in metadata:

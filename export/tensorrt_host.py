@@ -72,22 +72,21 @@ def build_plan(
     Raises PlanError where the build fails, with what TensorRT said last.
     """
     from export.onnx_graph import export_onnx
-    from export.onnx_legacy import for_tensorrt_8
+    from export.onnx_legacy import for_tensorrt_8, untyped
     from export.repository import file_sha256
 
     onnx = path.with_suffix(".onnx")
-    export_onnx(module, model, onnx)
     about, timings = settings.about(), ""
-    if settings.cache and not about["tensorrt"].startswith(
-        "8."
-    ):  # 8.6 writes timings that it cannot read: "Myelin error from unknown graph"
+    legacy = about["tensorrt"].startswith("8.")
+    export_onnx(*(untyped(module, model) if legacy else (module, model)), onnx)
+    if settings.cache and not legacy:  # 8.6 writes timings that it cannot read: "Myelin error from unknown graph"
         timings = str(Path(settings.cache) / f"tensorrt-{about['tensorrt']}-sm{about['compute_capability']}.timings")
     arguments = ["build", "--onnx", str(onnx), "--plan", str(path), "--part", model.part]
     arguments += ["--variant", json.dumps(asdict(variant)), "--workspace-mb", str(settings.workspace_mb)]
     arguments += ["--level", str(settings.level), *(["--timing-cache", timings] if timings else [])]
     data, told = onnx.with_name(onnx.name + ".data"), onnx.with_suffix(".dtypes.json")
-    if about["tensorrt"].startswith("8."):
-        arguments += ["--dtypes", str(for_tensorrt_8(onnx))]
+    if legacy:
+        arguments += ["--dtypes", str(for_tensorrt_8(onnx, model))]
     try:
         hashes = [file_sha256(file) for file in (onnx, data) if file.is_file()]
         info = _json_of(settings.command(*arguments), settings.interpreter, report)

@@ -53,14 +53,26 @@ def create_network(trt: Any, builder: Any) -> tuple[Any, bool]:
     return builder.create_network(1 << int(kinds.STRONGLY_TYPED) if hasattr(kinds, "STRONGLY_TYPED") else 0), True
 
 
-def pin_precisions(trt: Any, network: Any, config: Any, dtypes: Mapping[str, str]) -> int:
-    """TensorRT 8.6, fp16: that precision is allowed, but layers whose result the graph keeps in fp32 stay in fp32. Returns how many do.
+def set_dtypes(trt: Any, network: Any, model: Model) -> None:
+    """TensorRT 8.6: inputs and outputs of the record's dtypes, whatever the graph calls them."""
+    wanted = {t.name: t.dtype for t in (*model.inputs, *model.outputs)}
+    tensors = [network.get_input(i) for i in range(network.num_inputs)] + [
+        network.get_output(i) for i in range(network.num_outputs)
+    ]
+    for tensor in tensors:
+        if wanted.get(tensor.name) == "FP16":
+            tensor.dtype = trt.float16
 
-    `dtypes` says of the graph's tensors what they are (`export/onnx_legacy.py`); the network itself calls all of them fp32. One operator may become
-    several layers, of which only the last gives a tensor that the graph names: those before it follow it. The other layers are left to the builder: on an
-    H200 8.6.0 finds no fp16 kernels for its fused regions, so whoever demands fp16 of them gets no plan, and whoever does not gets TF32.
+
+def pin_precisions(trt: Any, network: Any, config: Any, dtypes: Mapping[str, str]) -> int:
+    """TensorRT 8.6, fp16: that precision is allowed, but layers whose result `dtypes` calls FP32 stay in fp32. Returns how many do.
+
+    `dtypes` is what `export/onnx_legacy.py` prescribes of the graph's tensors; the network itself calls all of them fp32. One operator may become several
+    layers, of which only the last gives a tensor that the graph names: those before it follow it. The other layers are left to the builder.
     """
     config.set_flag(trt.BuilderFlag.FP16)
+    if not dtypes:
+        return 0
     config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     kinds = trt.LayerType
     untouched = (kinds.CONSTANT, kinds.SHAPE, kinds.CAST, kinds.IDENTITY, kinds.PLUGIN_V2)  # a plugin says itself what it can do

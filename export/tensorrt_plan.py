@@ -28,6 +28,7 @@ from export.tensorrt_network import (
     pin_precisions,
     profile_shapes,
     progress_monitor,
+    set_dtypes,
     summary,
 )
 
@@ -102,7 +103,10 @@ def compile_onnx(
     if not typed:
         # The cuBLAS and cuDNN tactics of 8.6 want library versions that current GPU hosts do not have; its own kernels cover these graphs.
         config.set_tactic_sources(1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS))
-    pinned = 0 if typed or precision == "fp32" else pin_precisions(trt, network, config, dtypes or {})
+    pinned = 0
+    if not typed and precision != "fp32":
+        set_dtypes(trt, network, model)
+        pinned = pin_precisions(trt, network, config, dtypes or {})
     cache = Path(options.timing_cache) if options.timing_cache else None
     _load_timing_cache(config, cache)
     if hasattr(trt, "IProgressMonitor"):

@@ -86,39 +86,35 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
         export(str(r), checkpoint, r)
     for precision in PRECISIONS:
         export(f"small-{precision}", str(CHECKPOINT), 252, "--queries", 50, "--precision", precision)
+
+    def measure(name: str, r: int, module: str, *arguments: object, engine: str = "aoti") -> None:
+        out, what = folder / f"{name}-{r}.json", ("--repository", folder / f"packages-{r}", "--resolutions", r)
+        needs = (f"export-{r}",) if engine == "aoti" else ()
+        add(f"{name}-{r}", out, module, *arguments, *what, "--output", out, needs=needs)
+
+    def small(name: str, *arguments: object, needs: Sequence[str]) -> None:
+        about = (*arguments, "--checkpoint", CHECKPOINT, "--output", folder / f"{name}.json")
+        add(name, folder / f"{name}.json", "perf.accuracy" if name == "accuracy" else "perf.cli", *about, needs=tuple(needs))
+
     for r in resolutions:
-        about, needs = ("--repository", folder / f"packages-{r}", "--resolutions", r), (f"export-{r}",)
-        out = folder / f"end_to_end-{r}.json"
-        add(f"end-to-end-{r}", out, "perf.end_to_end", *about, "--checkpoint", checkpoint, "--output", out, needs=needs)
+        measure("end_to_end", r, "perf.end_to_end", "--checkpoint", checkpoint)
     for r in resolutions:
-        about, needs = ("--repository", folder / f"packages-{r}", "--resolutions", r), (f"export-{r}",)
-        for engine in ENGINES:
-            out = folder / f"engines-{engine}-{r}.json"
-            more = (
-                "--checkpoint",
-                checkpoint,
-                "--engines",
-                engine,
-                "--out",
-                out,
-                *(COMPILED if engine.endswith("compiled") else ()),
-            )
-            add(f"engines-{engine}-{r}", out, "perf.engines", *about, *more, needs=needs if engine == "aoti" else ())
-        out = folder / f"sweep-{r}.json"
-        add(f"sweep-{r}", out, "perf.cli", "sweep", *about, *LOAD, "--output", out, needs=needs)
-    small = ("--repository", folder / "packages-small-fp16", "--resolution", 252, "--checkpoint", CHECKPOINT)
-    out = folder / "peers.json"
-    add("peers", out, "perf.cli", "peers", *small, "--device", "cuda", "--compile", "--output", out, needs=("export-small-fp16",))
-    out, name = folder / "profile" / "profile.json", str(resolutions[0])
-    profiled = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
-    add("profile", out, "perf.cli", "profile", *profiled, "--output", out.parent, needs=(f"export-{name}",))
-    out, packages = folder / "accuracy.json", [f"small-{precision}" for precision in PRECISIONS]
-    repositories = [text for package in packages for text in ("--repository", str(folder / f"packages-{package}"))]
-    add(
-        "accuracy", out, "perf.accuracy", *repositories, "--output", out, needs=tuple(f"export-{package}" for package in packages)
-    )
-    for name, flag in (("preprocess", "--output"), ("kernels", "--out"), ("rewrites", "--output")):
-        add(name, folder / f"{name}.json", f"perf.{name}", flag, folder / f"{name}.json")
+        measure("sweep", r, "perf.cli", "sweep", *LOAD)
+    packages = {precision: folder / f"packages-small-{precision}" for precision in PRECISIONS}
+    repositories = [part for path in packages.values() for part in ("--repository", path)]
+    small("accuracy", *repositories, needs=[f"export-small-{precision}" for precision in packages])
+    for engine in ENGINES:
+        for r in resolutions:
+            more = COMPILED if engine.endswith("compiled") else ()
+            measure(f"engines-{engine}", r, "perf.engines", "--checkpoint", checkpoint, "--engines", engine, *more, engine=engine)
+        if engine == "aoti":
+            out, name = folder / "profile" / "profile.json", str(resolutions[0])
+            what = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
+            add("profile", out, "perf.cli", "profile", *what, "--output", out.parent, needs=(f"export-{name}",))
+            for name in ("rewrites", "kernels", "preprocess"):
+                add(name, folder / f"{name}.json", f"perf.{name}", "--output", folder / f"{name}.json")
+    about = ("--repository", packages["fp16"], "--resolution", 252, "--device", "cuda", "--compile")
+    small("peers", "peers", *about, needs=["export-small-fp16"])
     return found
 
 

@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     details: list[dict[str, Any]] = []
     try:
         for served in placement.choose(placement.read(options.repository), options.resolutions):
-            found = [measure_server(options, served, in_flight, shown) for in_flight in options.in_flight]
-            for _, more in found:
+            found = []
+            for row, more in measure_server(options, served, shown):
+                found.append(row)
                 details.append(more)
-                print(json.dumps(more), file=sys.stderr, flush=True)
+                print(json.dumps(row), json.dumps(more), sep="\n", file=sys.stderr, flush=True)
             frames, variant = shown[: options.cameras], served.variant
             alone = engines_fps(options.repository, variant, frames, options.classes, PICKS, options.seconds)
             peer = transformers_fps(
                 options.checkpoint, variant.resolution, frames, options.classes, PICKS, options.device, options.seconds
             )
-            for row, _ in found:
+            for row in found:
                 row |= {"engines_fps": alone, "of_engines": _ratio(row["fps"], alone)}
                 row |= {"transformers_user_path_fps": peer, "of_transformers": _ratio(row["fps"], peer)}
                 rows.append(row)
@@ -90,31 +91,34 @@ def _ratio(fps: float, other: float | None) -> float | None:
 
 # ---- the server
 def measure_server(
-    options: argparse.Namespace, served: Served, in_flight: int, shown: Sequence[inputs.Picture]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """perf_analyzer's figures of a front model with the most GPU memory that its server had in use; and what the server says of stages and models."""
+    options: argparse.Namespace, served: Served, shown: Sequence[inputs.Picture]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """For each number of frames under way perf_analyzer's figures of a front model with the most GPU memory that its server had in use so far; and what the
+    server says of stages and models."""
     variant, log = served.variant, []  # type: ignore[var-annotated]
     name, before_mb = variant.front_name, gpu.used_mb()
+    cosines = [c["cosine"] for a in served.artifacts for c in a.manifest.get("gate", {}).get("outputs", {}).values()]
     with tempfile.TemporaryDirectory() as folder, Analyzer() as analyzer:
         data = inputs.write_input(Path(folder) / "input.json", inputs.front_input(shown, options.classes, "bits", LOWEST, PICKS))
-        with (
-            EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution]) as server,
-            GpuWatch(server.metrics_url, before_mb) as watch,
-        ):
+        with EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution]) as server:
             look_once(server.grpc_url, name, shown[0], options.classes)
-            concurrency = options.cameras * in_flight
-            analyze(analyzer, server.grpc_url, name, data, concurrency, options.seconds / 4)  # warms caches and allocators up
-            before = metrics.scrape(server.metrics_url)
-            told = analyze(analyzer, server.grpc_url, name, data, concurrency, options.seconds)
-            own = metrics.figures(before, metrics.scrape(server.metrics_url), name, {m.part: m.name for m in variant.sub_models})
-            pool = server.pool_mb
-    cosines = [c["cosine"] for a in served.artifacts for c in a.manifest.get("gate", {}).get("outputs", {}).values()]
-    load = {"cameras": options.cameras, "in_flight": in_flight, "classes": options.classes}
-    figures = {n: round(v, 2) for n, v in watch.figures().items()}
-    row = {"engine": served.engine, "resolution": variant.resolution, **load, **told}
-    row |= {"mean_batch": round(own["mean_batch"], 2), "peak_mb": figures["gpu_memory_mb"], "cosine": round(min(cosines), 6)}
-    more = {"resolution": variant.resolution, **load, **{n: round(v, 2) for n, v in own.items()}, **figures}
-    return row, more | {"pool_mb": round(pool), "variant": variant.to_dict(), "log": log[:10]}
+            for in_flight in sorted(options.in_flight):
+                with GpuWatch(server.metrics_url, before_mb) as watch:
+                    concurrency = options.cameras * in_flight
+                    analyze(
+                        analyzer, server.grpc_url, name, data, concurrency, options.seconds / 4
+                    )  # warms caches and allocators up
+                    before = metrics.scrape(server.metrics_url)
+                    told = analyze(analyzer, server.grpc_url, name, data, concurrency, options.seconds)
+                    parts = {m.part: m.name for m in variant.sub_models}
+                    own = metrics.figures(before, metrics.scrape(server.metrics_url), name, parts)
+                load = {"cameras": options.cameras, "in_flight": in_flight, "classes": options.classes}
+                figures = {n: round(v, 2) for n, v in watch.figures().items()}
+                row = {"engine": served.engine, "resolution": variant.resolution, **load, **told}
+                row |= {"mean_batch": round(own["mean_batch"], 2), "peak_mb": figures["gpu_memory_mb"]}
+                row |= {"cosine": round(min(cosines), 6)}
+                more = {"resolution": variant.resolution, **load, **{n: round(v, 2) for n, v in own.items()}, **figures}
+                yield row, more | {"pool_mb": round(server.pool_mb), "variant": variant.to_dict(), "log": log[:10]}
 
 
 def look_once(url: str, model: str, picture: inputs.Picture, classes: int) -> None:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no new measurement after that long")
     parser.add_argument("--profile", type=Path, help="also write the longest kernels of each engine's parts to this file")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(row)
             console.print(f"[{time.monotonic() - start:.0f}s] {row.engine} {row.part} r{row.resolution} b{row.batch} c{row.classes} present {row.present}:"
                           f" {row.ms_per_frame:.3f} ms/frame, cosine {row.cosine:.6f} {row.cosines}, {row.peak_mb:.0f} MB", highlight=False)  # fmt: skip
-            write(rows, arguments.out, argv)
+            write(rows, arguments.output, argv)
     console.print(table(rows))
-    print(json.dumps({"rows": len(rows), "out": str(arguments.out)}))
+    print(json.dumps({"rows": len(rows), "out": str(arguments.output)}))
     return 0
 
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "gpu": torch.cuda.get_device_name(),
         "rows": rows,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(data, indent=1) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(data, indent=1) + "\n")
     table = Table("what", "by", "ms", "relative error", title="fp16, one GPU")
     for row in rows:
         table.add_row(row["what"], row["by"], f"{row['ms']:.3f}", "" if row["error"] is None else f"{row['error']:.1e}")
     Console(stderr=True, width=130).print(table)
-    print(json.dumps({"rows": len(rows), "out": str(arguments.out)}))
+    print(json.dumps({"rows": len(rows), "out": str(arguments.output)}))
     return 0
 
 

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=20, help="timed executions; default %(default)s")
     parser.add_argument("--layers", type=int, default=0, help="also list that many of each plan's longest layers")
     parser.add_argument("--tensorrt-python", default="")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                               f" cosine {row.cosine:.6f} {row.cosines}, {row.peak_mb:.0f} MB", highlight=False)  # fmt: skip
                 write(rows, arguments, variants, about, argv)
     console.print(table(rows))
-    print(json.dumps({"rows": len(rows), "out": str(arguments.out)}))
+    print(json.dumps({"rows": len(rows), "out": str(arguments.output)}))
     return 0
 
 
@@ -208,8 +208,8 @@ def write(
         "plans": plans,
         "rows": [asdict(row) for row in rows],
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(data, indent=1) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def table(rows: Sequence[Row]) -> Table:

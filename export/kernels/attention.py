@@ -131,11 +131,17 @@ def launch_attention(
     return out.flatten(2)
 
 
+WINDOW_KEYS = 1024
+"""Up to here 128 queries a block are too many: of a window's 576 they would compute 640."""
+
+
 def block_sizes(width: int, keys: int | torch.SymInt) -> tuple[int, int, int, int]:
     """Queries and keys of a block, warps, and stages of the load pipeline: the fastest measured on one H200 for a map's tokens or a prompt's."""
     if not isinstance(keys, int) or keys < 128:
         return 64, 32, 4, 1
-    return (128, 64, 8, 3) if width >= 64 else (64, 64, 4, 4)
+    if width < 64:
+        return 64, 64, 4, 3
+    return (64, 64, 4, 3) if keys <= WINDOW_KEYS else (128, 64, 8, 3)
 
 
 @torch.library.triton_op("sam3::attention", mutates_args={})

@@ -20,7 +20,7 @@ from ensemble.spec import Checkpoint, Variant
 from export import wire
 from export.frames import drawn_frames
 from export.onnx_graph import export_onnx, onnx_session
-from export.onnx_legacy import for_tensorrt_8
+from export.onnx_legacy import for_tensorrt_8, untyped
 from export.parts import STYLES, Style, make_part
 from export.tensorrt_host import ROOT, PlanProcess, TensorRT, build_plan, child_environment, open_plan
 from export.tensorrt_network import PlanError, profile_shapes, summarise
@@ -168,7 +168,7 @@ def test_whole_shapes_are_sliced_and_the_answers_stay(exported, tmp_path):
     shutil.copy(export.root / export.variant.decoder.name / "1" / "model.onnx", path)
     shapes = [node for node in onnx.load(path).graph.node if node.op_type == "Shape"]
     assert any(node.attribute for node in shapes)
-    dtypes = json.loads(for_tensorrt_8(path).read_text())
+    dtypes = json.loads(for_tensorrt_8(path, export.variant.decoder).read_text())
     after = [node for node in onnx.load(path).graph.node if node.op_type == "Shape"]
     assert len(after) == len(shapes)
     assert not any(node.attribute for node in after)
@@ -185,15 +185,35 @@ def test_whole_shapes_are_sliced_and_the_answers_stay(exported, tmp_path):
         np.testing.assert_allclose(found, wanted[name], atol=1e-5)
 
 
-def test_fp16_graphs_say_which_tensors_are_fp32(sized, tmp_path):
+def test_the_decoders_graph_says_which_tensors_are_fp32(sized, tmp_path):
     variant = Variant(112, 20, "fp16", checkpoint=Checkpoint(hidden_size=64, num_queries=20))
-    path = export_onnx(
-        make_part("text_encoder", sized(112), STYLES["tensorrt"], "fp16"), variant.text_encoder, tmp_path / "t.onnx"
-    )
-    dtypes = json.loads(for_tensorrt_8(path).read_text())
+    module, model = untyped(make_part("decoder", sized(112), STYLES["tensorrt"], "fp16"), variant.decoder)
+    path = export_onnx(module, model, tmp_path / "d.onnx")
+    dtypes = json.loads(for_tensorrt_8(path, model).read_text())
     by_operator = {(n.op_type, dtypes[o]) for n in onnx.load(path).graph.node for o in n.output if dtypes.get(o)}
     assert {("LayerNormalization", "FP32"), ("Softmax", "FP32"), ("MatMul", "FP16")} <= by_operator
     assert ("LayerNormalization", "FP16") not in by_operator
+
+
+def test_other_graphs_for_tensorrt_8_are_fp32_and_fixed_where_a_size_cannot_vary(sized, tmp_path):
+    variant = Variant(112, 20, "fp16", max_batch=1, max_pairs=1, checkpoint=Checkpoint(hidden_size=64, num_queries=20))
+    module, model = untyped(make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp16"), variant.geometry_encoder)
+    assert {t.dtype for t in (*model.inputs, *model.outputs)} == {"FP32", "INT32"}
+    path = export_onnx(module, model, tmp_path / "g.onnx")
+    assert json.loads(for_tensorrt_8(path, model).read_text()) == {}
+    graph = onnx.load(path).graph
+    assert all(
+        d.dim_value and not d.dim_param for value in (*graph.input, *graph.output) for d in value.type.tensor_type.shape.dim
+    )
+    feed = {
+        "fpn_2": np.random.default_rng(0).standard_normal((1, 64, 8, 8), np.float32),
+        "image_index": np.zeros(1, np.int32),
+        "boxes": np.full((1, 8, 4), 0.5, np.float32),
+        "box_labels": np.array([[1, 0, 1, -10, -10, -10, -10, -10]], np.int32),
+    }
+    wanted = make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp32")(*map(torch.from_numpy, feed.values()))
+    found = onnx_session(path)(feed)["geometry_features"]
+    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=2e-3 * float(wanted.abs().max()))  # weights rounded to fp16
 
 
 with_tensorrt = pytest.mark.skipif(

@@ -64,7 +64,7 @@ def test_the_real_campaign_is_whole_and_every_command_is_understood(tmp_path: Pa
         with pytest.raises(SystemExit):
             module.main([*one.arguments[2:], "--no-such-option"])
         assert capsys.readouterr().err.strip().endswith("unrecognized arguments: --no-such-option"), one
-    assert [one.name for one in chosen(plan, ["end-to-end-672"])] == ["export-672", "end-to-end-672"]
+    assert [one.name for one in chosen(plan, ["end_to_end-672"])] == ["export-672", "end_to_end-672"]
 
 
 def test_parts_are_merged(tmp_path: Path) -> None:
