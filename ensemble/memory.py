@@ -102,7 +102,7 @@ FOOTPRINTS = {
     "tensorrt": RTX_5090,
     # Each model and each front instance is a process with a CUDA context, libraries and an allocator of its own.
     "aoti": Footprint(
-        10_660.0, 144.6, "measured on one H200 at 1008 and 672: 8 cameras, 16 frames under way, perf/results/h200/end_to_end.json"
+        5_650.0, 135.6, "measured on one H200 at 1008 and 672: 8 cameras, 16 frames under way, perf/results/h200/end_to_end.json"
     ),
 }
 """By engine that runs on a GPU."""
@@ -175,16 +175,20 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
 
 
 def pool_mb(variants: Sequence[Variant]) -> float:
-    """Triton's CUDA pool for features on their way between models: twice those of the largest batch in every front instance.
+    """Triton's CUDA pool for tensors on their way between models: twice those of the largest batch in every front instance, since a tensor is there as an
+    output and again as an input. They are the frames' pixels and features, and the decoder's memory of as many pairs as it takes.
 
-    Measured on an H200: with the default of 64 MB the same calls took ten times as long.
+    Measured on an H200: with the default of 64 MB the same calls took ten times as long; with features alone counted, two batches under way did not fit.
     """
-    frames = ((v, v.front_instances * v.max_batch) for v in variants)
-    found = sum(
-        2 * feature_bytes(v.resolution, n, Architecture(fpn=v.checkpoint.hidden_size), 4 if v.precision == "fp32" else 2)
-        for v, n in frames
-    )
-    return max(DEFAULT_POOL_MB, found / MB)
+    return max(DEFAULT_POOL_MB, sum(2 * v.front_instances * _batch_bytes(v) for v in variants) / MB)
+
+
+def _batch_bytes(v: Variant) -> float:
+    """Of the largest batch between the models."""
+    sizes, element = Architecture(patch=v.checkpoint.patch_size, fpn=v.checkpoint.hidden_size), 4 if v.precision == "fp32" else 2
+    pixels = v.max_batch * 3 * v.resolution**2
+    memory = v.max_pairs * sizes.patches(v.resolution) * sizes.fpn * element
+    return pixels + memory + feature_bytes(v.resolution, v.max_batch, sizes, element)
 
 
 # ---- bytes

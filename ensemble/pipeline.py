@@ -152,6 +152,7 @@ class Pipeline:
                 select(values[row], jobs[p.image].request.threshold, jobs[p.image].request.max_detections)
                 for row, p in enumerate(chunk)
             ]
+            self._drop_surplus(jobs, chunk, values, picks, found)
         with self._timed(times, "masks"):
             masks = self._masks(jobs, chunk, picks, features, {**prompt, **outputs})
         present = sigmoid(outputs["presence_logits"][:, 0])
@@ -161,6 +162,26 @@ class Pipeline:
                 class_ids = np.full(len(picks[row]), pair.class_id, np.int32)
                 boxes = outputs["pred_boxes"][row, picks[row]].astype(np.float32)
                 found[pair.image].append(Detections(boxes, values[row, picks[row]], class_ids, presence[pair.image], masks[row]))
+
+    @staticmethod
+    def _drop_surplus(
+        jobs: Sequence[Job],
+        chunk: Sequence[Pair],
+        values: np.ndarray,
+        picks: list[np.ndarray],
+        found: Sequence[Sequence[Detections]],
+    ) -> None:
+        """Takes from `picks` what cannot be among the best `max_detections` of its frame: no mask is made that nobody gets. Ties stay."""
+        rows: dict[int, list[int]] = {}
+        for row, pair in enumerate(chunk):
+            rows.setdefault(pair.image, []).append(row)
+        for image, own in rows.items():
+            known = np.concatenate([*(part.scores for part in found[image]), *(values[row, picks[row]] for row in own)])
+            most = jobs[image].request.max_detections
+            if len(known) > most:
+                least = np.partition(known, -most)[-most]
+                for row in own:
+                    picks[row] = picks[row][values[row, picks[row]] >= least]
 
     @staticmethod
     def _wants_masks(jobs: Sequence[Job], chunk: Sequence[Pair]) -> bool:

@@ -191,7 +191,7 @@ class Variant:
         text = self.checkpoint.context_length
         return {
             "images": Axis("images", 1, self.max_batch, self.max_batch),
-            "prompts": Axis("prompts", 1, 4, self.max_pairs),
+            "prompts": Axis("prompts", 1, min(4, self.max_pairs), self.max_pairs),
             "pairs": Axis("pairs", 1, self.max_pairs, self.max_pairs),
             "tokens": Axis("tokens", text, text, text + self.max_boxes + 1),
             "rows": Axis("rows", 1, min(8, self.max_pairs), self.max_pairs),

@@ -1,9 +1,9 @@
 """A sub-model and its ONNX graph in, both as TensorRT 8.6 reads them out: the one older branch of `export/tensorrt_plan.py`.
 
 A network of that version has no types: fp16 is a flag, and where it is used is the builder's choice. Casts in the graph only split what it would fuse, into
-regions for which it then has no fp16 kernels. So all parts but the decoder go over in fp32, attention in one piece, with fp16 at their inputs and outputs
-alone. The decoder refines its boxes layer by layer: its graph keeps the casts, and a list says which of its tensors must stay in fp32. Two more things that
-8.6.0 cannot read: `start` and `end` of the operator Shape, in whose place the whole shape is sliced; and, in the geometry encoder, dimensions that vary, so
+regions for which it then has no fp16 kernels. So the encoders go over in fp32, attention in one piece, with fp16 at their inputs and outputs alone. The
+decoder refines its boxes layer by layer and the mask head sums over whole maps, which fp16 cannot hold: their graphs keep the casts, and a list says which
+of their tensors must stay in fp32. Two more things that 8.6.0 cannot read: `start` and `end` of the operator Shape, in whose place the whole shape is sliced; and, in the geometry encoder, dimensions that vary, so
 a dimension whose smallest and largest size are the same becomes that number.
 """
 
@@ -21,7 +21,7 @@ from torch import nn
 from ensemble.spec import Model, Tensor
 
 DTYPES = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.FLOAT16: "FP16"}
-CAST = ("decoder",)
+CAST = ("decoder", "mask_head")
 """Parts whose graph says itself what is fp32."""
 
 

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ensemble.preflight import ServerError
-from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant
 from perf import metrics, results
 from perf.analyzer import Analyzer, AnalyzerError
 from perf.points import FRONT, Point, points
@@ -185,7 +185,7 @@ def _measure_all(
             if not rest:
                 continue
             with serving(options, sorted({p.resolution for p in group}) if options.alone else ()) as target:
-                one = partial(_row, options, analyzer, target, target.models(), Path(folder))
+                one = partial(_row, options, analyzer, target, target.fronts(), Path(folder))
                 problems += sweep(
                     rest, found, options.output, one, lambda p: progress.update(task, advance=1, description=p.label)
                 )
@@ -195,10 +195,10 @@ def _measure_all(
 
 
 def _row(
-    options: argparse.Namespace, analyzer: Analyzer, target: Target, models: Sequence[str], folder: Path, point: Point
+    options: argparse.Namespace, analyzer: Analyzer, target: Target, fronts: Mapping[str, Variant], folder: Path, point: Point
 ) -> dict[str, Any]:
     load, timeout = load_of(options), options.point_timeout
-    row = measure(analyzer, target, point, models, folder, load, timeout)
+    row = measure(analyzer, target, point, fronts, folder, load, timeout)
     if options.check_client and point.target == FRONT and not point.rate:
         row |= check_client(analyzer, target, point, folder, load, timeout, options.check_client)
     return row

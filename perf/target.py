@@ -17,7 +17,7 @@ from ensemble import gpu, placement
 from ensemble.memory import SAM3, Architecture
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer
-from ensemble.spec import Variant
+from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
 
 
@@ -47,9 +47,17 @@ class Target:
                 f"no server answers at http://{self.http} ({error}); start one with sam3-serve, or give --repository"
             ) from None
 
+    def fronts(self) -> dict[str, Variant]:
+        """The loaded front models, by name. Raises ServerError where no server answers."""
+        return {name: self.variant(name) for name in self.models() if is_front_name(name)}
+
+    def variant(self, front: str) -> Variant:
+        """What a loaded front model's configuration says that it is."""
+        return Variant.from_dict(json.loads(self._config(front)["parameters"]["variant"]["string_value"]))
+
     def about(self, front: str) -> dict[str, Any]:
         """`describe` of a loaded front model."""
-        variant = Variant.from_dict(json.loads(self._config(front)["parameters"]["variant"]["string_value"]))
+        variant = self.variant(front)
         vision = self._config(variant.vision_encoder.name)
         engine = vision.get("parameters", {}).get("engine", {}).get("string_value") or vision.get("backend", "")
         return describe(variant, engine)

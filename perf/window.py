@@ -9,7 +9,7 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import harmonic_mean, median
@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, is_front_name
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant
 from perf import inputs, metrics
 from perf.analyzer import Analyzer
 from perf.gpu_watch import GpuWatch
 from perf.points import FRONT, Point
 from perf.target import Target
-
-PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +46,9 @@ class Load:
 
 
 def measure(
-    analyzer: Analyzer, target: Target, point: Point, models: Sequence[str], folder: Path, load: Load, timeout: float
+    analyzer: Analyzer, target: Target, point: Point, fronts: Mapping[str, Variant], folder: Path, load: Load, timeout: float
 ) -> dict[str, Any]:
-    """The row of one point. Raises AnalyzerError, MetricsError."""
+    """The row of one point; `fronts` are the loaded front models by name. Raises AnalyzerError, MetricsError."""
     shown = load.pictures()
     content = (
         inputs.front_input(shown, point.classes, point.masks, load.threshold, load.max_detections)
@@ -60,7 +58,7 @@ def measure(
     arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
     fewest = max(2 * point.cameras, 4, math.ceil(point.rate))  # perf_analyzer refuses fewer requests than it sends in a second
     analyzer.run(arguments, requests=fewest, batch=point.batch, log=False, timeout=timeout)
-    parts = sub_models(models, point.resolution)
+    parts = {model.part: model.name for model in fronts[f"sam3_r{point.resolution}"].sub_models}
     before = metrics.scrape(target.metrics)
     count, log = max(load.requests, fewest), point.target == FRONT
     with GpuWatch(target.metrics, target.before_mb) as watch:
@@ -69,14 +67,8 @@ def measure(
     row = asdict(point) | asdict(window) | told
     row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number plus this sweep's own, others were at work
     row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
-    row |= {"pool_mb": target.pool_mb, "loaded": sum(map(is_front_name, models))}
+    row |= {"pool_mb": target.pool_mb, "loaded": len(fronts)}
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
-
-
-def sub_models(models: Sequence[str], resolution: int) -> dict[str, str]:
-    """part -> the loaded model that serves it at this resolution."""
-    wanted = {part: f"sam3_{part}_r{resolution}" for part in PARTS} | {"text_encoder": "sam3_text_encoder"}
-    return {p: m for p, stem in wanted.items() for m in models if m == stem or m.startswith(f"{stem}_")}
 
 
 async def client_fps(point: Point, url: str, load: Load) -> float:

@@ -41,7 +41,8 @@ def test_the_server_starts_through_the_check():
     assert SERVER["command"][:4] == ["python3", "-m", "ensemble.start", "tritonserver"]
     source = (ROOT / "ensemble" / "start.py").read_text() + (ROOT / "ensemble" / "start_check.py").read_text()
     assert all(f'"{name}"' in source for name in SERVER["environment"]), "who reads it"
-    assert start_check.stated_pool_mb([re.sub(r"\$\{\w+:-(\d+)\}", r"\1", word) for word in SERVER["command"]]) == 2048
+    assert start_check.stated_pool_mb([re.sub(r"\$\{\w+:-(\d+)\}", r"\1", word) for word in SERVER["command"]]) == 2560
+    assert pool_mb([Variant(1008)]) < 2560, "the default has room for the largest resolution"
 
 
 def test_the_check_needs_nothing_but_the_standard_library():

@@ -165,6 +165,36 @@ def test_limits_and_thresholds_are_per_frame(pipeline):
     assert [len(f.scores) for f in pipeline.run(jobs)] == [1, 0, 2]
 
 
+@pytest.mark.parametrize(
+    ("limit", "masks"),
+    [
+        pytest.param(1, 2, id="a tie: which one it is the order of classes decides later"),
+        pytest.param(2, 2, id="the best of each class"),
+        pytest.param(3, 4, id="a tie for the last place"),
+        pytest.param(5, 5, id="room for all"),
+    ],
+)
+def test_masks_are_made_for_what_can_be_among_the_answers_only(pipeline, sub_models, limit, masks):
+    """bbb is found twice and cccc three times, their queries with the same scores."""
+    wanted = {"classes": ("bbb", "cccc"), "mask_format": "bits"}
+    (found,) = pipeline.run([job(pipeline, 1, max_detections=limit, **wanted)])
+    shapes = [shapes["query_index"] for part, shapes, _ in sub_models.calls if part == "mask_head"]
+    assert sum(rows * width for rows, width in shapes) - masks in (0, 1)  # a row narrower than its call's widest is filled up
+    (everything,) = pipeline.run([job(pipeline, 1, **wanted)])
+    order = np.argsort(-everything.scores, kind="stable")[:limit]
+    np.testing.assert_array_equal(found.mask_bits, everything.mask_bits[order])
+    np.testing.assert_array_equal(found.class_ids, everything.class_ids[order])
+
+
+def test_masks_of_a_later_call_count_those_of_an_earlier_one(pipeline, sub_models):
+    """Two classes fill one call; the third's answers are worth no mask where the first two have given better ones."""
+    names = ("bbb", "cccc", "ddd", "ee")
+    (found,) = pipeline.run([job(pipeline, 1, names, max_detections=2, mask_format="bits", threshold=0.9)])
+    assert len(found.mask_bits) == 2
+    rows = [shapes["query_index"] for part, shapes, _ in sub_models.calls if part == "mask_head"]
+    assert sum(count * width for count, width in rows) == 4  # the best of each: they are level
+
+
 def test_more_new_names_than_one_text_call_takes(pipeline, sub_models):
     names = tuple("x" * n for n in range(1, 6))
     pipeline.run([job(pipeline, 1, names)])
