@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from ensemble import preflight, start_check
+from ensemble.memory import pool_mb
+from ensemble.spec import Variant
 from export.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
