@@ -158,9 +158,14 @@ def geometry_mask(sample: Sample) -> np.ndarray:
 
 
 def call(runs: Mapping[str, Run], variant: Variant, part: str, feed: Arrays) -> dict[str, np.ndarray]:
-    """One call of an artifact, its inputs in the record's order and dtypes."""
+    """What an artifact answers, its inputs in the record's order and dtypes; the text encoder is called for as many prompts at a time as it takes."""
     model = getattr(variant, part)
-    return runs[part]({t.name: np.ascontiguousarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in model.inputs})
+    arrays = {t.name: np.ascontiguousarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in model.inputs}
+    if part != "text_encoder":
+        return runs[part](arrays)
+    most = model.inputs[0].axes[0].maximum
+    answers = [runs[part]({n: a[i : i + most] for n, a in arrays.items()}) for i in range(0, len(feed["input_ids"]), most)]
+    return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
 def unpack(bits: np.ndarray, size: int) -> np.ndarray:

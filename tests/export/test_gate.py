@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,30 @@ def test_a_perturbed_weight_is_caught_and_its_output_named(exported, source, tmp
     assert failed <= outputs
     with pytest.raises(GateError, match=rf"{model.name}: ({'|'.join(outputs)}) has .* expected at"):
         report.raise_for_failures()
+
+
+def test_artifacts_are_asked_for_no_more_than_their_records_allow(exported, source):
+    """A plan for one frame and one pair refuses two."""
+    export = exported(112)
+    variant = replace(export.variant, max_batch=1, max_pairs=1)
+    samples = gate_samples(drawn_frames(2, 112), source.tokenizer, variant)
+    assert len(samples[0].input_ids) > 1, "two prompts for one pair"
+    asked = []
+
+    def held_to(part, run):
+        def call(feed):
+            for tensor in getattr(variant, part).inputs:
+                for i, axis in tensor.axes.items():
+                    assert axis.minimum <= feed[tensor.name].shape[i] <= axis.maximum, (part, tensor.name)
+            asked.append(part)
+            return run(feed)
+
+        return call
+
+    runs = {part: held_to(part, run) for part, run in export.runs.items()}
+    report = verify(runs, variant, samples, [expected_outputs(export.model, s) for s in samples])
+    report.raise_for_failures()
+    assert set(asked) == set(export.runs)
 
 
 def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, tmp_path, monkeypatch):
