@@ -22,6 +22,8 @@ from export.tensorrt_host import TensorRT
 from export.tensorrt_network import PlanError
 from export.verify import Run
 
+OLDEST_GPU = (8, 0)
+"""Ampere: on older ones the kernels' blocks do not fit in shared memory, and Triton writes no matrix instructions for them."""
 Report = Callable[[str], None]
 """Called with a line of progress."""
 Build = Callable[[nn.Module, Model, Variant, Path, Report], Mapping[str, Any]]
@@ -75,6 +77,12 @@ def _aoti() -> Engine:
     if not torch.cuda.is_available():
         raise EngineError(
             "engine aoti compiles for a CUDA GPU and PyTorch finds none here; run on the GPU host, or use --engine onnxruntime"
+        )
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        oldest, found = (".".join(map(str, c)) for c in (OLDEST_GPU, torch.cuda.get_device_capability()))
+        raise EngineError(
+            f"engine aoti's kernels need a GPU of compute capability {oldest} or later, {torch.cuda.get_device_name()} has {found};"
+            " use --engine tensorrt or --engine onnxruntime"
         )
     try:
         package = importlib.import_module("export.aoti_package")

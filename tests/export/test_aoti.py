@@ -20,6 +20,8 @@ from ensemble.aoti import AotiRunner, in_c_order
 from ensemble.spec import Checkpoint, Variant
 from export import checkpoint
 from export.aoti_package import PackageError, build_apart, build_package, dynamic_shapes, open_package
+from export.engines import EngineError
+from export.engines import engine as find_engine
 from export.fused_parts import make_fused_part
 from export.fused_vision import TokenOrder
 from export.onnx_graph import sample_inputs
@@ -162,6 +164,14 @@ def test_outputs_have_the_strides_that_triton_compares(shape: tuple[int, ...], s
     found = in_c_order(odd)
     assert found.stride() == torch.empty(shape).stride()
     assert torch.equal(found, odd)
+
+
+def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    with pytest.raises(EngineError, match=r"capability 8\.0 or later, Tesla T4 has 7\.5; use --engine tensorrt or"):
+        find_engine("aoti")
 
 
 def test_a_package_that_cannot_be_made_is_explained(sized: Callable[[int], Sam3Model], tmp_path: Path) -> None:

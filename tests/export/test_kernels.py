@@ -1,4 +1,4 @@
-"""The GPU kernels against the same mathematics in PyTorch: by Triton's interpreter without a GPU, compiled on one, and compiled for Hopper anywhere."""
+"""The GPU kernels against the same mathematics in PyTorch: by Triton's interpreter without a GPU, compiled on one, and compiled for each generation anywhere."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_compiled(name: str) -> None:
 
 # What ahead-of-time compilation makes of a number that varies from call to call is a 64-bit argument; of a fixed one, a 32-bit argument.
 HALF = "*fp16"
-HOPPER: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
+KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
     "image attention": (
         "attention",
         "attention_kernel",
@@ -138,12 +138,19 @@ HOPPER: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]
         dict(WIDTH=64, QUERIES=128, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
         dict(num_warps=8, num_stages=3),
     ),
+    "window attention": (
+        "attention",
+        "attention_kernel",
+        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr=HALF, cos_ptr=HALF, sin_ptr=HALF),
+        dict(WIDTH=64, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
+        dict(num_warps=4, num_stages=3),
+    ),
     "encoder attention": (
         "attention",
         "attention_kernel",
         dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr=HALF, cos_ptr=HALF, sin_ptr=HALF),
         dict(WIDTH=32, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=False),
-        dict(num_warps=4, num_stages=4),
+        dict(num_warps=4, num_stages=3),
     ),
     "prompt attention": (
         "attention",
@@ -192,21 +199,31 @@ HOPPER: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]
 }
 
 
-@pytest.mark.parametrize("name", HOPPER)
-def test_compiles_for_hopper(name: str) -> None:
-    """The kernels at real size become machine code of an H100 or H200 with its matrix instructions, within its shared memory; needs no GPU."""
+GENERATIONS = (  # compute capability -> shared memory of a block in KiB (CUDA C++ Programming Guide, table of technical specifications)
+    pytest.param(80, 163, id="A100"),
+    pytest.param(86, 99, id="A10, RTX 30"),
+    pytest.param(89, 99, id="L4, RTX 40"),
+    pytest.param(90, 227, id="H100, H200"),
+    pytest.param(120, 99, id="RTX 50"),
+)
+
+
+@pytest.mark.parametrize(("capability", "most_kib"), GENERATIONS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_every_generation(name: str, capability: int, most_kib: int) -> None:
+    """The kernels at real size become machine code with matrix instructions, within a block's shared memory; needs no GPU."""
     import importlib
 
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    file, function, types, constants, options = HOPPER[name]
+    file, function, types, constants, options = KERNELS[name]
     kernel = getattr(importlib.import_module(f"export.kernels.{file}"), function)
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    assert "wgmma.mma_async" in compiled.asm["ptx"]
-    assert compiled.metadata.shared <= 227 * 1024
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in compiled.asm["ptx"]
+    assert compiled.metadata.shared <= most_kib * 1024
