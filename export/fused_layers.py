@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -60,6 +61,34 @@ def attend(
         q = turn(q, cos, sin)
     bias = None if key_bias is None else key_bias[:, None, None, :].to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2)
+
+
+def attend_windows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: tuple[Tensor, Tensor],
+    turned_by: tuple[Tensor, Tensor],
+    windows: Tensor,
+    runs: Sequence[tuple[int, int, int, int]],
+    kernels: Kernels,
+) -> Tensor:
+    """`kernels.window_attention.window_attention`, or the same in PyTorch; shapes there. `runs` are the numbers of `windows`, `bias` those of keys and values."""
+    longest = max(count for _, count, _, _ in runs)
+    if kernels == "gpu":
+        from export.kernels.window_attention import window_attention
+
+        return window_attention(q, k, v, *bias, *turned_by, windows, longest)
+    tokens, (cos, sin), (key, value) = q.shape[2], turned_by, bias
+    q = turn(q, cos[:tokens], sin[:tokens])
+    padding = turn(key[:, None].expand(-1, cos.shape[0] - tokens, -1), cos[tokens:], sin[tokens:])  # [heads,P,d]
+    found = []
+    for first, count, padded, pads in runs:
+        own, beside = slice(first, first + count), slice(padded, padded + pads)
+        keys = torch.cat([k[:, :, own], padding[None, :, beside].expand(k.shape[0], -1, -1, -1)], 2)
+        values = torch.cat([v[:, :, own], value[None, :, None].expand(v.shape[0], -1, pads, -1)], 2)
+        found.append(F.scaled_dot_product_attention(q[:, :, own], keys, values, scale=1.0))
+    return torch.cat(found, 2).transpose(1, 2).flatten(2)
 
 
 def attend_boxes(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, rows: Tensor, columns: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The image transformer written for one GPU without TensorRT: frames to a feature pyramid, the same result as `vision_encoder` with fewer passes over memory.
 
-Tokens stay in window order from the patch embedding to the pyramid, so that windows need no partition: a window is a run of tokens, and global attention
-does not care about order as long as its rotary table is permuted too. (Where windows do not fill the map, tokens stay in raster order and are padded
-layer by layer.) Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU runs in its product's epilogue.
+Tokens stay in window order from the patch embedding to the pyramid (`export/token_order.py`), so that windows need no partition: a window is a run of tokens,
+and global attention does not care about order as long as its rotary table is permuted too. Where windows do not fill the map, a kernel of its own knows what
+they would be padded with. Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU runs in its product's epilogue.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from transformers import Sam3Model
 
 from export.attention import joined_projection
-from export.fused_layers import Kernels, attend, gelu_linear, linear_of, turn
+from export.fused_layers import Kernels, attend, attend_windows, gelu_linear, linear_of, turn
 from export.positions import rope_tables, tiled_positions
 from export.precision import layer_norm
-from export.vision_encoder import PIXEL_SHIFT, fold_normalisation, partition, pyramid_level, rotary_rows, unpartition
+from export.token_order import TokenOrder
+from export.vision_encoder import PIXEL_SHIFT, fold_normalisation, pyramid_level, rotary_rows
 
 
 class FusedVisionEncoder(nn.Module):
@@ -40,6 +41,8 @@ class FusedVisionEncoder(nn.Module):
             cos, sin = half_tables(*rope_tables(vit.layers[0].rotary_emb, grid, config.window_size))
             if name == "global":
                 cos, sin = cos[self.order.raster()], sin[self.order.raster()]
+            elif not self.order.filled:
+                cos, sin = places_tables(cos, sin, self.order)
             self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)  # [grid*grid,d/2]
             self.register_buffer(f"{name}_sin", sin.contiguous(), persistent=False)
         self.blocks = nn.ModuleList(FusedBlock(layer, self.order, kernels) for layer in vit.layers)
@@ -55,35 +58,6 @@ class FusedVisionEncoder(nn.Module):
         return tuple(level(x) for level in self.levels)
 
 
-class TokenOrder:
-    """Where the tokens of a p x p map stand in a row: window by window if windows of `window` tokens a side fill it, line by line otherwise."""
-
-    def __init__(self, patches: int, window: int) -> None:
-        self.patches = patches
-        self.by_window = patches % window == 0
-        self.group = window if self.by_window else patches  # tokens a side of a group
-        self.groups = patches // self.group  # groups a side
-
-    def raster(self) -> Tensor:
-        """Position in raster order of each token in this order: [p*p]."""
-        g, w = self.groups, self.group
-        return torch.arange(self.patches**2).reshape(g, w, g, w).permute(0, 2, 1, 3).flatten()
-
-    def patches_of(self, pixels: Tensor, patch: int) -> Tensor:
-        """[B,3,R,R] -> [B,p*p,3*patch*patch] in this order."""
-        g, w = self.groups, self.group
-        tiles = pixels.reshape(-1, 3, g, w, patch, g, w, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)  # B gy gx wy wx 3 y x
-        return tiles.reshape(-1, self.patches**2, 3 * patch * patch)
-
-    def to_map(self, x: Tensor, doublings: int) -> Tensor:
-        """Tokens [B,p*p,4**doublings*C], each holding its square of pixels (coarse to fine), -> map [B,C,s,s], s = p*2**doublings, channels last in memory."""
-        g, w, side = self.groups, self.group, self.patches * 2**doublings
-        x = x.reshape(-1, g, g, w, w, *[2] * (2 * doublings), x.shape[-1] // 4**doublings)
-        rows = [1 + 2 * i for i in range(2 + doublings)]
-        x = x.permute(0, *rows, *[r + 1 for r in rows], x.ndim - 1)  # B, rows coarse to fine, columns coarse to fine, C
-        return x.reshape(x.shape[0], side, side, -1).permute(0, 3, 1, 2)
-
-
 class FusedBlock(nn.Module):
     """One layer of the image transformer over [B,p*p,C]; `window` tokens a side, 0 for global attention."""
 
@@ -92,6 +66,8 @@ class FusedBlock(nn.Module):
         source = layer.attention
         self.window: int = layer.window_size
         self.order, self.kernels = order, kernels
+        self.runs = order.padding()[1]
+        self.register_buffer("windows", torch.tensor(self.runs, dtype=torch.int32), persistent=False)  # [windows,4]
         self.heads, self.head_dim = source.num_attention_heads, source.head_dim
         joined = joined_projection(source, "qkv")
         rows = rotary_rows(self.heads, self.head_dim)
@@ -105,15 +81,15 @@ class FusedBlock(nn.Module):
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         p, width, window = self.order.patches, x.shape[-1], self.window
-        if window and not self.order.by_window:  # a padded token is zero before the projection, so it is the bias after it
-            qkv = F.linear(x, self.qkv.weight).unflatten(1, (p, p))
-            qkv = partition(qkv, p, window) + self.qkv.bias  # [B*windows,w*w,3C]
-        else:
-            qkv = self.qkv(x).reshape(-1, window * window or p * p, 3 * width)
+        ragged = window and not self.order.filled
+        qkv = self.qkv(x).reshape(-1, window * window if window and not ragged else p * p, 3 * width)
         q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
-        out = attend(q, turn(k, cos, sin), v, self.kernels, turned_by=(cos, sin))  # [*,tokens,C]
-        if window and not self.order.by_window:
-            out = unpartition(out, p, window)
+        if ragged:
+            _, key, value = self.qkv.bias.reshape(3, self.heads, self.head_dim)
+            k = turn(k, cos[: p * p], sin[: p * p])
+            out = attend_windows(q, k, v, (key, value), (cos, sin), self.windows, self.runs, self.kernels)
+        else:
+            out = attend(q, turn(k, cos, sin), v, self.kernels, turned_by=(cos, sin))  # [*,tokens,C]
         return self.output(out.reshape(-1, p * p, width))
 
 
@@ -150,6 +126,12 @@ def token_product(convolution: nn.ConvTranspose2d) -> nn.Linear:
     """A 2x2 transposed convolution of stride 2 as a product over tokens: each becomes its four pixels, line by line."""
     weight = convolution.weight.detach().permute(2, 3, 1, 0)  # [2,2,O,I]
     return linear_of(weight.reshape(-1, weight.shape[3]), convolution.bias.detach().repeat(4))
+
+
+def places_tables(cos: Tensor, sin: Tensor, order: TokenOrder) -> tuple[Tensor, Tensor]:
+    """A window's tables [w*w,d/2] as those of all tokens in order, then of all padded ones: [p*p+P,d/2]."""
+    places = torch.cat([order.places(), order.padding()[0]])
+    return cos[places], sin[places]
 
 
 def half_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,8 @@ def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engin
     model = getattr(variant, part)
     paths = [Path(__file__).with_name(f"{name}.py") for name in (part, *SHARED_CODE, *ENGINE_CODE[engine])]
     if STYLES[engine].kernels:
-        paths += sorted(Path(__file__).parent.glob("fused_*.py")) + sorted((Path(__file__).parent / "kernels").glob("*.py"))
+        here = Path(__file__).parent
+        paths += [here / "token_order.py", *sorted(here.glob("fused_*.py")), *sorted((here / "kernels").glob("*.py"))]
     code = [file_sha256(path) for path in paths if path.is_file()]
     facts = [
         source.sha256,

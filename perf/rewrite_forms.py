@@ -16,11 +16,12 @@ from transformers.models.sam3.modeling_sam3 import apply_rotary_pos_emb_2d
 
 from export.fused_decoder import FusedEncoderLayer
 from export.fused_mask_head import FusedMaskHead, FusedStage
-from export.fused_vision import FusedBlock, TokenOrder, half_tables
+from export.fused_vision import FusedBlock, half_tables, places_tables
 from export.kernels.upsample import plain_upsample, upsample
 from export.mask_head import MaskHead, subpixel_convolution
 from export.positions import rope_tables, sine_map, tiled_positions
-from export.vision_encoder import PIXEL_SHIFT, fold_normalisation, partition, unpartition
+from export.token_order import TokenOrder
+from export.vision_encoder import PIXEL_SHIFT, fold_normalisation
 from perf.engines import PICKS
 from perf.rewrite_case import Case, Forms, Rewrite
 
@@ -151,19 +152,27 @@ def normalisation(case: Case) -> Forms:
 
 
 def window_padding(case: Case) -> Forms:
-    """Attention of a windowed layer. Windows that come padded are, to the same module, maps that one window fills."""
+    """Attention of a windowed layer over tokens in window order. Windows that come padded are, to the same module, maps that one window fills."""
     vit, p = case.model.vision_encoder.backbone, case.patches
     layer = next(m for m in vit.layers if m.window_size)
     w = layer.window_size
-    on_windows, on_map = (case.ready(FusedBlock(layer, TokenOrder(side, w), case.kernels)) for side in (w, p))
-    tables = [case.cast(t) for t in half_tables(*rope_tables(layer.rotary_emb, w, w))]
+    order = TokenOrder(p, w)
+    on_windows, on_tokens = (case.ready(FusedBlock(layer, o, case.kernels)) for o in (TokenOrder(w, w), order))
+    tables = half_tables(*rope_tables(layer.rotary_emb, w, w))
+    (cos, sin), (own_cos, own_sin) = ([case.cast(t) for t in both] for both in (tables, places_tables(*tables, order)))
     x = case.random(case.frames, p * p, vit.config.hidden_size)
+    lengths = torch.tensor([count for _, count, _, _ in order.padding()[1]])
+    places = (torch.arange(len(lengths)).repeat_interleave(lengths) * w * w + order.places()).to(
+        case.device
+    )  # of the tokens among all
+    tokens = torch.full((len(lengths) * w * w,), p * p, device=case.device)  # a padded place has the token behind the last, zero
+    tokens[places] = torch.arange(p * p, device=case.device)
 
     def written() -> list[Tensor]:
-        windows = partition(x.unflatten(1, (p, p)), p, w)  # [B*windows,w*w,C]
-        return [unpartition(on_windows.attention(windows, *tables), p, w).flatten(1, 2)]
+        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, tokens).reshape(-1, w * w, x.shape[-1])
+        return [on_windows.attention(windows, cos, sin).reshape(case.frames, -1, x.shape[-1]).index_select(1, places)]
 
-    return written, lambda: [on_map.attention(x, *tables)]
+    return written, lambda: [on_tokens.attention(x, own_cos, own_sin)]
 
 
 REWRITES = (
@@ -177,5 +186,5 @@ REWRITES = (
     Rewrite(f"6 mask head, {PICKS} masks", "all pairs / one of four", present_pairs),
     Rewrite("7 uint8 frames", "normalised / folded into the patch embedding", normalisation),
 )
-PADDED = Rewrite("8 attention in padded windows", "projections of all tokens / of the real ones", window_padding)
+PADDED = Rewrite("8 attention in padded windows", "of all tokens / of those on the map", window_padding)
 """For resolutions at which windows do not fill the map."""

@@ -23,9 +23,9 @@ from export.aoti_package import PackageError, build_apart, build_package, dynami
 from export.engines import EngineError
 from export.engines import engine as find_engine
 from export.fused_parts import make_fused_part
-from export.fused_vision import TokenOrder
 from export.onnx_graph import sample_inputs
 from export.parts import Style, make_part
+from export.token_order import TokenOrder
 from perf import engines
 
 ROOT = Path(__file__).parents[2]
@@ -80,31 +80,50 @@ def test_fused_part_equals_wrapper(
         assert error(f.double(), w.double()) < 1e-5
 
 
-@pytest.mark.parametrize(("patches", "window", "by_window"), [(8, 4, True), (9, 4, False), (4, 4, True)])
-def test_token_order_is_a_permutation_that_maps_back(patches: int, window: int, by_window: bool) -> None:
+@pytest.mark.parametrize(
+    ("patches", "window", "filled"), [(8, 4, True), (9, 4, False), (4, 4, True), (10, 6, False), (3, 4, False)]
+)
+def test_token_order_is_a_permutation_that_maps_back(patches: int, window: int, filled: bool) -> None:
     order = TokenOrder(patches, window)
     raster = order.raster()
-    assert order.by_window is by_window
+    assert order.filled is filled
     assert sorted(raster.tolist()) == list(range(patches**2))
     assert order.to_map(raster[None, :, None].float(), 0).flatten().tolist() == list(range(patches**2))
+    fine = torch.arange(4 * patches**2).reshape(patches, 2, patches, 2).permute(0, 2, 1, 3).reshape(-1, 4)[raster]
+    assert order.to_map(fine[None].float(), 1).flatten().tolist() == list(range(4 * patches**2))
+    pixels = torch.arange(3 * (2 * patches) ** 2).reshape(1, 3, 2 * patches, 2 * patches)
+    cut = torch.nn.functional.unfold(pixels.float(), 2, stride=2)[0].T[raster]
+    assert torch.equal(order.patches_of(pixels, 2)[0].float(), cut)
+
+
+def test_windows_know_what_they_lack() -> None:
+    """A map of 5 x 5 with windows of 3: places in a window of 3 x 3 are 0 to 8."""
+    order = TokenOrder(5, 3)
+    places, runs = order.padding()
+    assert runs == [(0, 9, 0, 0), (9, 6, 0, 3), (15, 6, 3, 3), (21, 4, 6, 5)]
+    assert places.tolist() == [2, 5, 8, 6, 7, 8, 2, 5, 6, 7, 8]
+    assert order.places().tolist() == [*range(9), 0, 1, 3, 4, 6, 7, *range(6), 0, 1, 3, 4]
 
 
 @pytest.mark.parametrize(
-    ("part", "kernels"),
+    ("part", "resolution", "kernels"),
     [
-        ("vision_encoder", {"attention": 4}),
-        ("decoder", {"attention": 8, "box_attention": 2, "box_bias": 4}),
-        ("mask_head", {"attention": 1, "upsample": 2, "mask_product": 1}),
+        ("vision_encoder", 112, {"attention": 4, "window_attention": 0}),
+        ("vision_encoder", 126, {"attention": 2, "window_attention": 2}),
+        ("decoder", 112, {"attention": 8, "box_attention": 2, "box_bias": 4}),
+        ("mask_head", 112, {"attention": 1, "upsample": 2, "mask_product": 1}),
     ],
 )
-def test_export_records_the_kernels(part: str, kernels: dict[str, int], sized: Callable[[int], Sam3Model]) -> None:
+def test_export_records_the_kernels(
+    part: str, resolution: int, kernels: dict[str, int], sized: Callable[[int], Sam3Model]
+) -> None:
     """Exported with every axis free, without a GPU: tracing looks at shapes only."""
     pytest.importorskip("triton", reason="Triton comes with the GPU build of PyTorch")
-    record = getattr(variant(112, "fp16"), part)
+    record = getattr(variant(resolution, "fp16"), part)
     samples = sample_inputs(record)
     shapes = tuple(dynamic_shapes(record, samples).values())
     program = torch.export.export(
-        make_fused_part(part, sized(112), "fp16", "gpu"), tuple(samples.values()), dynamic_shapes=shapes
+        make_fused_part(part, sized(resolution), "fp16", "gpu"), tuple(samples.values()), dynamic_shapes=shapes
     )
     calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     counted = {name: calls.count(f"sam3.{name}.default") for name in kernels}

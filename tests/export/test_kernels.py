@@ -33,6 +33,18 @@ def attention_inputs(n: int, tokens: int, keys: int, width: int, bias: bool, rot
     return q, k, v, hidden if bias else None, angles.cos() if rotary else None, angles.sin() if rotary else None
 
 
+def window_inputs(patches: int, window: int, width: int) -> tuple[Any, ...]:
+    from export.token_order import TokenOrder
+
+    order = TokenOrder(patches, window)
+    places, runs = order.padding()
+    tokens, angles = patches**2, uniform(window**2, width // 2) * 3
+    angles = angles[torch.cat([order.places(), places])]
+    q, k, v = heads(2, tokens, 3, width), heads(2, tokens, 3, width), heads(2, tokens, 3, width)
+    table = torch.tensor(runs, dtype=torch.int32)
+    return q, k, v, uniform(3, width), uniform(3, width), angles.cos(), angles.sin(), table, order.longest
+
+
 def box_inputs(grid: int) -> tuple[Any, ...]:
     tokens, keys = 21, grid * grid
     return heads(2, tokens, 2, 32), heads(2, keys, 2, 32), heads(2, keys, 2, 32), uniform(2, 2, 20, grid), uniform(2, 2, 20, grid)
@@ -64,6 +76,8 @@ CASES: dict[str, tuple[str, str, Callable[[], tuple[Any, ...]]]] = {
         lambda: attention_inputs(3, 130, 41, 16, True, False),
     ),
     "attention, turned queries": ("attention", "attention", lambda: attention_inputs(2, 36, 36, 64, False, True)),
+    "windows of 9 on a map of 14 x 14": ("window_attention", "window_attention", lambda: window_inputs(14, 9, 32)),
+    "a window larger than the map": ("window_attention", "window_attention", lambda: window_inputs(5, 9, 16)),
     "boxes on a map of 9 x 9": ("box_attention", "box_attention", lambda: box_inputs(9)),
     "boxes on a map of 16 x 16": ("box_attention", "box_attention", lambda: box_inputs(16)),
     "box bias": ("box_bias", "box_bias", lambda: bias_inputs(9)),
@@ -143,6 +157,16 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
         "attention_kernel",
         dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr=HALF, cos_ptr=HALF, sin_ptr=HALF),
         dict(WIDTH=64, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
+        dict(num_warps=4, num_stages=3),
+    ),
+    "attention in padded windows": (
+        "window_attention",
+        "window_attention_kernel",
+        dict(
+            **{f"{name}_ptr": HALF for name in ("q", "k", "v", "out", "key_bias", "value_bias", "cos", "sin")},
+            windows_ptr="*i32",
+        ),
+        dict(WIDTH=64, QUERIES=64, KEYS=64, BLOCKS=9),
         dict(num_warps=4, num_stages=3),
     ),
     "encoder attention": (
