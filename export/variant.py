@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,32 +71,51 @@ def export_variant(
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
-        report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
-        samples = gate_samples(frames, source.tokenizer, variant)
-        truths = all_expected_outputs(sized, samples, reference_device())
-        report(f"r{variant.resolution}: measuring the artifacts against it")
+        names = {part: getattr(variant, part).name for part in PARTS}
+        paths = {part: (root if part in kept else staging) / names[part] / VERSION / ARTIFACTS[engine] for part in PARTS}
         try:
-            with ExitStack() as opened:
-                runs = {}
-                for part in PARTS:
-                    path = (root if part in kept else staging) / getattr(variant, part).name / VERSION / ARTIFACTS[engine]
-                    runs[part] = tool.open(path)
-                    opened.callback(getattr(runs[part], "close", lambda: None))
-                gate = verify(runs, variant, samples, truths, detects=source.name != RANDOM)
-            if locate:
-                gate = replace(gate, failures=gate.failures + _places(tool, engine, sized, variant, samples[0], gate, report))
+            gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
             gate.raise_for_failures()
         except GateError:
             shutil.rmtree(staging)
             raise
         for part, facts in built.items():
-            name = getattr(variant, part).name
-            publish(staging / name, root / name, manifest(source, variant, engine, part, recipes[part], tool, facts, gate))
+            told = manifest(source, variant, engine, part, recipes[part], tool, facts, gate)
+            publish(staging / names[part], root / names[part], told)
         shutil.rmtree(staging)
     report(f"r{variant.resolution}: writing configurations")
     write_configurations(variant, engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
     return [Written.at(root / getattr(variant, part).name, part in kept) for part in PARTS]
+
+
+def measured(
+    tool: Engine,
+    paths: Mapping[str, Path],
+    source: Source,
+    sized: Sam3Model,
+    variant: Variant,
+    frames: Sequence[Frame],
+    report: Report,
+    locate: str | None,
+) -> GateReport:
+    """How near the artifacts at `paths` (by part) come to `Sam3Model` on the frames. With `locate`, the engine's name, failures name the first layer that is
+    off. Raises GateError where an answer has another shape than the reference's."""
+    report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
+    samples = gate_samples(frames, source.tokenizer, variant)
+    truths = all_expected_outputs(sized, samples, reference_device())
+    report(f"r{variant.resolution}: measuring the artifacts against it")
+    with ExitStack() as opened:
+        runs = {}
+        for part, path in paths.items():
+            runs[part] = tool.open(path)
+            opened.callback(getattr(runs[part], "close", lambda: None))
+        gate = verify(runs, variant, samples, truths, detects=source.name != RANDOM)
+    return (
+        replace(gate, failures=gate.failures + _places(tool, locate, sized, variant, samples[0], gate, report))
+        if locate
+        else gate
+    )
 
 
 def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side: bool) -> list[Facts]:
