@@ -29,7 +29,7 @@ from export.parts import PARTS, STYLES, make_part
 from export.reference import Sample, all_expected_outputs, reference_device
 from export.repository import VERSION, Written, is_current, publish, write_configurations
 from export.tensorrt_host import TensorRT
-from export.verify import GateError, GateReport, verify
+from export.verify import GateReport, verify
 
 Facts = dict[str, Any]
 """What is known about a build; see `_build`."""
@@ -52,7 +52,8 @@ def export_variant(
 
     Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together. `report` hears
     of each step, `detail` what an engine says while it builds. With `locate` a failure of the gate names the first layer that is off. Artifacts wait
-    for the gate in the folder `staging` (default: beside the repository), where the next export takes up what an interrupted one had built.
+    for the gate in the folder `staging` (default: beside the repository), where the next export takes up what an interrupted one had built and, after a
+    failure, what was not at fault.
     Raises EngineError before anything is built, GateError before anything is moved in.
     """
     tool = find_engine(engine, tensorrt)
@@ -73,12 +74,10 @@ def export_variant(
         built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
         names = {part: getattr(variant, part).name for part in PARTS}
         paths = {part: (root if part in kept else staging) / names[part] / VERSION / ARTIFACTS[engine] for part in PARTS}
-        try:
-            gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
+        gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
+        if gate.failures:
+            discard(staging, [names[part] for part in missing], gate)
             gate.raise_for_failures()
-        except GateError:
-            shutil.rmtree(staging)
-            raise
         for part, facts in built.items():
             told = manifest(source, variant, engine, part, recipes[part], tool, facts, gate)
             publish(staging / names[part], root / names[part], told)
@@ -87,6 +86,15 @@ def export_variant(
     write_configurations(variant, engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
     return [Written.at(root / getattr(variant, part).name, part in kept) for part in PARTS]
+
+
+def discard(staging: Path, built: Sequence[str], gate: GateReport) -> None:
+    """Removes the staged models that the gate found fault with; all of them where it blames none by name."""
+    blamed = [name for name in built if any(failure.startswith(f"{name}:") for failure in gate.failures)]
+    for name in blamed or built:
+        shutil.rmtree(staging / name)
+    if not any(staging.iterdir()):
+        staging.rmdir()
 
 
 def measured(

@@ -86,29 +86,41 @@ def test_artifacts_are_asked_for_no_more_than_their_records_allow(exported, sour
     assert set(asked) == set(export.runs)
 
 
-def test_a_broken_artifact_never_enters_the_repository(exported, export_fresh, tmp_path, monkeypatch):
+def test_a_broken_artifact_never_enters_and_what_was_not_at_fault_is_not_built_again(
+    exported, export_fresh, tmp_path, monkeypatch
+):
     import export.variant as exporting
 
     good = exported(112)
-    shutil.copytree(good.root, tmp_path / "repository")
-    decoder = tmp_path / "repository" / good.variant.decoder.name
-    before = (decoder / "1" / "model.onnx").read_bytes()
-    (decoder / "manifest.json").unlink()  # so that it is built again
+    root = tmp_path / "repository"
+    shutil.copytree(good.root, root)
+    decoder, text = good.variant.decoder.name, good.variant.text_encoder.name
+    before = (root / decoder / "1" / "model.onnx").read_bytes()
+    for name in (decoder, text):
+        (root / name / "manifest.json").unlink()  # so that it is built again
     made = exporting.find_engine("onnxruntime")
+    factor, built = 3.0, []
 
     def build(module, model, variant, path, report):
+        built.append(model.name)
         made.build(module, model, variant, path, report)
         if model.part == "decoder":
-            perturb(path, "box_head.layer3.bias", 3.0)
+            perturb(path, "box_head.layer3.bias", factor)
         return {}
 
     broken = type(made)(build, made.open, made.precisions)
     monkeypatch.setattr(exporting, "find_engine", lambda name, tensorrt: broken)
     with pytest.raises(GateError, match="pred_boxes"):
-        export_fresh(tmp_path / "repository", 112)
-    assert (decoder / "1" / "model.onnx").read_bytes() == before
-    assert not (decoder / "manifest.json").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["repository"]  # no staging left
+        export_fresh(root, 112)
+    assert (root / decoder / "1" / "model.onnx").read_bytes() == before
+    assert not any((root / name / "manifest.json").exists() for name in (decoder, text))
+    (staging,) = (path for path in tmp_path.iterdir() if path != root)
+    assert [path.name for path in staging.iterdir()] == [text]
+    factor = 1.0
+    export_fresh(root, 112)
+    assert sorted(built) == sorted([decoder, text, decoder])
+    assert all((root / name / "manifest.json").exists() for name in (decoder, text))
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
 
 
 @pytest.mark.parametrize(
