@@ -9,11 +9,12 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ensemble.pbtxt import render
 from ensemble.preflight import ServerError
 from ensemble.spec import ARTIFACTS, Variant, is_front_name
 
@@ -120,12 +121,38 @@ def choose(served: Sequence[Served], resolutions: Sequence[int]) -> list[Served]
     return [s for s in served if s.variant.resolution in resolutions]
 
 
+def adjusted(served: Sequence[Served], max_batch: int | None = None, front_instances: int | None = None) -> list[Served]:
+    """These front models with other batches, or another number of instances side by side; None leaves what was exported.
+
+    Raises ServerError for a batch that the artifacts were not made for, and for less than one.
+    """
+    changes = {"max_batch": max_batch, "front_instances": front_instances}
+    wanted: dict[str, Any] = {name: number for name, number in changes.items() if number is not None}
+    for one in served:
+        if (max_batch or 1) > one.variant.max_batch:
+            raise ServerError(
+                f"{one.variant.front_name}: expected batches of at most {one.variant.max_batch}, which its artifacts were made for, got {max_batch};"
+                f" export it with --max-batch {max_batch}"
+            )
+    try:
+        return [replace(one, variant=replace(one.variant, **wanted)) for one in served]
+    except ValueError as error:
+        raise ServerError(str(error)) from None
+
+
 def view(served: Sequence[Served], folder: Path) -> Path:
-    """A model repository in `folder` that holds links to these models alone; returns it."""
+    """A model repository in `folder` that holds links to these models alone, and configurations of its own for adjusted front models; returns it."""
     root = folder / "repository"
     root.mkdir()
     for one in served:
-        for model in (one.folder, *(a.folder for a in one.artifacts)):
+        front = root / one.folder.name
+        if one.variant != read_variant(one.folder / "config.pbtxt"):
+            front.mkdir()
+            (front / "config.pbtxt").write_text(render(one.variant.front, one.variant, one.engine))
+            (front / "1").symlink_to((one.folder / "1").resolve())
+        else:
+            front.symlink_to(one.folder.resolve())
+        for model in (a.folder for a in one.artifacts):
             link = root / model.name
             if not link.is_symlink():
                 link.symlink_to(model.resolve())

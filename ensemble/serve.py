@@ -72,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resolutions", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository"
     )
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        help="most frames that a front model takes at once: fewer are answered sooner; default: as exported",
+    )
+    parser.add_argument("--front-instances", type=int, help="front models side by side; default: as exported")
     parser.add_argument("--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU")
     parser.add_argument(
         "--probe-interval", type=float, default=20.0, help="seconds between probes by a real inference; default %(default)s"
@@ -93,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments=options.arguments,
             resolutions=options.resolutions,
             gpu_memory_mb=options.gpu_memory_mb,
+            max_batch=options.max_batch,
+            front_instances=options.front_instances,
             log=say,
         )
         say(f"starting Triton on {server.repository} ...")

@@ -59,7 +59,8 @@ if os.getppid() == int(sys.argv[1]):  # else it died before that
 class EmbeddedServer:
     """Starts Triton on a repository, waits until every model answers, stops it at the end of a `with` block.
 
-    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `gpu_memory_mb` is reckoned with in place of what is free on the GPU.
+    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `max_batch` and `front_instances` are those of their front models, as
+    exported where None; `gpu_memory_mb` is reckoned with in place of what is free on the GPU.
     `log` gets one readable line at a time. Raises ServerError with a remedy where something is missing.
     """
 
@@ -77,6 +78,8 @@ class EmbeddedServer:
         arguments: Sequence[str] = (),
         resolutions: Sequence[int] = (),
         gpu_memory_mb: float | None = None,
+        max_batch: int | None = None,
+        front_instances: int | None = None,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._log, self._verbose, self._timeout, self._arguments = (
@@ -87,6 +90,7 @@ class EmbeddedServer:
             tuple(arguments),
         )
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
+        self._max_batch, self._front_instances = max_batch, front_instances
         self._root = self.repository
         self.pool_mb = 0.0
         """Megabytes of Triton's CUDA pool on its GPU; 0 before the start and where no model is placed on one."""
@@ -131,15 +135,15 @@ class EmbeddedServer:
         package = find_triton()
         check_numpy()
         libpython = find_libpython()
-        served = placement.read(self.repository)
-        if self._resolutions:
-            served = placement.choose(served, self._resolutions)
+        found = placement.read(self.repository)
+        served = placement.choose(found, self._resolutions) if self._resolutions else found
+        served = placement.adjusted(served, self._max_batch, self._front_instances)
         host = start_check.Host(gpu.serving(), stated_mb=self._gpu_memory_mb)
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             start_check.check(self.repository, served, host, self._pool, self._log or (lambda line: None))
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
-            if self._resolutions:
+            if served != found:
                 self._root = placement.view(served, self._scratch)
             command = self._command(package, lay_out_backends(package, self._scratch))
             if any(s.on_gpu for s in served):

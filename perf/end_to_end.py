@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cameras", type=int, default=8, help="default %(default)s")
     p.add_argument("--in-flight", type=int, nargs="+", default=[1, 2], help="frames of one camera under way; default 1 2")
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
+    p.add_argument("--max-batch", type=int, help="most frames that the server takes at once; default: as exported")
+    p.add_argument("--front-instances", type=int, help="the server's front models side by side; default: as exported")
     p.add_argument("--device", default="cuda", help="of the peers; default %(default)s")
     p.add_argument(
         "--seconds", type=float, default=4, help="of each of perf_analyzer's three windows, and of a peer's; default %(default)s"
@@ -62,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     details: list[dict[str, Any]] = []
     try:
-        for served in placement.choose(placement.read(options.repository), options.resolutions):
+        offered = placement.choose(placement.read(options.repository), options.resolutions)
+        for served in placement.adjusted(offered, options.max_batch, options.front_instances):
             found = []
             for row, more in measure_server(options, served, shown):
                 found.append(row)
@@ -102,7 +105,8 @@ def measure_server(
         data = inputs.write_input(
             Path(folder) / "input.json", inputs.front_input(shown, options.classes, "bits", LOWEST, PICKS * options.classes)
         )
-        with EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution]) as server:
+        chosen = {"max_batch": options.max_batch, "front_instances": options.front_instances}
+        with EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution], **chosen) as server:
             look_once(server.grpc_url, name, shown[0], options.classes)
             for in_flight in sorted(options.in_flight):
                 with GpuWatch(server.metrics_url, before_mb) as watch:

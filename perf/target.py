@@ -70,7 +70,7 @@ class Target:
 def describe(variant: Variant, engine: str) -> dict[str, Any]:
     """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the cost of its layers depends on."""
     known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
-    known |= {"max_batch": variant.max_batch, "checkpoint": variant.checkpoint.name}
+    known |= {"max_batch": variant.max_batch, "front_instances": variant.front_instances, "checkpoint": variant.checkpoint.name}
     folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
     if variant.checkpoint.hidden_size == SAM3.fpn:
         return known | {"architecture": asdict(SAM3)}
@@ -83,13 +83,16 @@ def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dic
         target = Target(options.grpc_url, options.http_url, options.metrics_url)
         fronts = [m.removeprefix("sam3_r") for m in target.models()]
         return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
-    served = {s.variant.resolution: s for s in placement.read(options.repository)}
+    found = placement.adjusted(placement.read(options.repository), options.max_batch, options.front_instances)
+    served = {s.variant.resolution: s for s in found}
     return list(served), lambda r: describe(served[r].variant, served[r].engine)
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """What `serving` and `offered` read."""
     parser.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
+    parser.add_argument("--max-batch", type=int, help="of the server on --repository: most frames at once; default: as exported")
+    parser.add_argument("--front-instances", type=int, help="of the server on --repository: front models side by side")
     parser.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
     parser.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
     parser.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
@@ -106,6 +109,8 @@ def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Ite
         options.repository,
         log=lambda line: print(line, file=sys.stderr),
         resolutions=resolutions,
+        max_batch=options.max_batch,
+        front_instances=options.front_instances,
         arguments=["--metrics-interval-ms=500"],
     ) as server:
         yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, server.pool_mb, before)
