@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-batch",
         type=int,
-        help="most frames that a front model takes at once: fewer are answered sooner; default: as exported",
+        help="most frames that a front model takes at once; default: as exported",
     )
     parser.add_argument("--front-instances", type=int, help="front models side by side; default: as exported")
     parser.add_argument("--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU")
