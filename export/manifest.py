@@ -22,7 +22,7 @@ from export.repository import file_sha256
 from export.verify import GateReport
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
-SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph")
+SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph", "token_order")
 ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network", "onnx_legacy"), "aoti": ("aoti_package",), "onnxruntime": ()}
 """Modules of this folder whose change makes artifacts stale, beside a part's own."""
 
@@ -34,7 +34,7 @@ def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engin
     paths = [Path(__file__).with_name(f"{name}.py") for name in (part, *SHARED_CODE, *ENGINE_CODE[engine])]
     if STYLES[engine].kernels:
         here = Path(__file__).parent
-        paths += [here / "token_order.py", *sorted(here.glob("fused_*.py")), *sorted((here / "kernels").glob("*.py"))]
+        paths += [*sorted(here.glob("fused_*.py")), *sorted((here / "kernels").glob("*.py"))]
     code = [file_sha256(path) for path in paths if path.is_file()]
     facts = [
         source.sha256,

@@ -53,6 +53,14 @@ class TokenOrder:
             first += rows * columns
         return torch.cat(places), runs
 
+    def slots(self) -> tuple[Tensor, Tensor]:
+        """Where windows stand one after the other, padded: the place of each token [p*p], and the token in each place [windows*w*w], p*p for padding."""
+        lengths = torch.tensor([rows * columns for _, _, rows, columns in self.tiles])
+        own = torch.arange(len(lengths)).repeat_interleave(lengths) * self.window**2 + self.places()
+        held = torch.full((len(lengths) * self.window**2,), self.patches**2)
+        held[own] = torch.arange(self.patches**2)
+        return own, held
+
     def _window_grid(self) -> Tensor:
         return torch.arange(self.window**2).reshape(self.window, self.window)
 

@@ -1,8 +1,8 @@
 """Frames to a feature pyramid: uint8 RGB in, three feature maps out, once per frame whatever is looked for in it.
 
 The image transformer of a `Sam3Model`, rewritten without changing its result: normalisation folded into the patch embedding, positions and RoPE tables as
-constants, queries, keys and values in one product taken before windows are padded (so padding costs no product), rotary pairs as halves, and each 1x1
-convolution behind a transposed convolution folded into it.
+constants, tokens in window order from the first layer to the last (`export/token_order.py`), queries, keys and values in one product taken before windows
+are padded (so padding costs no product), rotary pairs as halves, and each 1x1 convolution behind a transposed convolution folded into it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from transformers import Sam3Model
 from export.attention import Form, attend, joined_projection
 from export.positions import halves_order, rope_tables, tiled_positions
 from export.precision import layer_norm
+from export.token_order import TokenOrder
 
 PIXEL_MEAN = PIXEL_SCALE = 127.5
 """The processor's normalisation is x/127.5 - 1."""
@@ -30,36 +31,48 @@ class VisionEncoder(nn.Module):
         vit = model.vision_encoder.backbone
         config = vit.config
         self.patches: int = config.image_size // config.patch_size
+        order = TokenOrder(self.patches, config.window_size)
+        raster = order.raster()
+        self.register_buffer("raster", raster, persistent=False)  # [p*p]
+        self.register_buffer("ordered", raster.argsort(), persistent=False)
         self.patch_embedding, offset = fold_normalisation(vit.embeddings.patch_embeddings.projection)
         positions = tiled_positions(vit.embeddings.position_embeddings, self.patches)
-        self.register_buffer("positions", positions + offset)  # [1,p,p,C]
+        self.register_buffer("positions", (positions + offset).flatten(1, 2)[:, raster])  # [1,p*p,C]
         self.norm = vit.layer_norm
         for name, grid in (("window", config.window_size), ("global", self.patches)):
             cos, sin = rope_tables(vit.layers[0].rotary_emb, grid, config.window_size)
+            if name == "global":
+                cos, sin = cos[raster], sin[raster]
             self.register_buffer(f"{name}_cos", cos, persistent=False)  # [grid*grid, head_dim]
             self.register_buffer(f"{name}_sin", sin, persistent=False)
-        self.blocks = nn.ModuleList(Block(layer, self.patches, form) for layer in vit.layers)
+        self.blocks = nn.ModuleList(Block(layer, order, form) for layer in vit.layers)
         self.levels = nn.ModuleList(pyramid_level(level) for level in model.vision_encoder.neck.fpn_layers[:3])
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         pixels = pixel_values.to(self.patch_embedding.weight.dtype) * (1 / PIXEL_SHIFT)
-        x = self.patch_embedding(pixels).permute(0, 2, 3, 1) + self.positions  # [B,p,p,C]
-        x = layer_norm(self.norm, x)
+        x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B,p*p,C]
+        x = layer_norm(self.norm, x.index_select(1, self.raster) + self.positions)
         windowed, whole = (self.window_cos, self.window_sin), (self.global_cos, self.global_sin)
         for block in self.blocks:
             x = block(x, *(windowed if block.window else whole))
-        x = x.permute(0, 3, 1, 2)  # [B,C,p,p]
+        x = x.index_select(1, self.ordered).transpose(1, 2).unflatten(2, (self.patches, self.patches))  # [B,C,p,p]
         return tuple(level(x) for level in self.levels)
 
 
 class Block(nn.Module):
-    """One layer of the image transformer over [B,p,p,C]; `window` tokens a side, 0 for global attention."""
+    """One layer of the image transformer over [B,p*p,C]; `window` tokens a side, 0 for global attention."""
 
-    def __init__(self, layer: nn.Module, patches: int, form: Form) -> None:
+    def __init__(self, layer: nn.Module, order: TokenOrder, form: Form) -> None:
         super().__init__()
         source = layer.attention
         self.window: int = layer.window_size
-        self.patches, self.form = patches, form
+        self.form = form
+        self.tokens = order.window**2 if self.window else order.patches**2  # that attend to each other
+        self.padded: bool = bool(self.window) and not order.filled
+        if self.padded:
+            own, held = order.slots()
+            self.register_buffer("own", own, persistent=False)
+            self.register_buffer("held", held, persistent=False)
         self.heads, self.head_dim = source.num_attention_heads, source.head_dim
         joined = joined_projection(source, "qkv")
         order = rotary_rows(self.heads, self.head_dim)  # queries and keys only: values are not rotated
@@ -73,43 +86,23 @@ class Block(nn.Module):
         return x + self.mlp(layer_norm(self.norm2, x))
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        p, width = self.patches, self.heads * self.head_dim
+        width = self.heads * self.head_dim
         # A padded token is zero before the projection, so it is the bias after it: project p*p tokens, pad, then add the bias.
-        qkv = F.linear(x, self.qkv_weight)  # [B,p,p,3C]
-        if self.window:
-            qkv = partition(qkv, p, self.window)  # [B*windows, w*w, 3C]
-        else:
-            qkv = qkv.reshape(-1, p * p, 3 * width)
-        tokens = qkv.shape[1]
-        qkv = (qkv + self.qkv_bias).reshape(-1, tokens, 3, self.heads, self.head_dim)
+        qkv = F.linear(x, self.qkv_weight)  # [B,p*p,3C]
+        if self.padded:
+            qkv = F.pad(qkv, (0, 0, 0, 1)).index_select(1, self.held)  # [B,windows*w*w,3C]
+        qkv = (qkv + self.qkv_bias).reshape(-1, self.tokens, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [*,heads,tokens,d]
         out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, None, self.form)  # [*,tokens,C]
-        # Padded tokens end here, before the projection: at 840 and 560 they are three tenths of all.
-        return self.output(unpartition(out, p, self.window) if self.window else out.reshape(-1, p, p, width))
+        if self.padded:  # padded tokens end here, before the projection: at 840 and 560 they are three tenths of all
+            return self.output(out.reshape(-1, self.held.shape[0], width).index_select(1, self.own))
+        return self.output(out.reshape(-1, x.shape[1], width))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE on [*,tokens,d] in half-split order."""
     first, second = x.chunk(2, -1)
     return x * cos + torch.cat([second, first], -1) * sin
-
-
-def partition(x: Tensor, patches: int, window: int) -> Tensor:
-    """[B,p,p,C] -> [B*g*g, w*w, C] with g windows a side, zero-padded at the right and the bottom."""
-    count = -(-patches // window)
-    pad = count * window - patches
-    if pad:
-        x = F.pad(x, (0, 0, 0, pad, 0, pad))
-    width = x.shape[-1]
-    x = x.reshape(-1, count, window, count, window, width).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, window * window, width)
-
-
-def unpartition(x: Tensor, patches: int, window: int) -> Tensor:
-    """The inverse of `partition`."""
-    count, width = -(-patches // window), x.shape[-1]
-    x = x.reshape(-1, count, count, window, window, width).permute(0, 1, 3, 2, 4, 5)
-    return x.reshape(-1, count * window, count * window, width)[:, :patches, :patches]
 
 
 def rotary_rows(heads: int, head_dim: int) -> Tensor:

@@ -161,16 +161,11 @@ def window_padding(case: Case) -> Forms:
     tables = half_tables(*rope_tables(layer.rotary_emb, w, w))
     (cos, sin), (own_cos, own_sin) = ([case.cast(t) for t in both] for both in (tables, places_tables(*tables, order)))
     x = case.random(case.frames, p * p, vit.config.hidden_size)
-    lengths = torch.tensor([count for _, count, _, _ in order.padding()[1]])
-    places = (torch.arange(len(lengths)).repeat_interleave(lengths) * w * w + order.places()).to(
-        case.device
-    )  # of the tokens among all
-    tokens = torch.full((len(lengths) * w * w,), p * p, device=case.device)  # a padded place has the token behind the last, zero
-    tokens[places] = torch.arange(p * p, device=case.device)
+    own, held = (slots.to(case.device) for slots in order.slots())
 
     def written() -> list[Tensor]:
-        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, tokens).reshape(-1, w * w, x.shape[-1])
-        return [on_windows.attention(windows, cos, sin).reshape(case.frames, -1, x.shape[-1]).index_select(1, places)]
+        windows = F.pad(x, (0, 0, 0, 1)).index_select(1, held).reshape(-1, w * w, x.shape[-1])
+        return [on_windows.attention(windows, cos, sin).reshape(case.frames, -1, x.shape[-1]).index_select(1, own)]
 
     return written, lambda: [on_tokens.attention(x, own_cos, own_sin)]
 

@@ -103,6 +103,9 @@ def test_windows_know_what_they_lack() -> None:
     assert runs == [(0, 9, 0, 0), (9, 6, 0, 3), (15, 6, 3, 3), (21, 4, 6, 5)]
     assert places.tolist() == [2, 5, 8, 6, 7, 8, 2, 5, 6, 7, 8]
     assert order.places().tolist() == [*range(9), 0, 1, 3, 4, 6, 7, *range(6), 0, 1, 3, 4]
+    own, held = order.slots()
+    assert held.reshape(4, 3, 3)[3].tolist() == [[21, 22, 25], [23, 24, 25], [25, 25, 25]]
+    assert held[own].tolist() == list(range(25))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from export.mask_head import BitPacker, MaskHead, Stage
 from export.parts import PARTS, Style, make_part
 from export.precision import SpelledGroupNorm
 from export.text_encoder import TextEncoder
+from export.token_order import TokenOrder
 from export.vision_encoder import PIXEL_SHIFT, Block, VisionEncoder, fold_normalisation, pyramid_level, rotary_rows, rotate
 
 EXACT = 1e-5
@@ -51,12 +52,15 @@ def test_half_split_rope_gives_the_same_scores(sized, error, resolution, index):
 @pytest.mark.parametrize("index", [pytest.param(0, id="windowed layer"), pytest.param(1, id="global layer")])
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("form", ["explicit", "fused"])
-def test_transformer_layer_pads_after_the_projection(sized, error, resolution, index, form):
+def test_transformer_layer_in_window_order_pads_after_the_projection(sized, error, resolution, index, form):
     layer = sized(resolution).vision_encoder.backbone.layers[index]
     p = resolution // 14
-    x = torch.randn(2, p, p, 64)
+    x, order = torch.randn(2, p, p, 64), TokenOrder(p, 4)
     tables = positions.rope_tables(layer.rotary_emb, layer.window_size or p, 4)
-    assert error(Block(layer, p, form)(x, *tables), layer(x)) < EXACT
+    if not layer.window_size:
+        tables = tuple(t[order.raster()] for t in tables)
+    found = Block(layer, order, form)(x.flatten(1, 2)[:, order.raster()], *tables)
+    assert error(found, layer(x).flatten(1, 2)[:, order.raster()]) < EXACT
 
 
 def test_rotary_rows_move_whole_heads_of_queries_and_keys_only():
