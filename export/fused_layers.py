@@ -101,6 +101,15 @@ def attend_boxes(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels, rows: Tensor
     return F.scaled_dot_product_attention(q, k, v, bias.to(q.dtype), scale=1.0).transpose(1, 2).flatten(2)
 
 
+def in_planes(x: Tensor, kernels: Kernels) -> Tensor:
+    """x [N,C,H,W] in any memory format -> the same, in C order."""
+    if kernels == "gpu":
+        from export.kernels.planes import planes
+
+        return planes(x)
+    return x.contiguous()
+
+
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions on x [...,n,d], with cos and sin [n,d/2]: channel i and i + d/2 are a pair."""
     first, second = x.chunk(2, -1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Sam3Model
 
 from export.attention import joined_projection
-from export.fused_layers import Kernels, attend, attend_windows, gelu_linear, linear_of, turn
+from export.fused_layers import Kernels, attend, attend_windows, gelu_linear, in_planes, linear_of, turn
 from export.positions import rope_tables, tiled_positions
 from export.precision import layer_norm
 from export.token_order import TokenOrder
@@ -46,7 +46,7 @@ class FusedVisionEncoder(nn.Module):
             self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)  # [grid*grid,d/2]
             self.register_buffer(f"{name}_sin", sin.contiguous(), persistent=False)
         self.blocks = nn.ModuleList(FusedBlock(layer, self.order, kernels) for layer in vit.layers)
-        self.levels = nn.ModuleList(FusedLevel(level, self.order) for level in model.vision_encoder.neck.fpn_layers[:3])
+        self.levels = nn.ModuleList(FusedLevel(level, self.order, kernels) for level in model.vision_encoder.neck.fpn_layers[:3])
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         pixels = self.order.patches_of(pixel_values, self.patch)  # [B,p*p,3*14*14]
@@ -96,9 +96,9 @@ class FusedBlock(nn.Module):
 class FusedLevel(nn.Module):
     """One level of the pyramid: tokens [B,p*p,M] -> [B,C,s,s], s = p, 2p or 4p; every transposed convolution and the 1x1 one as products over tokens."""
 
-    def __init__(self, level: nn.Module, order: TokenOrder) -> None:
+    def __init__(self, level: nn.Module, order: TokenOrder, kernels: Kernels) -> None:
         super().__init__()
-        self.order = order
+        self.order, self.kernels = order, kernels
         folded = pyramid_level(level)
         if folded is level:  # the coarse level: no transposed convolution to fold into
             before: list[nn.Module] = []
@@ -119,7 +119,7 @@ class FusedLevel(nn.Module):
             x = gelu_linear(product, x).reshape(-1, product.out_features // 4)
         x = last(x).reshape(-1, tokens, last.out_features * 4 ** len(hidden))
         x = self.order.to_map(x, self.doublings)
-        return F.conv2d(x, self.weight, self.bias, padding=1).contiguous()
+        return in_planes(F.conv2d(x, self.weight, self.bias, padding=1), self.kernels)
 
 
 def token_product(convolution: nn.ConvTranspose2d) -> nn.Linear:

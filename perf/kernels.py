@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(0)
     rows: list[Row] = []
     with torch.no_grad():
-        for measure in (attention, box_attention, box_bias, upsampling, mask_product, products):
+        for measure in (attention, box_attention, box_bias, upsampling, planes, mask_product, products):
             rows += measure()
             torch.cuda.empty_cache()
     command = " ".join(["python -m perf.kernels", *(argv if argv is not None else sys.argv[1:])])
@@ -187,6 +187,19 @@ def upsampling() -> list[Row]:
         )
         conv = lambda: F.conv2d(skip.permute(0, 3, 1, 2), filters, padding=1)  # noqa: B023, E731
         rows.append(row(f"3x3 convolution of the skip map at {2 * side}, 8 frames", "cuDNN", conv))
+    return rows
+
+
+def planes() -> list[Row]:
+    from export.kernels.planes import launch_planes
+
+    rows = []
+    for side in (GRID, 2 * GRID, 4 * GRID):
+        x = half(FRAMES, side, side, WIDTH).permute(0, 3, 1, 2)
+        what = f"channels-last map of {side} into C order, 8 frames"
+        rows.append(row(what, "PyTorch", x.contiguous))
+        mine = lambda: launch_planes(x)  # noqa: B023, E731
+        rows.append(row(what, "kernel", mine, x, mine()))
     return rows
 
 

@@ -111,8 +111,8 @@ def test_windows_know_what_they_lack() -> None:
 @pytest.mark.parametrize(
     ("part", "resolution", "kernels"),
     [
-        ("vision_encoder", 112, {"attention": 4, "window_attention": 0}),
-        ("vision_encoder", 126, {"attention": 2, "window_attention": 2}),
+        ("vision_encoder", 112, {"attention": 4, "window_attention": 0, "planes": 3}),
+        ("vision_encoder", 126, {"attention": 2, "window_attention": 2, "planes": 3}),
         ("decoder", 112, {"attention": 8, "box_attention": 2, "box_bias": 4}),
         ("mask_head", 112, {"attention": 1, "upsample": 2, "mask_product": 1}),
     ],

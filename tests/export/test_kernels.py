@@ -83,6 +83,8 @@ CASES: dict[str, tuple[str, str, Callable[[], tuple[Any, ...]]]] = {
     "box bias": ("box_bias", "box_bias", lambda: bias_inputs(9)),
     "upsampling of 9 x 9": ("upsample", "upsample", lambda: upsample_inputs(9, 32)),
     "upsampling of 16 x 16, wider": ("upsample", "upsample", lambda: upsample_inputs(16, 64)),
+    "planes of 9 x 9": ("planes", "planes", lambda: (uniform(2, 9, 9, 70).permute(0, 3, 1, 2),)),
+    "planes of 16 x 16, in C order already": ("planes", "planes", lambda: (uniform(3, 32, 16, 16),)),
     "masks, one pick": ("mask_product", "mask_product", lambda: product_inputs(200, 1)),
     "masks, more picks than a block": ("mask_product", "mask_product", lambda: product_inputs(130, 40)),
 }
@@ -213,6 +215,13 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
         dict(CHANNELS=256, PIXELS=128, OUTPUTS=128, INPUTS=64),
         dict(num_warps=4, num_stages=3),
     ),
+    "planes": (
+        "planes",
+        "planes_kernel",
+        dict(x_ptr=HALF, out_ptr=HALF),
+        dict(PIXELS=64, CHANNELS=64),
+        dict(num_warps=4),
+    ),
     "mask product": (
         "mask_product",
         "mask_product_kernel",
@@ -249,5 +258,6 @@ def test_compiles_for_every_generation(name: str, capability: int, most_kib: int
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in compiled.asm["ptx"]
+    multiplies = "planes" not in function
+    assert (("wgmma.mma_async" if capability == 90 else "mma.sync") in compiled.asm["ptx"]) is multiplies
     assert compiled.metadata.shared <= most_kib * 1024
