@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from clients.connection import DEFAULT_TIMEOUT_S, Client
-from clients.detections import Detections
-from clients.draw import annotate
-from clients.encode import VideoWriter, to_jpeg
+from clients.encode import to_jpeg
 from clients.errors import RequestTimeout, Sam3ServerError
-from clients.frames import IMAGE_SUFFIXES, Frame, SourceError, open_source
+from clients.frames import IMAGE_SUFFIXES, SourceError
+from clients.output import Output
+from clients.sources import open_source
 from ensemble.spec import DEFAULT_THRESHOLD
 
 EXAMPLES = """examples:
@@ -32,55 +31,6 @@ EXAMPLES = """examples:
   sam3-camera --config cameras.yaml --seconds 60
   sam3-camera --source photo.jpg --classes cat --protocol http --model sam3_r672 --output cat.png
 """
-
-
-class Output:
-    """Where annotated frames go, by the suffix of a path: a video, the picture with the most detections, or a JSON line per
-    frame.
-    """
-
-    suffixes = (".mp4", ".png", ".jpg", ".jsonl")
-
-    def __init__(self, path: Path, fps: float) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._most = -1
-        self._file = path.open("w") if path.suffix == ".jsonl" else None
-        self._video = VideoWriter(path, fps) if path.suffix == ".mp4" else None
-
-    def write(self, frame: Frame, found: Detections, tracks: Sequence[int] = ()) -> None:
-        """Adds one frame and what was found in it, with the `tracks` [D] of what is followed."""
-        if self._file:
-            self._file.write(json.dumps(frame_record(frame, found)) + "\n")
-        elif self._video:
-            self._video.write(annotate(frame.rgb, found, tracks=tracks))
-        elif len(found) > self._most:
-            self._most = len(found)
-            Image.fromarray(annotate(frame.rgb, found, tracks=tracks)).save(self.path)
-
-    def close(self) -> None:
-        for thing in (self._file, self._video):
-            if thing:
-                thing.close()
-
-
-def frame_record(frame: Frame, found: Detections) -> dict[str, Any]:
-    """One frame as plain data: boxes in pixels, masks as COCO RLE of `mask_size` pixels a side."""
-    boxes = found.boxes_in_pixels.tolist()
-    masks = [rle["counts"].decode() for rle in found.rle] if found.has_masks else [None] * len(found)
-    return {
-        "frame": frame.index,
-        "time_s": round(frame.time_s, 3),
-        "size": list(found.frame_size),
-        "latency_ms": round(found.latency_ms, 2),
-        "stage_ms": {stage: round(ms, 2) for stage, ms in found.stage_ms.items()},
-        "mask_size": found.mask_size,
-        "detections": [
-            {"label": label, "score": round(float(score), 4), "box": [round(c, 1) for c in box]}
-            | ({"mask": mask} if mask else {})
-            for label, score, box, mask in zip(found.labels, found.scores, boxes, masks, strict=True)
-        ],
-    }
 
 
 def watch(arguments: argparse.Namespace, client: Client, say: Callable[[str], None]) -> dict[str, Any]:
@@ -169,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     arguments = p.parse_args(argv)
     if arguments.config is not None:
-        from clients.watch import run  # which builds on this module
+        from clients.watch import run
 
         if arguments.source or arguments.classes:
             p.error("--config names the cameras; leave --source and --classes out")

@@ -1,6 +1,6 @@
-"""Where frames come from: a video file, a live stream, a webcam, a folder of images, or one image.
+"""Frames and where they come from: a video file, a folder of images, or one image (`clients/streams.py` has the live sources).
 
-A path or an address flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame.
+A path flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame.
 Every source is an iterator with a rate and an end to close. Decoding blocks and live sources fail: `clients/reader.py` gives each
 camera a thread for the one and starts again after the other.
 """
@@ -59,28 +59,6 @@ class Source(Protocol):
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
-
-
-def open_source(path: str | Path) -> Source:
-    """The source behind a path or an address: folders and images by Pillow, anything else by PyAV. Raises SourceError.
-
-    Addresses are FFmpeg's (`rtsp://`, `http://`, `udp://`, `tcp://` and so on) and `webcam:0`. Opening a live one takes up to
-    `clients.streams.OPEN_TIMEOUT_S`.
-    """
-    address = str(path)
-    if "://" in address or address.startswith("webcam:"):
-        from clients.streams import Stream  # which builds on this module
-
-        return Stream(address)
-    path = Path(path)
-    if path.is_dir():
-        images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not images:
-            raise SourceError(f"the folder {str(path)!r} has no images ({', '.join(IMAGE_SUFFIXES)})")
-        return Stills(images)
-    if not path.is_file():
-        raise SourceError(f"there is no file {str(path)!r}")
-    return Stills([path]) if path.suffix.lower() in IMAGE_SUFFIXES else Video(path)
 
 
 class Stills:

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.encode import to_jpeg
-from clients.frames import Frame, Source, SourceError, open_source, public
+from clients.frames import Frame, Source, SourceError, public
+from clients.sources import open_source
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Between attempts to open a camera again: doubled each time, and spread so that many cameras do not come at once."""

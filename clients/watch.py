@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clients.camera import Output, frame_record
 from clients.config import FleetConfig, read_config
 from clients.detections import Detections
 from clients.fleet import Answer, Camera, open_pool, run_fleet
 from clients.frames import Frame
+from clients.output import Output, frame_record
 from clients.webhook import Webhook
 from clients.yaml_lines import ConfigError
 

@@ -17,7 +17,8 @@ from clients.connection import AsyncClient
 from clients.detections import Detections
 from clients.encode import to_jpeg
 from clients.errors import Sam3ServerError
-from clients.frames import SourceError, open_source
+from clients.frames import SourceError
+from clients.sources import open_source
 from demo.steps import Film
 
 SCORE_FLOOR = 0.1

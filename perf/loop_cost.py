@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from clients.encode import VideoWriter, to_jpeg
-from clients.frames import open_source
 from clients.reader import Reader
+from clients.sources import open_source
 
 
 def film(path: Path, frames: int, height: int = 720, width: int = 1280) -> Path:

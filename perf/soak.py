@@ -28,7 +28,7 @@ from clients.connection import AsyncClient
 from clients.encode import to_jpeg
 from clients.errors import Sam3ServerError
 from clients.fleet import Answer, Camera, open_pool, run_fleet
-from clients.frames import open_source
+from clients.sources import open_source
 from demo import steps
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer

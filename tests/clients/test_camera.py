@@ -9,6 +9,7 @@ from PIL import Image
 
 from clients import camera
 from clients.frames import Frame
+from clients.output import Output, frame_record
 
 
 def last_json(capsys):
@@ -49,7 +50,7 @@ def test_usage(case, capsys):
 def test_outputs(tmp_path, detections, masks):
     """One writer per suffix, given two frames of which the second has more detections."""
     paths = [tmp_path / "out" / name for name in ("a.mp4", "a.png", "a.jsonl")]
-    outputs = [camera.Output(path, fps=10) for path in paths]
+    outputs = [Output(path, fps=10) for path in paths]
     frames = [Frame(i, i / 10, np.full((360, 640, 3), 90, np.uint8)) for i in range(2)]
     for frame, found in zip(frames, (detections(0), detections(masks=masks)), strict=True):
         for output in outputs:
@@ -68,7 +69,7 @@ def test_outputs(tmp_path, detections, masks):
 
 
 def test_record_without_masks(detections):
-    record = camera.frame_record(Frame(0, 0.0, np.zeros((360, 640, 3), np.uint8)), detections())
+    record = frame_record(Frame(0, 0.0, np.zeros((360, 640, 3), np.uint8)), detections())
     assert all("mask" not in d for d in record["detections"])
 
 

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from clients.encode import VideoWriter, to_jpeg
-from clients.frames import SourceError, open_source
+from clients.frames import SourceError
+from clients.sources import open_source
 
 
 def test_video(film):
