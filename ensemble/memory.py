@@ -158,7 +158,7 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
     """Of a server with these variants under full load, their largest batch under way in each. `weights_mb` are the artifacts' own sizes."""
     total = Need()
     for variant in variants:
-        sizes = Architecture(patch=variant.checkpoint.patch_size, fpn=variant.checkpoint.hidden_size)
+        sizes, element = _sizes(variant)
         total += need(
             FOOTPRINTS[engine],
             variant.resolution,
@@ -166,7 +166,7 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
             sizes,
             variant.queries,
             plan_batch=variant.max_batch,
-            element=4 if variant.precision == "fp32" else 2,
+            element=element,
             fused=True if engine == "aoti" else None,  # PyTorch's kernels never store scores
         )
     # Triton's TensorRT backend has one CUDA context for all models; packages run in processes of their own, resolution by resolution.
@@ -183,9 +183,14 @@ def pool_mb(variants: Sequence[Variant]) -> float:
     return max(DEFAULT_POOL_MB, sum(2 * v.front_instances * _batch_bytes(v) for v in variants) / MB)
 
 
+def _sizes(v: Variant) -> tuple[Architecture, int]:
+    """Widths as far as they matter between the models, and bytes of a number there."""
+    return Architecture(patch=v.checkpoint.patch_size, fpn=v.checkpoint.hidden_size), 4 if v.precision == "fp32" else 2
+
+
 def _batch_bytes(v: Variant) -> float:
     """Of the largest batch between the models."""
-    sizes, element = Architecture(patch=v.checkpoint.patch_size, fpn=v.checkpoint.hidden_size), 4 if v.precision == "fp32" else 2
+    sizes, element = _sizes(v)
     pixels = v.max_batch * 3 * v.resolution**2
     memory = v.max_pairs * sizes.patches(v.resolution) * sizes.fpn * element
     return pixels + memory + feature_bytes(v.resolution, v.max_batch, sizes, element)

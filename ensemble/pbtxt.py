@@ -38,7 +38,9 @@ def write(model: Model, variant: Variant, engine: str, repository: Path) -> Path
     (folder / "1").mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(render(model, variant, engine))
     script = model_py(model.part, engine)
-    if script is not None:
+    if script is None:
+        (folder / "1" / "model.py").unlink(missing_ok=True)  # of another engine, before
+    else:
         (folder / "1" / "model.py").write_text(script)
     return folder
 

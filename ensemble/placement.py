@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ensemble.pbtxt import render
+from ensemble import pbtxt
 from ensemble.preflight import ServerError
 from ensemble.spec import ARTIFACTS, Variant, is_front_name
 
@@ -145,13 +145,10 @@ def view(served: Sequence[Served], folder: Path) -> Path:
     root = folder / "repository"
     root.mkdir()
     for one in served:
-        front = root / one.folder.name
         if one.variant != read_variant(one.folder / "config.pbtxt"):
-            front.mkdir()
-            (front / "config.pbtxt").write_text(render(one.variant.front, one.variant, one.engine))
-            (front / "1").symlink_to((one.folder / "1").resolve())
+            pbtxt.write(one.variant.front, one.variant, one.engine, root)
         else:
-            front.symlink_to(one.folder.resolve())
+            (root / one.folder.name).symlink_to(one.folder.resolve())
         for model in (a.folder for a in one.artifacts):
             link = root / model.name
             if not link.is_symlink():

@@ -72,12 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resolutions", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository"
     )
-    parser.add_argument(
-        "--max-batch",
-        type=int,
-        help="most frames that a front model takes at once; default: as exported",
-    )
-    parser.add_argument("--front-instances", type=int, help="front models side by side; default: as exported")
+    add_front_options(parser)
     parser.add_argument("--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU")
     parser.add_argument(
         "--probe-interval", type=float, default=20.0, help="seconds between probes by a real inference; default %(default)s"
@@ -117,6 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"sam3-serve: {error}")
         return 1
     return 0
+
+
+def add_front_options(parser: argparse.ArgumentParser) -> None:
+    """What `EmbeddedServer` can change of the front models that it serves."""
+    parser.add_argument("--max-batch", type=int, help="most frames that a front model takes at once; default: as exported")
+    parser.add_argument("--front-instances", type=int, help="front models side by side; default: as exported")
 
 
 def _ports(address: str, given: Sequence[int | None]) -> list[int]:

@@ -72,22 +72,9 @@ def publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
 
 
 def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path]:
-    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the front; needs no checkpoint."""
-    written = []
-    for model in (*variant.sub_models, variant.front):
-        folder = root / model.name
-        (folder / VERSION).mkdir(parents=True, exist_ok=True)
-        texts = {
-            folder / "config.pbtxt": pbtxt.render(model, variant, engine),
-            folder / VERSION / "model.py": pbtxt.model_py(model.part, engine),
-        }
-        for path, text in texts.items():
-            if text is None:
-                path.unlink(missing_ok=True)
-            else:
-                path.write_text(text)
-                written.append(path)
-    return written
+    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the front, whose configurations it returns;
+    needs no checkpoint."""
+    return [pbtxt.write(model, variant, engine, root) / "config.pbtxt" for model in (*variant.sub_models, variant.front)]
 
 
 def file_sha256(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 Cameras are perf_analyzer's concurrent requests over gRPC: a JPEG of 1080p and class names in, boxes and packed masks out: `PICKS` of each class in the
 mean, the best of the frame, as if everything asked for were there. The server is stopped before its peers are timed on the same card, and all of them see
-the same frames; its engines alone make `PICKS` masks of each class, in no more calls' rows than the server. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the speeds.
+the same frames; its engines alone make `PICKS` masks of each class, which is no more work. The least cosine of the repository's artifacts with the checkpoint
+in fp32 stands beside the speeds.
 
     python -m perf.end_to_end --repository build/packages --checkpoint random --resolutions 1008 672
 """
@@ -23,6 +24,7 @@ from clients.connection import Client
 from ensemble import gpu, placement
 from ensemble.placement import Served
 from ensemble.preflight import ServerError
+from ensemble.serve import add_front_options
 from ensemble.server import EmbeddedServer
 from perf import inputs, metrics
 from perf.analyzer import Analyzer, AnalyzerError, last_words
@@ -47,8 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cameras", type=int, default=8, help="default %(default)s")
     p.add_argument("--in-flight", type=int, nargs="+", default=[1, 2], help="frames of one camera under way; default 1 2")
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
-    p.add_argument("--max-batch", type=int, help="most frames that the server takes at once; default: as exported")
-    p.add_argument("--front-instances", type=int, help="the server's front models side by side; default: as exported")
+    add_front_options(p)
     p.add_argument("--device", default="cuda", help="of the peers; default %(default)s")
     p.add_argument(
         "--seconds", type=float, default=4, help="of each of perf_analyzer's three windows, and of a peer's; default %(default)s"
@@ -111,9 +112,8 @@ def measure_server(
             for in_flight in sorted(options.in_flight):
                 with GpuWatch(server.metrics_url, before_mb) as watch:
                     concurrency = options.cameras * in_flight
-                    analyze(
-                        analyzer, server.grpc_url, name, data, concurrency, options.seconds / 4
-                    )  # warms caches and allocators up
+                    # Warms caches and allocators up.
+                    analyze(analyzer, server.grpc_url, name, data, concurrency, options.seconds / 4)
                     before = metrics.scrape(server.metrics_url)
                     told = analyze(analyzer, server.grpc_url, name, data, concurrency, options.seconds)
                     parts = {m.part: m.name for m in variant.sub_models}

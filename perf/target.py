@@ -16,6 +16,7 @@ from typing import Any
 from ensemble import gpu, placement
 from ensemble.memory import SAM3, Architecture
 from ensemble.preflight import ServerError
+from ensemble.serve import add_front_options
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
@@ -91,8 +92,7 @@ def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dic
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """What `serving` and `offered` read."""
     parser.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
-    parser.add_argument("--max-batch", type=int, help="of the server on --repository: most frames at once; default: as exported")
-    parser.add_argument("--front-instances", type=int, help="of the server on --repository: front models side by side")
+    add_front_options(parser)
     parser.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
     parser.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
     parser.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
