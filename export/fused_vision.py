@@ -43,7 +43,7 @@ class FusedVisionEncoder(nn.Module):
                 cos, sin = cos[self.order.raster()], sin[self.order.raster()]
             elif not self.order.filled:
                 cos, sin = places_tables(cos, sin, self.order)
-            self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)  # [grid*grid,d/2]
+            self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)  # [grid*grid,d/2], or that of `places_tables`
             self.register_buffer(f"{name}_sin", sin.contiguous(), persistent=False)
         self.blocks = nn.ModuleList(FusedBlock(layer, self.order, kernels) for layer in vit.layers)
         self.levels = nn.ModuleList(FusedLevel(level, self.order, kernels) for level in model.vision_encoder.neck.fpn_layers[:3])
@@ -65,9 +65,12 @@ class FusedBlock(nn.Module):
         super().__init__()
         source = layer.attention
         self.window: int = layer.window_size
-        self.order, self.kernels = order, kernels
-        self.runs = order.padding()[1]
-        self.register_buffer("windows", torch.tensor(self.runs, dtype=torch.int32), persistent=False)  # [windows,4]
+        self.kernels = kernels
+        self.ragged = bool(layer.window_size) and not order.filled  # some windows have fewer tokens
+        if self.ragged:
+            self.runs = order.padding()[1]
+            self.register_buffer("windows", torch.tensor(self.runs, dtype=torch.int32), persistent=False)  # [windows,4]
+        self.tokens = order.window**2 if layer.window_size and order.filled else order.patches**2  # of a run that is handed on
         self.heads, self.head_dim = source.num_attention_heads, source.head_dim
         joined = joined_projection(source, "qkv")
         rows = rotary_rows(self.heads, self.head_dim)
@@ -80,17 +83,16 @@ class FusedBlock(nn.Module):
         return x + self.fc2(gelu_linear(self.fc1, layer_norm(self.norm2, x)))
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        p, width, window = self.order.patches, x.shape[-1], self.window
-        ragged = window and not self.order.filled
-        qkv = self.qkv(x).reshape(-1, window * window if window and not ragged else p * p, 3 * width)
+        tokens, width = x.shape[1:]
+        qkv = self.qkv(x).reshape(-1, self.tokens, 3 * width)
         q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
-        if ragged:
+        if self.ragged:
             _, key, value = self.qkv.bias.reshape(3, self.heads, self.head_dim)
-            k = turn(k, cos[: p * p], sin[: p * p])
+            k = turn(k, cos[:tokens], sin[:tokens])
             out = attend_windows(q, k, v, (key, value), (cos, sin), self.windows, self.runs, self.kernels)
         else:
             out = attend(q, turn(k, cos, sin), v, self.kernels, turned_by=(cos, sin))  # [*,tokens,C]
-        return self.output(out.reshape(-1, p * p, width))
+        return self.output(out.reshape(-1, tokens, width))
 
 
 class FusedLevel(nn.Module):

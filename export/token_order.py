@@ -7,6 +7,7 @@ bottom have fewer tokens; what SAM3 pads them with is told apart (`padding`), fo
 from __future__ import annotations
 
 from itertools import accumulate, product
+from math import prod
 
 import torch
 from torch import Tensor
@@ -21,12 +22,6 @@ class TokenOrder:
         sides = [(start, min(window, patches - start)) for start in range(0, patches, window)]
         self.side = len(sides)  # windows a side
         self.tiles = [(y, x, rows, columns) for (y, rows), (x, columns) in product(sides, sides)]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the first window, which has the most."""
-        _, _, rows, columns = self.tiles[0]
-        return rows * columns
 
     def raster(self) -> Tensor:
         """Position in raster order of each token in this order: [p*p]."""
@@ -97,8 +92,5 @@ def _squares(x: Tensor, sides: tuple[int, ...], doublings: int) -> Tensor:
     pairs = [*sides, *[2] * (2 * doublings)]
     x = x.reshape(-1, *pairs, x.shape[-1] // 4**doublings)
     rows = range(1, 1 + len(pairs), 2)
-    height = width = 1
-    for row, column in zip(pairs[::2], pairs[1::2], strict=True):
-        height, width = height * row, width * column
     x = x.permute(0, *rows, *(r + 1 for r in rows), x.ndim - 1)  # B, rows coarse to fine, columns coarse to fine, C
-    return x.reshape(x.shape[0], height, width, x.shape[-1])
+    return x.reshape(x.shape[0], prod(pairs[::2]), prod(pairs[1::2]), x.shape[-1])

@@ -57,8 +57,9 @@ def export_variant(
     Raises EngineError before anything is built, GateError before anything is moved in.
     """
     tool = find_engine(engine, tensorrt)
+    names = {part: getattr(variant, part).name for part in PARTS}
     recipes = {part: recipe(source, variant, engine, part, tool) for part in PARTS}
-    kept = {part for part in PARTS if not force and is_current(root / getattr(variant, part).name, recipes[part])}
+    kept = {part for part in PARTS if not force and is_current(root / names[part], recipes[part])}
     if len(kept) < len(PARTS):
         staging = (
             staging or root.parent
@@ -67,12 +68,11 @@ def export_variant(
         sized = at_size(source.model, variant.resolution, variant.queries)
 
         def build(part: str) -> Facts:
-            report(f"{getattr(variant, part).name}: building {ARTIFACTS[engine]}")
+            report(f"{names[part]}: building {ARTIFACTS[engine]}")
             return _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
-        names = {part: getattr(variant, part).name for part in PARTS}
         paths = {part: (root if part in kept else staging) / names[part] / VERSION / ARTIFACTS[engine] for part in PARTS}
         gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
         if gate.failures:
@@ -85,7 +85,7 @@ def export_variant(
     report(f"r{variant.resolution}: writing configurations")
     write_configurations(variant, engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
-    return [Written.at(root / getattr(variant, part).name, part in kept) for part in PARTS]
+    return [Written.at(root / names[part], part in kept) for part in PARTS]
 
 
 def discard(staging: Path, built: Sequence[str], gate: GateReport) -> None:

@@ -75,9 +75,9 @@ class Block(nn.Module):
             self.register_buffer("held", held, persistent=False)
         self.heads, self.head_dim = source.num_attention_heads, source.head_dim
         joined = joined_projection(source, "qkv")
-        order = rotary_rows(self.heads, self.head_dim)  # queries and keys only: values are not rotated
-        self.qkv_weight = nn.Parameter(joined.weight[order], requires_grad=False)  # [3C,C]
-        self.qkv_bias = nn.Parameter(joined.bias[order], requires_grad=False)  # [3C]
+        rows = rotary_rows(self.heads, self.head_dim)  # queries and keys only: values are not rotated
+        self.qkv_weight = nn.Parameter(joined.weight[rows], requires_grad=False)  # [3C,C]
+        self.qkv_bias = nn.Parameter(joined.bias[rows], requires_grad=False)  # [3C]
         self.output = source.o_proj
         self.norm1, self.norm2, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.mlp
 

@@ -42,7 +42,7 @@ def window_inputs(patches: int, window: int, width: int) -> tuple[Any, ...]:
     angles = angles[torch.cat([order.places(), places])]
     q, k, v = heads(2, tokens, 3, width), heads(2, tokens, 3, width), heads(2, tokens, 3, width)
     table = torch.tensor(runs, dtype=torch.int32)
-    return q, k, v, uniform(3, width), uniform(3, width), angles.cos(), angles.sin(), table, order.longest
+    return q, k, v, uniform(3, width), uniform(3, width), angles.cos(), angles.sin(), table, max(count for _, count, _, _ in runs)
 
 
 def box_inputs(grid: int) -> tuple[Any, ...]:
@@ -146,42 +146,40 @@ def test_compiled(name: str) -> None:
 
 # What ahead-of-time compilation makes of a number that varies from call to call is a 64-bit argument; of a fixed one, a 32-bit argument.
 HALF = "*fp16"
+ATTENTION = {f"{name}_ptr": HALF for name in ("q", "k", "v", "out", "key_bias", "cos", "sin")}
 KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
     "image attention": (
         "attention",
         "attention_kernel",
-        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr=HALF, cos_ptr=HALF, sin_ptr=HALF),
+        ATTENTION,
         dict(WIDTH=64, QUERIES=128, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
         dict(num_warps=8, num_stages=3),
     ),
     "window attention": (
         "attention",
         "attention_kernel",
-        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr=HALF, cos_ptr=HALF, sin_ptr=HALF),
+        ATTENTION,
         dict(WIDTH=64, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
         dict(num_warps=4, num_stages=3),
     ),
     "attention in padded windows": (
         "window_attention",
         "window_attention_kernel",
-        dict(
-            **{f"{name}_ptr": HALF for name in ("q", "k", "v", "out", "key_bias", "value_bias", "cos", "sin")},
-            windows_ptr="*i32",
-        ),
+        ATTENTION | dict(value_bias_ptr=HALF, windows_ptr="*i32"),
         dict(WIDTH=64, QUERIES=64, KEYS=64, BLOCKS=9),
         dict(num_warps=4, num_stages=3),
     ),
     "encoder attention": (
         "attention",
         "attention_kernel",
-        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr=HALF, cos_ptr=HALF, sin_ptr=HALF),
+        ATTENTION,
         dict(WIDTH=32, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=False),
         dict(num_warps=4, num_stages=3),
     ),
     "prompt attention": (
         "attention",
         "attention_kernel",
-        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, key_bias_ptr="*fp32", cos_ptr=HALF, sin_ptr=HALF, keys="i64"),
+        ATTENTION | dict(key_bias_ptr="*fp32", keys="i64"),
         dict(WIDTH=32, QUERIES=64, KEYS=32, WHOLE=False, KEY_BIAS=True, ROTARY=False),
         dict(num_warps=4, num_stages=1),
     ),
