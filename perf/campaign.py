@@ -29,24 +29,10 @@ POLL_S = 0.2
 ENGINES = ("aoti", "transformers", "transformers-compiled")
 COMPILED = ("--classes", "4", "--present", "1")
 """Every other number of pairs would be compiled anew, for a minute and more."""
-LOAD: tuple[str, ...] = (
-    "--alone",
-    "--frame",
-    "1920x1080",
-    "--cameras",
-    "1",
-    "2",
-    "4",
-    "8",
-    "--classes",
-    "1",
-    "4",
-    "--requests",
-    "64",
-)
 EVERYTHING = ("--threshold", "0", "--max-detections", "5")
 """Random weights detect nothing: five queries of every class get masks."""
-LOAD += EVERYTHING
+POINTS = ("--cameras", "1", "2", "4", "8", "--classes", "1", "4")
+LOAD = ("--alone", "--frame", "1920x1080", "--requests", "64", *POINTS, *EVERYTHING)
 PRECISIONS = ("fp16", "fp32")
 MERGED = ("engines", "end_to_end", "sweep")
 """Results of which every step writes a part."""
@@ -92,9 +78,9 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
         needs = (f"export-{r}",) if engine == "aoti" else ()
         add(f"{name}-{r}", out, module, *arguments, *what, "--output", out, needs=needs)
 
-    def small(name: str, *arguments: object, needs: Sequence[str]) -> None:
-        about = (*arguments, "--checkpoint", CHECKPOINT, "--output", folder / f"{name}.json")
-        add(name, folder / f"{name}.json", "perf.accuracy" if name == "accuracy" else "perf.cli", *about, needs=tuple(needs))
+    def small(name: str, module: str, *arguments: object, precisions: Sequence[str]) -> None:
+        out, needs = folder / f"{name}.json", tuple(f"export-small-{precision}" for precision in precisions)
+        add(name, out, module, *arguments, "--checkpoint", CHECKPOINT, "--output", out, needs=needs)
 
     for r in resolutions:
         measure("end_to_end", r, "perf.end_to_end", "--checkpoint", checkpoint)
@@ -102,7 +88,7 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
         measure("sweep", r, "perf.cli", "sweep", *LOAD)
     packages = {precision: folder / f"packages-small-{precision}" for precision in PRECISIONS}
     repositories = [part for path in packages.values() for part in ("--repository", path)]
-    small("accuracy", *repositories, needs=[f"export-small-{precision}" for precision in packages])
+    small("accuracy", "perf.accuracy", *repositories, precisions=PRECISIONS)
     for engine in ENGINES:
         for r in resolutions:
             more = COMPILED if engine.endswith("compiled") else ()
@@ -114,7 +100,7 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
             for name in ("rewrites", "kernels", "preprocess"):
                 add(name, folder / f"{name}.json", f"perf.{name}", "--output", folder / f"{name}.json")
     about = ("--repository", packages["fp16"], "--resolution", 252, "--device", "cuda", "--compile")
-    small("peers", "peers", *about, needs=["export-small-fp16"])
+    small("peers", "perf.cli", "peers", *about, precisions=["fp16"])
     return found
 
 
