@@ -81,9 +81,9 @@ def window_attention_kernel(
         value = tl.load(value_bias_ptr + head * WIDTH + channel).to(tl.float32)
         for start in range(0, pads, KEYS):
             seen = start + key[None, :] < pads
-            angle = (tokens + padded + start + key[None, :]) * half + (channel % half)[:, None]  # [WIDTH,KEYS]
-            cos, sin = tl.load(cos_ptr + angle, mask=seen, other=0.0), tl.load(sin_ptr + angle, mask=seen, other=0.0)
-            scores = tl.where(seen, tl.dot(q, (bias * cos + swapped * sin).to(q.dtype)), float("-inf"))
+            turns = (tokens + padded + start + key[None, :]) * half + (channel % half)[:, None]  # [WIDTH,KEYS]
+            key_cos, key_sin = tl.load(cos_ptr + turns, mask=seen, other=0.0), tl.load(sin_ptr + turns, mask=seen, other=0.0)
+            scores = tl.where(seen, tl.dot(q, (bias * key_cos + swapped * key_sin).to(q.dtype)), float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1) * LOG2E)
             weight = tl.sum(tl.exp2(scores * LOG2E - higher[:, None]), 1)
             shrink = tl.exp2(highest - higher)
