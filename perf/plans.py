@@ -135,9 +135,11 @@ def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settin
             feed = {"pixel_values": host(work.pixel_values)}
             yield row("vision_encoder", batch, 0, 1.0, [("vision_encoder", feed)], clock.outputs("vision_encoder", feed), wanted)
             if batch == batches[0]:
-                feed = {"input_ids": host(work.input_ids)}
+                names = min(len(work.input_ids), variant.max_pairs)
+                feed = {"input_ids": host(work.input_ids[:names])}
                 found = clock.outputs("text_encoder", feed)
-                yield row("text_encoder", batch, 4, 1.0, [("text_encoder", feed)], found, truth.text(work))
+                texts = {name: tensor[:names] for name, tensor in truth.text(work).items()}
+                yield row("text_encoder", batch, names, 1.0, [("text_encoder", feed)], found, texts)
             features = {name: tensor.half() for name, tensor in wanted.items()}
             for classes in arguments.classes:
                 for present in arguments.present:
