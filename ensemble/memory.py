@@ -1,7 +1,8 @@
 """What a resolution keeps in GPU memory: SAM3's widths, a resolution and a batch go in, megabytes by purpose come out.
 
-    megabytes = weights + base + activations of the plan's largest batch + buffers of the frames under way + unfused attention scores + Triton's pool
+    megabytes = weights + base + activations + buffers of the frames under way + unfused attention scores + Triton's pool
 
+Activations are those of the plan's largest batch, which TensorRT reserves at the start; PyTorch's packages take them as frames and pairs come, and keep them.
 Base (CUDA contexts and libraries) and activations can only be measured: they are a `Footprint` that names its source. The rest is computed from sizes.
 The server's start check and `sam3-perf capacity` both read this module, so they cannot disagree. Standard library only.
 """
@@ -90,20 +91,20 @@ SAM3 = Architecture()
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What only a measurement tells: megabytes beside the weights, and megabytes of activations per 1000 patches and frame of the plan's batch."""
+    """What only a measurement tells: megabytes beside the weights, and megabytes of activations per 1000 patches and frame, and per 1000 patches and pair
+    of a frame and a class where those count."""
 
     base_mb: float
     activation_mb: float
     source: str
+    pair_mb: float = 0.0
 
 
 RTX_5090 = Footprint(937.1, 104.8, "fitted by sam3-perf to a published table of TensorRT FP16 plans on an RTX 5090")
 FOOTPRINTS = {
     "tensorrt": RTX_5090,
     # Each model and each front instance is a process with a CUDA context, libraries and an allocator of its own.
-    "aoti": Footprint(
-        5_650.0, 135.6, "measured on one H200 at 1008 and 672: 8 cameras, 16 frames under way, perf/results/h200/end_to_end.json"
-    ),
+    "aoti": Footprint(5_202.7, 72.2, "fitted by sam3-perf to perf/results/h200/sweep.json", pair_mb=13.1),
 }
 """By engine that runs on a GPU."""
 
@@ -140,11 +141,14 @@ def need(
     queries: int | None = None,
     *,
     plan_batch: int,
+    pairs: int = 0,
     element: int = 2,
     fused: bool | None = None,
 ) -> Need:
-    """Of one resolution without a pool: `frames` under way, plans for `plan_batch` frames, `element` bytes a number; `fused` as in `score_bytes`."""
-    activations = footprint.activation_mb * a.patches(resolution) / 1e3 * plan_batch * element / 2
+    """Of one resolution without a pool: `frames` under way, activations for `plan_batch` frames and `pairs` pairs, `element` bytes a number; `fused` as in
+    `score_bytes`."""
+    load = footprint.activation_mb * plan_batch + footprint.pair_mb * pairs
+    activations = load * a.patches(resolution) / 1e3 * element / 2
     return Need(
         weights=weight_bytes(a, element) / MB,
         base=footprint.base_mb,
@@ -159,13 +163,16 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
     total = Need()
     for variant in variants:
         sizes, element = _sizes(variant)
+        # The packages' processes hold the buffers of a batch in every front instance; those of plans are in Triton's pool.
+        batches = variant.front_instances if engine == "aoti" else 1
         total += need(
             FOOTPRINTS[engine],
             variant.resolution,
-            variant.max_batch,
+            variant.max_batch * batches,
             sizes,
             variant.queries,
             plan_batch=variant.max_batch,
+            pairs=variant.max_pairs,
             element=element,
             fused=True if engine == "aoti" else None,  # PyTorch's kernels never store scores
         )

@@ -144,7 +144,7 @@ def _memory(wish: Wish, resolution: int, evidence: Sequence[Evidence]) -> Figure
         if sample and sample.memory_mb:
             return Figure(sample.memory_mb, HERE if sample.here else ELSEWHERE, sample.where)
         calibration = source.calibration()
-        memory = calibration.memory_mb(resolution, min(wish.cameras, PLAN_BATCH))
+        memory = calibration.memory_mb(resolution, min(wish.cameras, PLAN_BATCH), wish.classes)
         if memory is not None:
             checkpoint = Checkpoint(hidden_size=source.architecture.fpn, num_queries=source.architecture.queries)
             pool = pool_mb([Variant(resolution, queries=checkpoint.num_queries, checkpoint=checkpoint)])

@@ -5,19 +5,20 @@
 
 The names "per frame" (decoding, resizing, copying), "per call" and "ms per TFLOP", and of the memory "base" and "activations", are fitted, by least squares
 of relative errors and never below zero; the rest is computed. Few coefficients, so that a handful of points suffices and leaving one out means something.
+Engines that take memory on demand have activations of frames and of pairs, the others those of their plans' batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
 
 from ensemble.memory import SAM3, Architecture, Footprint, need, score_bytes
 from perf.model import frame_flops
-from perf.published import PLAN_BATCH, Measurement
+from perf.published import MOST_PAIRS, PLAN_BATCH, Measurement
 
 PASSES = 2
 """Each of the two copies of the attention scores is written once and read once."""
@@ -41,6 +42,7 @@ class Calibration:
     p95_ratio: float
     queries: int
     fused: bool | None
+    on_demand: bool
 
     def ms_per_frame(self, resolution: int, batch: float, classes: int, queries: int | None = None) -> float:
         """Milliseconds of the GPU or the processor for one frame out of a batch."""
@@ -48,12 +50,14 @@ class Calibration:
         fitted = np.dot(columns, (self.per_frame_ms, self.per_call_ms, self.ms_per_tflop))
         return float(fitted) + score_ms(self.architecture, resolution, self.bandwidth_gb_s, self.fused)
 
-    def memory_mb(self, resolution: int, batch: float, queries: int | None = None, plan_batch: int = PLAN_BATCH) -> float | None:
+    def memory_mb(
+        self, resolution: int, batch: float, classes: int, queries: int | None = None, plan_batch: int = PLAN_BATCH
+    ) -> float | None:
         """Megabytes on the GPU, Triton's pool not counted, with `batch` frames under way and plans built for `plan_batch`; None where no memory calibrates it."""
         if self.footprint is None:
             return None
-        frames, queries = max(1, round(batch)), queries or self.queries
-        return need(self.footprint, resolution, frames, self.architecture, queries, plan_batch=plan_batch, fused=self.fused).total
+        sample = Measurement(resolution, batch, classes, 0.0, queries=queries or self.queries, plan_batch=plan_batch)
+        return computed(self.footprint, self.architecture, replace(sample, fused=self.fused, on_demand=self.on_demand))
 
 
 def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandwidth_gb_s: float = 1792.0) -> Calibration:
@@ -77,6 +81,7 @@ def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandw
         p95_ratio=median(ratios) if ratios else 1.3,
         queries=samples[0].queries,
         fused=samples[0].fused,
+        on_demand=samples[0].on_demand,
     )
 
 
@@ -84,10 +89,22 @@ def _fit_memory(samples: Sequence[Measurement], a: Architecture) -> Footprint | 
     measured = [(s, s.memory_mb) for s in samples if s.memory_mb]
     if len(measured) < 2:
         return None
-    rows = [(1.0, a.patches(s.resolution) / 1e3 * s.plan_batch) for s, _ in measured]
-    rest = [memory - known_mb(a, s) for s, memory in measured]
-    base, activation = least_squares(rows, rest, [memory for _, memory in measured])
-    return Footprint(base, activation, samples[0].where)
+    rows = [(1.0, *(a.patches(s.resolution) / 1e3 * count for count in load(s))) for s, _ in measured]
+    rest = [memory - computed(Footprint(0.0, 0.0, ""), a, s) - s.pool_mb for s, memory in measured]
+    base, activation, pair = least_squares(rows, rest, [memory for _, memory in measured])
+    return Footprint(base, activation, samples[0].where, pair)
+
+
+def load(sample: Measurement) -> tuple[int, int]:
+    """Frames and pairs of a frame and a class that memory is taken for."""
+    frames = max(1, round(sample.batch))
+    return (frames, min(frames * sample.classes, MOST_PAIRS)) if sample.on_demand else (sample.plan_batch, 0)
+
+
+def computed(footprint: Footprint, a: Architecture, s: Measurement) -> float:
+    """Megabytes under the sample's load, Triton's pool not counted."""
+    frames, (batch, pairs) = max(1, round(s.batch)), load(s)
+    return need(footprint, s.resolution, frames, a, s.queries, plan_batch=batch, pairs=pairs, fused=s.fused).total
 
 
 def time_columns(a: Architecture, resolution: int, batch: float, classes: int, queries: int) -> tuple[float, float, float]:
@@ -98,13 +115,6 @@ def time_columns(a: Architecture, resolution: int, batch: float, classes: int, q
 def score_ms(a: Architecture, resolution: int, bandwidth_gb_s: float, fused: bool | None) -> float:
     """Milliseconds a frame of reading and writing attention scores in the global layers, where attention is not fused."""
     return PASSES * a.global_layers * score_bytes(resolution, 1, a, fused=fused) / (bandwidth_gb_s * 1e6)
-
-
-def known_mb(a: Architecture, sample: Measurement) -> float:
-    """The part of the memory that needs no fitting."""
-    frames, nothing = max(1, round(sample.batch)), Footprint(0.0, 0.0, "")
-    computed = need(nothing, sample.resolution, frames, a, sample.queries, plan_batch=sample.plan_batch, fused=sample.fused)
-    return computed.total + sample.pool_mb
 
 
 def least_squares(rows: Sequence[Sequence[float]], values: Sequence[float], scale: Sequence[float]) -> list[float]:
@@ -150,6 +160,6 @@ def leave_one_out(
     for index, sample in enumerate(samples):
         others = fit([*samples[:index], *samples[index + 1 :]], architecture, bandwidth_gb_s)
         ms = others.ms_per_frame(sample.resolution, sample.batch, sample.classes, sample.queries)
-        memory = others.memory_mb(sample.resolution, sample.batch, sample.queries, sample.plan_batch)
+        memory = others.memory_mb(sample.resolution, sample.batch, sample.classes, sample.queries, sample.plan_batch)
         found.append(LeftOut(sample, ms, None if memory is None else memory + sample.pool_mb))
     return found

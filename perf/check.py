@@ -39,11 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(table(evidence, found))
             errors = worst(found)
             footprint = evidence.calibration().footprint
-            fitted = (
-                {"base_mb": round(footprint.base_mb, 1), "activation_mb": round(footprint.activation_mb, 1)}
-                if footprint
-                else None
-            )
+            names = ("base_mb", "activation_mb", "pair_mb")
+            fitted = {name: round(getattr(footprint, name), 1) for name in names} if footprint else None
             report[evidence.name] = {**errors, "footprint": fitted}
             good &= (errors["time"] or 0) <= TIME_LIMIT and (errors["memory"] or 0) <= MEMORY_LIMIT
     except ValueError as error:

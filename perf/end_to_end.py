@@ -2,8 +2,8 @@
 
 Cameras are perf_analyzer's concurrent requests over gRPC: a JPEG of 1080p and class names in, boxes and packed masks out: `PICKS` of each class in the
 mean, the best of the frame, as if everything asked for were there. The server is stopped before its peers are timed on the same card, and all of them see
-the same frames; its engines alone make `PICKS` masks of each class, which is no more work. The least cosine of the repository's artifacts with the checkpoint
-in fp32 stands beside the speeds.
+the same frames. Its engines alone make `PICKS` masks of each class, a row of the mask head for each; where a frame's best are spread unevenly over its classes,
+the server needs more rows. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the speeds.
 
     python -m perf.end_to_end --repository build/packages --checkpoint random --resolutions 1008 672
 """

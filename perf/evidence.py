@@ -11,7 +11,7 @@ from ensemble.memory import SAM3, Architecture
 from perf import results
 from perf.calibrate import Calibration, fit
 from perf.published import BANDWIDTH_GB_S, PLAN_BATCH, TABLES, Measurement
-from perf.tables import front_rows
+from perf.tables import front_rows, own_memory
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,15 +55,17 @@ def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Ev
         raise results.ResultsError(f"{path} has no row of a front model under steady load; measure one with sam3-perf sweep")
     what = f"{sweep.setting.get('engine', '')} {sweep.setting.get('checkpoint', '')}".strip()
     where = f"{'' if here else 'one '}{sweep.where}, this server{f' with {what}' if what else ''}, {path.name} of {sweep.date}"
-    samples = tuple(_sample(row, sweep.setting, where, here) for row in rows)
+    own = own_memory(sweep.rows)
+    samples = tuple(_sample(row, sweep.setting, where, here, id(row) in own) for row in rows)
     known = sweep.setting.get("architecture")
     return Evidence(name or str(path), samples, Architecture(**known) if known else SAM3, bandwidth_gb_s)
 
 
-def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool) -> Measurement:
-    batch = float(row["mean_batch"]) or 1.0
-    # With several resolutions loaded the GPU's memory is theirs together; processes on a CPU keep what they once had: no measure of need either.
-    memory = float(row["gpu_memory_mb"] or 0) if row.get("loaded", 1) == 1 else 0.0
+def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool, own: bool) -> Measurement:
+    """`own`: the row's memory is that of its own load."""
+    batch, packages = float(row["mean_batch"]) or 1.0, setting.get("engine") == "aoti"
+    # With several resolutions loaded the GPU's memory is theirs together.
+    memory = float(row["gpu_memory_mb"] or 0) if own and row.get("loaded", 1) == 1 else 0.0
     return Measurement(
         resolution=int(row["resolution"]),
         batch=batch,
@@ -76,8 +78,9 @@ def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool
         cameras=int(row["cameras"]),
         here=here,
         plan_batch=int(setting.get("max_batch", PLAN_BATCH)),
+        on_demand=packages,
         pool_mb=float(row.get("pool_mb", 0)),
-        fused=True if setting.get("engine") == "aoti" else None,  # PyTorch's kernels never store scores
+        fused=True if packages else None,  # PyTorch's kernels never store scores
     )
 
 

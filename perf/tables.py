@@ -74,9 +74,25 @@ def memory_of(row: Row) -> float:
     return float(row.get("gpu_memory_mb") or row.get("server_memory_mb") or 0)
 
 
+def own_memory(rows: Sequence[Row]) -> set[int]:
+    """The `id` of each front model's row, in the order of measuring, whose memory is that of its own load.
+
+    Allocators keep what they once took: after eight cameras, one camera shows the memory of eight.
+    """
+    loads: dict[int, list[tuple[int, int]]] = {}
+    own = set()
+    for row in (r for r in rows if r["target"] == "front"):
+        load = (row["cameras"], row["cameras"] * row["classes"])
+        earlier = loads.setdefault(row["resolution"], [])
+        if all(load[0] >= frames and load[1] >= pairs for frames, pairs in earlier):
+            own.add(id(row))
+        earlier.append(load)
+    return own
+
+
 def streams(rows: Sequence[Row], cameras: int, classes: int) -> Sheet:
     """One row a resolution: what `cameras` streams get."""
-    found = [r for r in front_rows(rows) if (r["cameras"], r["classes"]) == (cameras, classes)]
+    found, own = [r for r in front_rows(rows) if (r["cameras"], r["classes"]) == (cameras, classes)], own_memory(rows)
     title = f"{'Single stream' if cameras == 1 else f'{cameras} cameras'}, {classes} class{'es' if classes > 1 else ''}"
     columns = ("resolution", "patches", "fps", "fps per camera", "mean ms", "p95 ms", "batch", "memory MB")
     cells = [
@@ -88,7 +104,7 @@ def streams(rows: Sequence[Row], cameras: int, classes: int) -> Sheet:
             f"{r['mean_ms']:.0f}",
             f"{r['p95_ms']:.0f}",
             f"{r['mean_batch']:.1f}",
-            f"{memory_of(r):,.0f}" if memory_of(r) else "-",
+            f"{'' if id(r) in own else '≤ '}{memory_of(r):,.0f}" if memory_of(r) else "-",
         )
         for r in found
     ]

@@ -24,7 +24,7 @@ def test_known_coefficients_are_found_again():
     found = fit(samples)
     assert (found.per_frame_ms, found.per_call_ms, found.ms_per_tflop) == pytest.approx((3.0, 5.0, 7.0))
     assert found.ms_per_frame(560, 4, 2) < found.ms_per_frame(1008, 4, 2)
-    assert found.memory_mb(672, 8) is None, "no sample says how much memory"
+    assert found.memory_mb(672, 8, 4) is None, "no sample says how much memory"
 
 
 def test_coefficients_are_never_negative():
@@ -45,8 +45,9 @@ def test_every_published_point_is_predicted_by_the_others():
 
 def test_memory_grows_with_frames_classes_do_not_matter_and_smaller_plans_save():
     found = fit(RTX_5090)
-    eight, one = found.memory_mb(672, 8), found.memory_mb(672, 1)
-    small = found.memory_mb(672, 1, plan_batch=1)
+    eight, one = found.memory_mb(672, 8, 4), found.memory_mb(672, 1, 4)
+    assert found.memory_mb(672, 8, 16) == eight, "plans reserve all at the start"
+    small = found.memory_mb(672, 1, 4, plan_batch=1)
     assert eight is not None
     assert one is not None
     assert small is not None
@@ -65,7 +66,7 @@ def test_check_ends_with_one_json_line(capsys):
     assert report["ok"] is True
     found = report["largest_errors"]["rtx5090"]
     assert set(found) == {"time", "memory", "footprint"}
-    assert found["footprint"] == {"base_mb": RTX_FOOTPRINT.base_mb, "activation_mb": RTX_FOOTPRINT.activation_mb}
+    assert found["footprint"] == {"base_mb": RTX_FOOTPRINT.base_mb, "activation_mb": RTX_FOOTPRINT.activation_mb, "pair_mb": 0.0}
 
 
 def test_check_fails_where_one_point_cannot_be_predicted(capsys):

@@ -24,7 +24,7 @@ def test_the_committed_page_is_up_to_date(capsys):
 def test_sentences_by_hand_agree_with_the_model():
     assert vision_flops(672) / vision_flops(728) == pytest.approx(2 / 3, abs=0.01), "a third of the arithmetic"
     calibration = fit(RTX_5090)
-    fused = calibration.memory_mb(1008, 8)
+    fused = calibration.memory_mb(1008, 8, 4)
     assert fused is not None
     fused += pool_mb([Variant(1008)])
     assert pool_mb([Variant(1008)]) / 1e3 == pytest.approx(2.1, abs=0.05)
