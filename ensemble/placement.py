@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,12 @@ from ensemble.preflight import ServerError
 from ensemble.spec import ARTIFACTS, Variant, is_front_name
 
 MANIFEST = "manifest.json"
+FRONT_SETTINGS = {
+    "max_batch": "most frames that a front model takes at once",
+    "front_instances": "front models side by side",
+    "queue_delay_us": "microseconds that a frame waits for others to make a batch with",
+}
+"""Fields of a `Variant` that a server can change without another export."""
 _VARIANT = re.compile(r'key: "variant", value: { string_value: ("(?:[^"\\]|\\.)*")')
 _ENGINE = re.compile(r'key: "engine", value: { string_value: "(\w+)"')
 
@@ -121,21 +127,20 @@ def choose(served: Sequence[Served], resolutions: Sequence[int]) -> list[Served]
     return [s for s in served if s.variant.resolution in resolutions]
 
 
-def adjusted(served: Sequence[Served], max_batch: int | None = None, front_instances: int | None = None) -> list[Served]:
-    """These front models with other batches, or another number of instances side by side; None leaves what was exported.
+def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Served]:
+    """These front models with other values of `FRONT_SETTINGS`, by name; what is not named stays as exported.
 
-    Raises ServerError for a batch that the artifacts were not made for, and for less than one.
+    Raises ServerError for a batch that the artifacts were not made for, and for what cannot be.
     """
-    changes = {"max_batch": max_batch, "front_instances": front_instances}
-    wanted: dict[str, Any] = {name: number for name, number in changes.items() if number is not None}
+    batch = settings.get("max_batch", 1)
     for one in served:
-        if (max_batch or 1) > one.variant.max_batch:
+        if batch > one.variant.max_batch:
             raise ServerError(
-                f"{one.variant.front_name}: expected batches of at most {one.variant.max_batch}, which its artifacts were made for, got {max_batch};"
-                f" export it with --max-batch {max_batch}"
+                f"{one.variant.front_name}: expected batches of at most {one.variant.max_batch}, which its artifacts were made for, got {batch};"
+                f" export it with --max-batch {batch}"
             )
     try:
-        return [replace(one, variant=replace(one.variant, **wanted)) for one in served]
+        return [replace(one, variant=replace(one.variant, **settings)) for one in served]  # type: ignore[arg-type]
     except ValueError as error:
         raise ServerError(str(error)) from None
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ensemble.placement import FRONT_SETTINGS
 from ensemble.preflight import ServerError
 from ensemble.server import EmbeddedServer, choose_ports
 
@@ -94,8 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments=options.arguments,
             resolutions=options.resolutions,
             gpu_memory_mb=options.gpu_memory_mb,
-            max_batch=options.max_batch,
-            front_instances=options.front_instances,
+            front=front_settings(options),
             log=say,
         )
         say(f"starting Triton on {server.repository} ...")
@@ -115,9 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_front_options(parser: argparse.ArgumentParser) -> None:
-    """What `EmbeddedServer` can change of the front models that it serves."""
-    parser.add_argument("--max-batch", type=int, help="most frames that a front model takes at once; default: as exported")
-    parser.add_argument("--front-instances", type=int, help="front models side by side; default: as exported")
+    """What `EmbeddedServer` can change of the front models that it serves; `front_settings` reads it."""
+    for name, what in FRONT_SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{what}; default: as exported")
+
+
+def front_settings(options: argparse.Namespace) -> dict[str, int]:
+    """Those of `add_front_options` that were given."""
+    return {name: value for name in FRONT_SETTINGS if (value := getattr(options, name)) is not None}
 
 
 def _ports(address: str, given: Sequence[int | None]) -> list[int]:

@@ -59,8 +59,8 @@ if os.getppid() == int(sys.argv[1]):  # else it died before that
 class EmbeddedServer:
     """Starts Triton on a repository, waits until every model answers, stops it at the end of a `with` block.
 
-    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `max_batch` and `front_instances` are those of their front models, as
-    exported where None; `gpu_memory_mb` is reckoned with in place of what is free on the GPU.
+    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `front` changes their front models (`placement.FRONT_SETTINGS`), which
+    otherwise are as exported; `gpu_memory_mb` is reckoned with in place of what is free on the GPU.
     `log` gets one readable line at a time. Raises ServerError with a remedy where something is missing.
     """
 
@@ -78,8 +78,7 @@ class EmbeddedServer:
         arguments: Sequence[str] = (),
         resolutions: Sequence[int] = (),
         gpu_memory_mb: float | None = None,
-        max_batch: int | None = None,
-        front_instances: int | None = None,
+        front: Mapping[str, int] | None = None,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._log, self._verbose, self._timeout, self._arguments = (
@@ -90,7 +89,7 @@ class EmbeddedServer:
             tuple(arguments),
         )
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
-        self._max_batch, self._front_instances = max_batch, front_instances
+        self._front = dict(front or {})
         self._root = self.repository
         self.pool_mb = 0.0
         """Megabytes of Triton's CUDA pool on its GPU; 0 before the start and where no model is placed on one."""
@@ -137,7 +136,7 @@ class EmbeddedServer:
         libpython = find_libpython()
         found = placement.read(self.repository)
         served = placement.choose(found, self._resolutions) if self._resolutions else found
-        served = placement.adjusted(served, self._max_batch, self._front_instances)
+        served = placement.adjusted(served, self._front)
         host = start_check.Host(gpu.serving(), stated_mb=self._gpu_memory_mb)
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             start_check.check(self.repository, served, host, self._pool, self._log or (lambda line: None))

@@ -148,6 +148,8 @@ class Variant:
         for name in ("max_batch", "max_pairs", "max_boxes", "max_picks", "front_instances"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.queue_delay_us < 0:
+            raise ValueError(f"queue_delay_us must be 0 or more, got {self.queue_delay_us}")
 
     # ---- sizes
     @property

@@ -153,7 +153,8 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
     coarser = next((r for r in sorted(lower, reverse=True) if needed(resolution=r).total <= free_mb), None)
     found = []
     if smaller:
-        found.append(f"{last.variant.resolution} exported with --max-batch {smaller} ({needed(max_batch=smaller).total:,.0f} MB)")
+        made = "served" if last.engine == "aoti" else "exported"  # plans reserve their largest batch at the start
+        found.append(f"{last.variant.resolution} {made} with --max-batch {smaller} ({needed(max_batch=smaller).total:,.0f} MB)")
     if coarser:
         found.append(f"{coarser} with the same limits ({needed(resolution=coarser).total:,.0f} MB)")
     if found:

@@ -24,7 +24,7 @@ from clients.connection import Client
 from ensemble import gpu, placement
 from ensemble.placement import Served
 from ensemble.preflight import ServerError
-from ensemble.serve import add_front_options
+from ensemble.serve import add_front_options, front_settings
 from ensemble.server import EmbeddedServer
 from perf import inputs, metrics
 from perf.analyzer import Analyzer, AnalyzerError, last_words
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     details: list[dict[str, Any]] = []
     try:
         offered = placement.choose(placement.read(options.repository), options.resolutions)
-        for served in placement.adjusted(offered, options.max_batch, options.front_instances):
+        for served in placement.adjusted(offered, front_settings(options)):
             found = []
             for row, more in measure_server(options, served, shown):
                 found.append(row)
@@ -106,8 +106,8 @@ def measure_server(
         data = inputs.write_input(
             Path(folder) / "input.json", inputs.front_input(shown, options.classes, "bits", LOWEST, PICKS * options.classes)
         )
-        chosen = {"max_batch": options.max_batch, "front_instances": options.front_instances}
-        with EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution], **chosen) as server:
+        front = front_settings(options)
+        with EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution], front=front) as server:
             look_once(server.grpc_url, name, shown[0], options.classes)
             for in_flight in sorted(options.in_flight):
                 with GpuWatch(server.metrics_url, before_mb) as watch:

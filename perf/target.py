@@ -16,7 +16,7 @@ from typing import Any
 from ensemble import gpu, placement
 from ensemble.memory import SAM3, Architecture
 from ensemble.preflight import ServerError
-from ensemble.serve import add_front_options
+from ensemble.serve import add_front_options, front_settings
 from ensemble.server import EmbeddedServer
 from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
@@ -71,7 +71,7 @@ class Target:
 def describe(variant: Variant, engine: str) -> dict[str, Any]:
     """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the cost of its layers depends on."""
     known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
-    known |= {"max_batch": variant.max_batch, "front_instances": variant.front_instances, "checkpoint": variant.checkpoint.name}
+    known |= {name: getattr(variant, name) for name in placement.FRONT_SETTINGS} | {"checkpoint": variant.checkpoint.name}
     folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
     if variant.checkpoint.hidden_size == SAM3.fpn:
         return known | {"architecture": asdict(SAM3)}
@@ -84,7 +84,7 @@ def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dic
         target = Target(options.grpc_url, options.http_url, options.metrics_url)
         fronts = [m.removeprefix("sam3_r") for m in target.models()]
         return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
-    found = placement.adjusted(placement.read(options.repository), options.max_batch, options.front_instances)
+    found = placement.adjusted(placement.read(options.repository), front_settings(options))
     served = {s.variant.resolution: s for s in found}
     return list(served), lambda r: describe(served[r].variant, served[r].engine)
 
@@ -109,8 +109,7 @@ def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Ite
         options.repository,
         log=lambda line: print(line, file=sys.stderr),
         resolutions=resolutions,
-        max_batch=options.max_batch,
-        front_instances=options.front_instances,
+        front=front_settings(options),
         arguments=["--metrics-interval-ms=500"],
     ) as server:
         yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, server.pool_mb, before)

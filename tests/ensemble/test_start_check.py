@@ -267,6 +267,18 @@ def test_only_some_resolutions(tmp_path, environment, links):
     assert ("--resolution 1008" in done.stderr) == (not environment)
 
 
+def test_other_batches_than_exported(tmp_path):
+    """The server gets a configuration of its own; the repository, which the container cannot write, stays as it is."""
+    write(tmp_path, [672])
+    settings = {"SAM3_MAX_BATCH": "4", "SAM3_FRONT_INSTANCES": "1", "SAM3_QUEUE_DELAY_US": "0"}
+    shown = 'cat "${0#--model-repository=}"/sam3_r672/config.pbtxt'
+    done = begin("sh", "-c", shown, f"--model-repository={tmp_path}", **settings)
+    assert done.returncode == 0, done.stderr
+    for line in ("max_batch_size: 4", "count: 1", "max_queue_delay_microseconds: 0"):
+        assert line in done.stdout
+    assert "max_batch_size: 8" in (tmp_path / "sam3_r672" / "config.pbtxt").read_text()
+
+
 @pytest.mark.parametrize(
     ("command", "environment", "status", "sentence"),
     [
@@ -277,6 +289,14 @@ def test_only_some_resolutions(tmp_path, environment, links):
         ),
         pytest.param(["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "big"}, 2, "are numbers with spaces", id="no number"),
         pytest.param(["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "840"}, 1, "(672), got 840", id="not there"),
+        pytest.param(["echo", "--model-repository=R"], {"SAM3_MAX_BATCH": "9"}, 1, "got 9; export it with", id="large batches"),
+        pytest.param(
+            ["echo", "--model-repository=R"],
+            {"SAM3_QUEUE_DELAY_US": "soon"},
+            2,
+            "SAM3_QUEUE_DELAY_US one number each",
+            id="no delay",
+        ),
     ],
 )
 def test_refusals(tmp_path, command, environment, status, sentence):
@@ -290,4 +310,4 @@ def test_a_front_model_of_someone_else(tmp_path):
     (tmp_path / "sam3_r672").mkdir()
     (tmp_path / "sam3_r672" / "config.pbtxt").write_text('name: "sam3_r672"\n')
     with pytest.raises(ServerError, match="names no variant; write the repository again"):
-        start.prepare(["tritonserver", f"--model-repository={tmp_path}"], [], None)
+        start.prepare(["tritonserver", f"--model-repository={tmp_path}"], [], None, {})

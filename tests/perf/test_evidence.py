@@ -29,7 +29,14 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
             pairs = cameras * classes
             own = need(TRUTH, resolution, cameras, plan_batch=cameras, pairs=pairs, fused=True).total + POOL_MB
             most = memory = max(most, own)  # nothing is given back
-            row = {"target": "front", "resolution": resolution, "cameras": cameras, "classes": classes, "rate": 0.0, "protocol": "grpc"}
+            row = {
+                "target": "front",
+                "resolution": resolution,
+                "cameras": cameras,
+                "classes": classes,
+                "rate": 0.0,
+                "protocol": "grpc",
+            }
             row |= {"mean_batch": float(cameras), "fps": 1e3 / ms, "mean_ms": ms * cameras, "p95_ms": 1.2 * ms * cameras}
             found.rows.append(row | {"gpu_memory_mb": memory, "pool_mb": POOL_MB, "loaded": loaded})
     results.write(found, path)

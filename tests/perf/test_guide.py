@@ -30,7 +30,7 @@ def test_sentences_by_hand_agree_with_the_model():
     assert pool_mb([Variant(1008)]) / 1e3 == pytest.approx(2.1, abs=0.05)
     assert fused / 1e3 == pytest.approx(9.6, abs=0.05)
     assert (fused + score_bytes(1008, 8, fused=False) / MB) / 1e3 == pytest.approx(22.8, abs=0.1)
-    one = calibration.memory_mb(1008, 1, plan_batch=1)
+    one = calibration.memory_mb(1008, 1, 4, plan_batch=1)
     assert one is not None
     assert (one + pool_mb([Variant(1008, max_batch=1)])) / 1e3 == pytest.approx(3.7, abs=0.05)
 

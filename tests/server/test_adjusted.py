@@ -22,16 +22,17 @@ from perf import inputs
         ),
         pytest.param({"max_batch": 0}, "max_batch", id="no frame"),
         pytest.param({"front_instances": 0}, "front_instances", id="no instance"),
+        pytest.param({"queue_delay_us": -1}, "queue_delay_us must be 0 or more, got -1", id="no time"),
     ],
 )
 def test_what_cannot_be_is_refused(repository: Path, changes: dict[str, int], sentence: str) -> None:
     with pytest.raises(ServerError, match=sentence):
-        placement.adjusted(placement.read(repository), **changes)
+        placement.adjusted(placement.read(repository), changes)
 
 
 def test_nothing_asked_for_changes_nothing(repository: Path) -> None:
     found = placement.read(repository)
-    assert placement.adjusted(found) == found
+    assert placement.adjusted(found, {}) == found
 
 
 @pytest.mark.server
@@ -43,8 +44,11 @@ def test_smaller_batches_on_one_instance(repository: Path) -> None:
             answers = await asyncio.gather(*(client.detect(frame.jpeg, list(frame.names)) for frame in shown))
             return [(answer.batch, len(answer)) for answer in answers]
 
-    with EmbeddedServer(repository, resolutions=[140], max_batch=2, front_instances=1) as server:
-        assert server._root.joinpath("sam3_r140", "config.pbtxt").read_text().count("max_batch_size: 2") == 1
+    changed = {"max_batch": 2, "front_instances": 1, "queue_delay_us": 700}
+    with EmbeddedServer(repository, resolutions=[140], front=changed) as server:
+        written = server._root.joinpath("sam3_r140", "config.pbtxt").read_text()
+        assert "max_batch_size: 2" in written
+        assert "max_queue_delay_microseconds: 700" in written
         small = asyncio.run(ask(server.grpc_url))
     with EmbeddedServer(repository, resolutions=[140]) as server:
         usual = asyncio.run(ask(server.grpc_url))

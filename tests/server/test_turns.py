@@ -27,7 +27,7 @@ def test_every_frame_is_answered_in_turns(repository: Path) -> None:
             answers = await asyncio.gather(*(client.detect(f.jpeg, list(f.names)) for f in frames))
             return [len(answer) for answer in answers]
 
-    with EmbeddedServer(repository, resolutions=[140], max_batch=1) as server:
+    with EmbeddedServer(repository, resolutions=[140], front={"max_batch": 1}) as server:
         assert server.pid
         lock = turns_path(server.pid)
         assert lock.is_file()  # made by the sub-models' processes: the server is their parent
