@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perf.tables import Row, front_rows, memory_of
+from perf.tables import Row, front_rows, memory_of, own_memory
 
 STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack")
 STAGE_COLOURS = ("#8dd3c7", "#bebada", "#3b6fb6", "#b3de69", "#e08214", "#c0504d", "#888888", "#d9d9d9", "#f2c14e")
@@ -160,23 +161,27 @@ def accuracy(rows: Sequence[Row], evaluation: dict[str, Any]) -> Figure | None:
 
 
 def memory(rows: Sequence[Row]) -> Figure | None:
-    """Memory against cameras, a line a resolution; None where no row has any."""
-    rows = [r for r in front_rows(rows) if memory_of(r)]
+    """Memory against cameras, a line a resolution and number of classes; None where no row has any. On a GPU only where it is that of the point's own load."""
+    on_gpu, own = any(r.get("gpu_memory_mb") for r in rows), own_memory(rows)
+    rows = [r for r in front_rows(rows) if memory_of(r) and (id(r) in own or not on_gpu)]
     if not rows:
         return None
-    classes = max(r["classes"] for r in rows)
+    numbers = sorted({r["classes"] for r in rows})
     figure, (panel,) = _panels(1)
     shade = colours(resolutions_of(rows))
     for resolution in resolutions_of(rows):
-        line = [r for r in rows if (r["resolution"], r["classes"]) == (resolution, classes)]
-        panel.plot(
-            [r["cameras"] for r in line], [memory_of(r) for r in line], "-o", color=shade[resolution], label=str(resolution)
-        )
-    what = (
-        "GPU memory" if any(r.get("gpu_memory_mb") for r in rows) else "memory of the server's processes, all resolutions loaded"
-    )
-    panel.set(xlabel="cameras", ylabel="MB", title=f"{what}, as it stood after each point", ylim=(0, None))
-    panel.legend(title="resolution")
+        for classes, marker in zip(numbers, itertools.cycle("osD^v"), strict=False):
+            line = [r for r in rows if (r["resolution"], r["classes"]) == (resolution, classes)]
+            panel.plot(
+                [r["cameras"] for r in line],
+                [memory_of(r) for r in line],
+                f"-{marker}",
+                color=shade[resolution],
+                label=f"{resolution}, {classes} class{'es' if classes > 1 else ''}",
+            )
+    title = "GPU memory" if on_gpu else "memory of the server's processes, all resolutions loaded, as it stood after each point"
+    panel.set(xlabel="cameras", ylabel="MB", title=title, ylim=(0, None))
+    panel.legend(fontsize=7)
     return figure
 
 

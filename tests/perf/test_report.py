@@ -131,3 +131,19 @@ def test_ratios_of_two_sweeps() -> None:
         if (row["resolution"], row["cameras"], row["classes"]) == (140, 8, 4):
             row["fps"] *= 1.2
     assert sorted(tables.ratio_changes(other.rows, made_up().rows)) == pytest.approx([0.0, 0.0, 0.0, 0.2])
+
+
+def test_memory_that_an_earlier_load_took_is_not_shown_as_a_points_own():
+    """Allocators give nothing back: after eight cameras, one camera has the memory of eight."""
+    rows = made_up().rows
+    for row, memory in zip(rows, (100.0, 110.0, 300.0, 400.0) * 2, strict=True):
+        row["gpu_memory_mb"] = memory
+    order = [(1, 1), (1, 4), (8, 1), (8, 4)]  # cameras and classes, in the order of measuring
+    assert [(row["cameras"], row["classes"]) for row in rows] == order * 2
+    assert tables.own_memory(rows) == {id(row) for row in rows}
+    backwards = rows[::-1]
+    assert tables.own_memory(backwards) == {id(row) for row in backwards if (row["cameras"], row["classes"]) == (8, 4)}
+    assert "| 252 | 18 | 2.5 | 2.50 | 400 | 480 | 1.0 | ≤ 110 |" in tables.streams(backwards, 1, 4).markdown()
+    assert "| 252 | 18 | 2.5 | 2.50 | 400 | 480 | 1.0 | 110 |" in tables.streams(rows, 1, 4).markdown()
+    shown = [[len(line.get_xdata()) for line in plots.memory(part).axes[0].lines] for part in (rows, backwards)]
+    assert shown == [[2, 2, 2, 2], [1, 1]]
