@@ -122,6 +122,11 @@ def check_dtypes(trt: Any, engine: Any, model: Model) -> None:
             )
 
 
+def activation_bytes(engine: Any) -> int:
+    """What a context of a plan's largest shapes needs beside weights, inputs and outputs. TensorRT 8.6 and 11 each know one of the two names, 10 both."""
+    return int(engine.device_memory_size_v2 if hasattr(engine, "device_memory_size_v2") else engine.device_memory_size)
+
+
 def summary(trt: Any, engine: Any) -> dict[str, dict[str, int]]:
     """How many of the plan's layers are of each type (`layer_types`) and give each data type (`precisions`), by TensorRT's inspector."""
     text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)

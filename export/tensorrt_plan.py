@@ -20,6 +20,7 @@ from ensemble.spec import Model, Variant
 from export.cuda_driver import CudaError, Device
 from export.tensorrt_network import (
     PlanError,
+    activation_bytes,
     built_for,
     check_dtypes,
     check_names,
@@ -128,7 +129,7 @@ def compile_onnx(
         built_for=built_for(trt, device),
         seconds=round(time.perf_counter() - start, 1),
         megabytes=round(plan.stat().st_size / 1e6, 1),
-        activation_mb=round(int(getattr(engine, "device_memory_size_v2", 0) or engine.device_memory_size) / 1e6, 1),
+        activation_mb=round(activation_bytes(engine) / 1e6, 1),
         strongly_typed=typed,
         pinned_layers=pinned,
         **summary(trt, engine),

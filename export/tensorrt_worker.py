@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 from export import wire
 from export.cuda_driver import CudaError, Device, DeviceMemory, Event, Stream
-from export.tensorrt_network import PlanError, built_for, import_tensorrt
+from export.tensorrt_network import PlanError, activation_bytes, built_for, import_tensorrt
 from export.wire import Array
 
 Arrays = Mapping[str, Array]
@@ -73,7 +73,7 @@ class PlanRunner:
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise PlanError(
-                f"{plan}: {self._activation_bytes() / 1e6:.0f} MB of GPU memory are not free; lower --max-batch or --max-pairs"
+                f"{plan}: {activation_bytes(self.engine) / 1e6:.0f} MB of GPU memory are not free; lower --max-batch or --max-pairs"
             )
         self.stream = Stream(self.device)
         kinds = {trt.float32: "FP32", trt.float16: "FP16", trt.int32: "INT32", trt.uint8: "UINT8"}
@@ -81,7 +81,7 @@ class PlanRunner:
         self.dtypes = {name: kinds[self.engine.get_tensor_dtype(name)] for name in names}
         self.inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self.outputs = [n for n in names if n not in self.inputs]
-        self.facts: dict[str, Any] = {"built_for": here, "activation_mb": round(self._activation_bytes() / 1e6, 1)}
+        self.facts: dict[str, Any] = {"built_for": here, "activation_mb": round(activation_bytes(self.engine) / 1e6, 1)}
         self._held: dict[str, DeviceMemory] = {}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -157,7 +157,3 @@ class PlanRunner:
     def _execute(self) -> None:
         self._enqueue()
         self.stream.synchronize()
-
-    def _activation_bytes(self) -> int:
-        """What a context of the largest shapes needs beside weights, inputs and outputs."""
-        return int(getattr(self.engine, "device_memory_size_v2", 0) or self.engine.device_memory_size)
