@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.memory import SAM3, Footprint, need
+from ensemble.memory import FOOTPRINTS, MB, SAM3, Footprint, need, pool_mb, server_need, weight_bytes
+from ensemble.spec import Variant
 from perf import capacity, evidence, guide, results
 from perf.calibrate import fit
 from perf.model import frame_flops
@@ -106,3 +107,19 @@ def test_the_guide_shows_it_beside_the_published_table(carried):
     own = guide.gpu()
     assert "**8 cameras, 4 classes**" in own
     assert "Measured on one NVIDIA H200 (aoti" in own
+
+
+def test_the_start_check_reckons_with_the_committed_sweep():
+    """Its footprint of packages is that sweep's, and the server under full load, which was no part of the fit, is met."""
+    footprint = evidence.published("h200").calibration().footprint
+    assert footprint is not None
+    known = FOOTPRINTS["aoti"]
+    for name in ("base_mb", "activation_mb", "pair_mb"):
+        assert getattr(known, name) == pytest.approx(getattr(footprint, name), abs=0.05)
+    measured = json.loads(guide.END_TO_END.read_text())
+    loaded = [row for row in measured["rows"] if row["in_flight"] == 2]
+    assert {row["resolution"] for row in loaded} == {1008, 672}
+    for row in loaded:
+        variant = Variant(row["resolution"])
+        reckoned = server_need([variant], "aoti", weight_bytes() / MB, pool_mb([variant]))
+        assert reckoned.total == pytest.approx(row["peak_mb"], rel=0.05)
