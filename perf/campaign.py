@@ -4,6 +4,7 @@ Each step is a command of this project with a GPU to itself; as many run at once
 is there already is not run again, so an interrupted campaign goes on where it stopped; one that fails is reported, what needs it is left out, the rest goes on.
 
     python -m perf.campaign --output build/campaign                  real size, random weights, all GPUs
+    python -m perf.campaign --tensorrt                               plans as well, by the Python that SAM3_TENSORRT_PYTHON names, or by this one
     python -m perf.campaign --list                                   what would be run
 """
 
@@ -34,6 +35,8 @@ EVERYTHING = ("--threshold", "0", "--max-detections", "5")
 POINTS = ("--cameras", "1", "2", "4", "8", "--classes", "1", "4")
 LOAD = ("--alone", "--frame", "1920x1080", "--requests", "64", *POINTS, *EVERYTHING)
 PRECISIONS = ("fp16", "fp32")
+REPOSITORIES = {"aoti": "packages", "tensorrt": "plans"}
+"""What an engine's repository is called."""
 MERGED = ("engines", "end_to_end", "sweep")
 """Results of which every step writes a part."""
 
@@ -56,17 +59,17 @@ class Running:
     start: float
 
 
-def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Step]:
-    """The campaign, in the order in which steps are begun as GPUs become free."""
+def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: bool = False) -> list[Step]:
+    """The campaign, in the order in which steps are begun as GPUs become free; with `tensorrt` plans are built and timed last."""
     found: list[Step] = []
 
     def add(name: str, writes: Path, module: str, *arguments: object, needs: tuple[str, ...] = ()) -> None:
         found.append(Step(name, ("-m", module, *map(str, arguments)), writes, needs))
 
-    def export(name: str, source: str, resolution: int, *more: object) -> None:
-        packages = folder / f"packages-{name}"
-        about = ("--checkpoint", source, "--resolution", resolution, "--engine", "aoti", "--repository", packages, *more)
-        add(f"export-{name}", packages / f"sam3_r{resolution}" / "config.pbtxt", "export.cli", *about)
+    def export(name: str, source: str, resolution: int, *more: object, engine: str = "aoti") -> None:
+        repository, prefix = folder / f"{REPOSITORIES[engine]}-{name}", "export" if engine == "aoti" else "export-plans"
+        about = ("--checkpoint", source, "--resolution", resolution, "--engine", engine, "--repository", repository, *more)
+        add(f"{prefix}-{name}", repository / f"sam3_r{resolution}" / "config.pbtxt", "export.cli", *about)
 
     for r in resolutions:
         export(str(r), checkpoint, r)
@@ -78,9 +81,9 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
         needs = (f"export-{r}",) if engine == "aoti" else ()
         add(f"{name}-{r}", out, module, *arguments, *what, "--output", out, needs=needs)
 
-    def small(name: str, module: str, *arguments: object, precisions: Sequence[str]) -> None:
-        out, needs = folder / f"{name}.json", tuple(f"export-small-{precision}" for precision in precisions)
-        add(name, out, module, *arguments, "--checkpoint", CHECKPOINT, "--output", out, needs=needs)
+    def small(name: str, module: str, *arguments: object, needs: Sequence[str]) -> None:
+        out = folder / f"{name}.json"
+        add(name, out, module, *arguments, "--checkpoint", CHECKPOINT, "--output", out, needs=tuple(needs))
 
     for r in resolutions:
         measure("end_to_end", r, "perf.end_to_end", "--checkpoint", checkpoint)
@@ -88,7 +91,7 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
         measure("sweep", r, "perf.cli", "sweep", *LOAD)
     packages = {precision: folder / f"packages-small-{precision}" for precision in PRECISIONS}
     repositories = [part for path in packages.values() for part in ("--repository", path)]
-    small("accuracy", "perf.accuracy", *repositories, precisions=PRECISIONS)
+    small("accuracy", "perf.accuracy", *repositories, needs=[f"export-small-{precision}" for precision in PRECISIONS])
     for engine in ENGINES:
         for r in resolutions:
             more = COMPILED if engine.endswith("compiled") else ()
@@ -100,7 +103,16 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path) -> list[Ste
             for name in ("rewrites", "kernels", "preprocess"):
                 add(name, folder / f"{name}.json", f"perf.{name}", "--output", folder / f"{name}.json")
     about = ("--repository", packages["fp16"], "--resolution", 252, "--device", "cuda", "--compile")
-    small("peers", "perf.cli", "peers", *about, precisions=["fp16"])
+    small("peers", "perf.cli", "peers", *about, needs=["export-small-fp16"])
+    if tensorrt:
+        for r in resolutions:
+            export(str(r), checkpoint, r, engine="tensorrt")
+        export("small", str(CHECKPOINT), 252, "--queries", 50, engine="tensorrt")
+        for r in resolutions:
+            plans, needs = ("--repository", folder / f"plans-{r}", "--checkpoint", checkpoint), (f"export-plans-{r}",)
+            out = folder / f"plans-{r}.json"
+            add(f"plans-{r}", out, "perf.plans", *plans, "--resolutions", r, "--output", out, needs=needs)
+        small("accuracy-plans", "perf.accuracy", "--repository", folder / "plans-small", needs=["export-plans-small"])
     return found
 
 
@@ -154,9 +166,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", help="steps whose names begin so, and what they need")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no step after that long")
     parser.add_argument("--output", type=Path, default=Path("build/campaign"))
+    parser.add_argument("--tensorrt", action="store_true", help="TensorRT plans as well: minutes to build, each")
     parser.add_argument("--list", action="store_true", help="print the steps and their commands")
     options = parser.parse_args(argv)
-    campaign = chosen(steps(options.checkpoint, options.resolutions, options.output), options.only)
+    campaign = chosen(steps(options.checkpoint, options.resolutions, options.output, options.tensorrt), options.only)
     if options.list:
         for step in campaign:
             print(f"{step.name}: {' '.join(step.arguments)}")

@@ -55,8 +55,9 @@ def test_no_step_begins_when_time_is_up(tmp_path: Path) -> None:
 
 
 def test_the_real_campaign_is_whole_and_every_command_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = steps("random", (1008, 672), tmp_path)
+    plan = steps("random", (1008, 672), tmp_path, tensorrt=True)
     names = [one.name for one in plan]
+    assert [one.name for one in steps("random", (1008, 672), tmp_path)] == [name for name in names if "plans" not in name]
     assert len(set(names)) == len(names)
     assert {need for one in plan for need in one.needs} <= set(names)
     for one in plan:
