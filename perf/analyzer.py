@@ -6,6 +6,7 @@ both under other names, so that links to them in a folder of our own are enough,
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -13,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +30,17 @@ LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.s
 COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
 
 
+POLL_S = 5.0
+GRACE_S = 60.0
+"""So long after the server's last answer perf_analyzer must have ended; it writes its files in that time."""
+
+
 class AnalyzerError(RuntimeError):
     """perf_analyzer is missing, does not start or could not measure; the message says why and what to do."""
+
+
+class AnalyzerStuckError(AnalyzerError):
+    """perf_analyzer does not end though the server has answered everything: seen once, in a short window at a fixed rate on a busy machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +86,18 @@ class Analyzer:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def run(self, arguments: Sequence[str], *, requests: int, batch: int = 1, log: bool = True, timeout: float = 300.0) -> Window:
-        """One window of exactly `requests` requests. Raises AnalyzerError with the program's own last words.
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        requests: int,
+        batch: int = 1,
+        log: bool = True,
+        timeout: float = 300.0,
+        answered: Callable[[], float] | None = None,
+    ) -> Window:
+        """One window of exactly `requests` requests. Raises AnalyzerError with the program's own last words, AnalyzerStuckError where the program is at fault,
+        which `answered` tells: how many requests of the model the server has answered so far.
 
         Its log of requests holds all their tensors as text: `log=False` does without it where those are features of many megabytes.
         """
@@ -84,13 +105,7 @@ class Analyzer:
             report, export = Path(folder) / "window.csv", Path(folder) / "requests.json"
             command = [self.program, *arguments, "--request-count", str(requests), "-b", str(batch)]
             command += ["-f", str(report), "--percentile", "95", *(["--profile-export-file", str(export)] if log else [])]
-            try:
-                done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=timeout, check=False)
-            except subprocess.TimeoutExpired:
-                raise AnalyzerError(
-                    f"perf_analyzer had no {requests} answers after {timeout:.0f} s; is the server alive? "
-                    "ask for fewer --requests or more --point-timeout"
-                ) from None
+            done = self._ended(command, requests, timeout, answered)
             if done.returncode or not report.is_file() or (log and not export.is_file()):
                 raise AnalyzerError(f"perf_analyzer ended with {done.returncode}: {last_words(done.stdout + done.stderr)}")
             with report.open() as lines:
@@ -99,6 +114,36 @@ class Analyzer:
                 return window_of_row(row, requests, batch)
             # The log is JSON but for the bytes of the pictures, which it copies as they are.
             return window(row, json.loads(export.read_text(errors="replace"), strict=False), batch)
+
+    def _ended(
+        self, command: Sequence[str], requests: int, timeout: float, answered: Callable[[], float] | None
+    ) -> subprocess.CompletedProcess[str]:
+        """The program's status and words once it has ended; killed where it does not."""
+        begun = quiet = time.monotonic()
+        before, count = answered() if answered else 0.0, 0.0
+        with subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        out, err = process.communicate(timeout=min(POLL_S, timeout))
+                        return subprocess.CompletedProcess(command, process.returncode, out, err)
+                    now, last = time.monotonic(), count
+                    count = answered() - before if answered else 0.0
+                    quiet = now if count != last else quiet
+                    if count >= requests and now - quiet > GRACE_S:
+                        raise AnalyzerStuckError(
+                            f"perf_analyzer has not ended {now - quiet:.0f} s after the server's last answer"
+                        )
+                    if now - begun > timeout:
+                        told = f"; the server gave {count:.0f}" if answered else ""
+                        raise AnalyzerError(
+                            f"perf_analyzer had no {requests} answers after {timeout:.0f} s{told}; is the server alive? "
+                            "ask for fewer --requests or more --point-timeout"
+                        )
+            finally:
+                process.kill()
 
 
 def find_program() -> str:

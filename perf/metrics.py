@@ -49,6 +49,11 @@ def value(sample: Sample, metric: str, **labels: str) -> float:
     return sum(v for (name, have), v in sample.items() if name == metric and wanted <= have)
 
 
+def answered(sample: Sample, model: str) -> float:
+    """Requests that the server has answered or refused, of this model."""
+    return sum(value(sample, f"nv_inference_request_{how}", model=model) for how in ("success", "failure"))
+
+
 def largest(sample: Sample, metric: str) -> float:
     """The largest of the series of `metric`, of which there is one a GPU; 0 where there is none."""
     return max((v for (name, _), v in sample.items() if name == metric), default=0.0)

@@ -8,21 +8,24 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import harmonic_mean, median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant
 from perf import inputs, metrics
-from perf.analyzer import Analyzer
+from perf.analyzer import Analyzer, AnalyzerStuckError, Window
 from perf.gpu_watch import GpuWatch
 from perf.points import FRONT, Point
 from perf.target import Target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +59,39 @@ def measure(
         else inputs.vision_input(shown, point.resolution)
     )
     arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
+
+    def run(requests: int, log: bool) -> Window:
+        return analyzer.run(arguments, requests=requests, batch=point.batch, log=log, timeout=timeout, answered=answered)
+
+    def answered() -> float:
+        return metrics.answered(metrics.scrape(target.metrics), point.model)
+
     fewest = max(2 * point.cameras, 4, math.ceil(point.rate))  # perf_analyzer refuses fewer requests than it sends in a second
-    analyzer.run(arguments, requests=fewest, batch=point.batch, log=False, timeout=timeout)
+    once_more(lambda: run(fewest, False))
     parts = {model.part: model.name for model in fronts[f"sam3_r{point.resolution}"].sub_models}
-    before = metrics.scrape(target.metrics)
     count, log = max(load.requests, fewest), point.target == FRONT
-    with GpuWatch(target.metrics, target.before_mb) as watch:
-        window = analyzer.run(arguments, requests=count, batch=point.batch, log=log, timeout=timeout)
-    told = metrics.figures(before, metrics.scrape(target.metrics), point.model, parts) | watch.figures()
+
+    def measured() -> tuple[Window, dict[str, float]]:
+        before = metrics.scrape(target.metrics)
+        with GpuWatch(target.metrics, target.before_mb) as watch:
+            found = run(count, log)
+        return found, metrics.figures(before, metrics.scrape(target.metrics), point.model, parts) | watch.figures()
+
+    window, told = once_more(measured)
     row = asdict(point) | asdict(window) | told
     row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number plus this sweep's own, others were at work
     row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
     row |= {"pool_mb": target.pool_mb, "loaded": len(fronts)}
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def once_more(call: Callable[[], T]) -> T:
+    """What `call` returns, at the second try where perf_analyzer got stuck in the first, which is said."""
+    try:
+        return call()
+    except AnalyzerStuckError as error:
+        print(f"{error}; measured once more", file=sys.stderr)
+        return call()
 
 
 async def client_fps(point: Point, url: str, load: Load) -> float:

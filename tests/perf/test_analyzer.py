@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from perf import analyzer, inputs, metrics
+from perf import analyzer, inputs, metrics, window
 
 ROW = {
     "Inferences/Second": "4.0",
@@ -114,3 +114,45 @@ def test_server_figures_are_those_of_the_window():
 def test_no_metrics_is_a_sentence():
     with pytest.raises(metrics.MetricsError, match="is --metrics-url right"):
         metrics.scrape("127.0.0.1:9", timeout=1)
+
+
+@pytest.fixture
+def stuck(monkeypatch, tmp_path) -> analyzer.Analyzer:
+    """A program that never ends, in perf_analyzer's place."""
+    program = tmp_path / "perf_analyzer"
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] || exec sleep 60\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(analyzer, "find_program", lambda: str(program))
+    monkeypatch.setattr(analyzer, "POLL_S", 0.02)
+    monkeypatch.setattr(analyzer, "GRACE_S", 0.2)
+    return analyzer.Analyzer()
+
+
+def test_a_program_that_has_all_answers_and_does_not_end_is_told_from_a_server_that_does_not_answer(stuck):
+    counts = iter([100.0, 103.0, 104.0, *[105.0] * 10_000])
+    fewer = iter([100.0, *[103.0] * 10_000])
+    with stuck:
+        with pytest.raises(analyzer.AnalyzerStuckError, match="after the server's last answer"):
+            stuck.run([], requests=5, answered=lambda: next(counts))
+        with pytest.raises(
+            analyzer.AnalyzerError, match="had no 5 answers after 1 s; the server gave 3; is the server"
+        ) as caught:
+            stuck.run([], requests=5, timeout=0.6, answered=lambda: next(fewer))
+    assert not isinstance(caught.value, analyzer.AnalyzerStuckError)
+
+
+def test_a_stuck_window_is_measured_once_more_and_no_oftener(capsys):
+    tries: list[int] = []
+
+    def call(good: int) -> str:
+        tries.append(len(tries))
+        if len(tries) < good:
+            raise analyzer.AnalyzerStuckError("stuck")
+        return "measured"
+
+    assert window.once_more(lambda: call(2)) == "measured"
+    assert capsys.readouterr().err == "stuck; measured once more\n"
+    tries.clear()
+    with pytest.raises(analyzer.AnalyzerStuckError):
+        window.once_more(lambda: call(3))
+    assert len(tries) == 2
