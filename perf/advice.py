@@ -14,6 +14,7 @@ from ensemble.spec import MAX_CLASSES, RESOLUTIONS, Checkpoint, Variant, check_r
 from perf.calibrate import Calibration
 from perf.evidence import Evidence
 from perf.published import PLAN_BATCH
+from perf.tables import counted
 
 LEAST_PATCHES = 1.0
 """Patches that an object's narrower side must cover after the stretch. Below one patch an object shares its token with others; from two on it has a token of
@@ -96,7 +97,7 @@ def _offer(wish: Wish, resolution: int, evidence: Sequence[Evidence]) -> Offer:
     fps, p95 = _speed(wish, resolution, evidence[0])
     memory = _memory(wish, resolution, evidence)
     offer = Offer(resolution, min(wish.cameras, PLAN_BATCH), fps, p95, memory, wish.patches(resolution))
-    many = f"{wish.cameras} camera{'s' if wish.cameras > 1 else ''}"
+    many = counted(wish.cameras, "camera")
     if memory.value > wish.memory_mb:
         offer.reasons.append(f"{resolution} needs {memory.value / 1e3:.1f} GB for {many}, you have {wish.memory_mb / 1e3:g}")
     if fps.value < wish.fps * (1 - FPS_TOLERANCE):

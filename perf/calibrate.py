@@ -5,20 +5,21 @@
 
 The names "per frame" (decoding, resizing, copying), "per call" and "ms per TFLOP", and of the memory "base" and "activations", are fitted, by least squares
 of relative errors and never below zero; the rest is computed. Few coefficients, so that a handful of points suffices and leaving one out means something.
-Engines that take memory on demand have activations of frames and of pairs, the others those of their plans' batch.
+Packages, which take memory as it is needed, have activations of frames and of pairs, plans those of their batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
 from ensemble.memory import SAM3, Architecture, Footprint, need, score_bytes
+from ensemble.spec import Variant
 from perf.model import frame_flops
-from perf.published import MOST_PAIRS, PLAN_BATCH, Measurement
+from perf.published import PLAN_BATCH, Measurement
 
 PASSES = 2
 """Each of the two copies of the attention scores is written once and read once."""
@@ -41,14 +42,13 @@ class Calibration:
     footprint: Footprint | None
     p95_ratio: float
     queries: int
-    fused: bool | None
-    on_demand: bool
+    packages: bool
 
     def ms_per_frame(self, resolution: int, batch: float, classes: int, queries: int | None = None) -> float:
         """Milliseconds of the GPU or the processor for one frame out of a batch."""
         columns = time_columns(self.architecture, resolution, batch, classes, queries or self.queries)
         fitted = np.dot(columns, (self.per_frame_ms, self.per_call_ms, self.ms_per_tflop))
-        return float(fitted) + score_ms(self.architecture, resolution, self.bandwidth_gb_s, self.fused)
+        return float(fitted) + score_ms(self.architecture, resolution, self.bandwidth_gb_s, self.packages)
 
     def memory_mb(
         self, resolution: int, batch: float, classes: int, queries: int | None = None, plan_batch: int = PLAN_BATCH
@@ -56,8 +56,9 @@ class Calibration:
         """Megabytes on the GPU, Triton's pool not counted, with `batch` frames under way and plans built for `plan_batch`; None where no memory calibrates it."""
         if self.footprint is None:
             return None
-        sample = Measurement(resolution, batch, classes, 0.0, queries=queries or self.queries, plan_batch=plan_batch)
-        return computed(self.footprint, self.architecture, replace(sample, fused=self.fused, on_demand=self.on_demand))
+        queries = queries or self.queries
+        sample = Measurement(resolution, batch, classes, 0.0, queries=queries, plan_batch=plan_batch, packages=self.packages)
+        return computed(self.footprint, self.architecture, sample)
 
 
 def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandwidth_gb_s: float = 1792.0) -> Calibration:
@@ -67,7 +68,7 @@ def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandw
             f"at least 2 measured points are needed to calibrate, got {len(samples)}; sam3-perf sweep makes them"
         )
     rows = [time_columns(architecture, s.resolution, s.batch, s.classes, s.queries) for s in samples]
-    rest = [s.ms_per_frame - score_ms(architecture, s.resolution, bandwidth_gb_s, s.fused) for s in samples]
+    rest = [s.ms_per_frame - score_ms(architecture, s.resolution, bandwidth_gb_s, s.packages) for s in samples]
     per_frame, per_call, per_tflop = least_squares(rows, rest, [s.ms_per_frame for s in samples])
     ratios = [s.p95_ms / s.ms for s in samples if s.p95_ms]
     return Calibration(
@@ -80,8 +81,7 @@ def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandw
         footprint=_fit_memory(samples, architecture),
         p95_ratio=median(ratios) if ratios else 1.3,
         queries=samples[0].queries,
-        fused=samples[0].fused,
-        on_demand=samples[0].on_demand,
+        packages=samples[0].packages,
     )
 
 
@@ -98,13 +98,18 @@ def _fit_memory(samples: Sequence[Measurement], a: Architecture) -> Footprint | 
 def load(sample: Measurement) -> tuple[int, int]:
     """Frames and pairs of a frame and a class that memory is taken for."""
     frames = max(1, round(sample.batch))
-    return (frames, min(frames * sample.classes, MOST_PAIRS)) if sample.on_demand else (sample.plan_batch, 0)
+    return (frames, min(frames * sample.classes, Variant.max_pairs)) if sample.packages else (sample.plan_batch, 0)
 
 
 def computed(footprint: Footprint, a: Architecture, s: Measurement) -> float:
     """Megabytes under the sample's load, Triton's pool not counted."""
     frames, (batch, pairs) = max(1, round(s.batch)), load(s)
-    return need(footprint, s.resolution, frames, a, s.queries, plan_batch=batch, pairs=pairs, fused=s.fused).total
+    return need(footprint, s.resolution, frames, a, s.queries, plan_batch=batch, pairs=pairs, fused=fused(s.packages)).total
+
+
+def fused(packages: bool) -> bool | None:
+    """Whether attention is, as `ensemble.memory.score_bytes` takes it: PyTorch's kernels always are, plans by the rule there."""
+    return True if packages else None
 
 
 def time_columns(a: Architecture, resolution: int, batch: float, classes: int, queries: int) -> tuple[float, float, float]:
@@ -112,9 +117,9 @@ def time_columns(a: Architecture, resolution: int, batch: float, classes: int, q
     return 1.0, 1 / batch, frame_flops(resolution, classes, a, queries) / 1e12
 
 
-def score_ms(a: Architecture, resolution: int, bandwidth_gb_s: float, fused: bool | None) -> float:
+def score_ms(a: Architecture, resolution: int, bandwidth_gb_s: float, packages: bool) -> float:
     """Milliseconds a frame of reading and writing attention scores in the global layers, where attention is not fused."""
-    return PASSES * a.global_layers * score_bytes(resolution, 1, a, fused=fused) / (bandwidth_gb_s * 1e6)
+    return PASSES * a.global_layers * score_bytes(resolution, 1, a, fused=fused(packages)) / (bandwidth_gb_s * 1e6)
 
 
 def least_squares(rows: Sequence[Sequence[float]], values: Sequence[float], scale: Sequence[float]) -> list[float]:

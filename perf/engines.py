@@ -33,7 +33,7 @@ from perf.candidates import ENGINES, TIMED_PARTS, Candidate, Outputs, Work, aoti
 
 RESULTS = Path(__file__).parent / "results" / "h200" / "engines.json"
 PICKS = 20
-MOST_PAIRS = 32
+MOST_PAIRS = Variant.max_pairs
 """Pairs of one decoder call, as the server makes them."""
 
 

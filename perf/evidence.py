@@ -63,7 +63,7 @@ def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Ev
 
 def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool, own: bool) -> Measurement:
     """`own`: the row's memory is that of its own load."""
-    batch, packages = float(row["mean_batch"]) or 1.0, setting.get("engine") == "aoti"
+    batch = float(row["mean_batch"]) or 1.0
     # With several resolutions loaded the GPU's memory is theirs together.
     memory = float(row["gpu_memory_mb"] or 0) if own and row.get("loaded", 1) == 1 else 0.0
     return Measurement(
@@ -78,9 +78,8 @@ def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool
         cameras=int(row["cameras"]),
         here=here,
         plan_batch=int(setting.get("max_batch", PLAN_BATCH)),
-        on_demand=packages,
         pool_mb=float(row.get("pool_mb", 0)),
-        fused=True if packages else None,  # PyTorch's kernels never store scores
+        packages=setting.get("engine") == "aoti",
     )
 
 

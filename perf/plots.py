@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perf.tables import Row, front_rows, memory_of, own_memory
+from perf.tables import Row, counted, front_rows, memory_of, own_memory
 
 STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack")
 STAGE_COLOURS = ("#8dd3c7", "#bebada", "#3b6fb6", "#b3de69", "#e08214", "#c0504d", "#888888", "#d9d9d9", "#f2c14e")
@@ -51,7 +51,7 @@ def throughput_latency(rows: Sequence[Row]) -> Figure:
                 panel.annotate(str(r["cameras"]), (r["p50_ms"], r["fps"]), textcoords="offset points", xytext=(4, 4), fontsize=7)
         panel.set(
             xlabel="latency, ms (p50 solid, p95 dashed, p99 dotted)",
-            title=f"{classes} class{'es' if classes > 1 else ''}",
+            title=counted(classes, "class"),
         )
         panel.set_xscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
@@ -77,9 +77,7 @@ def stage_breakdown(rows: Sequence[Row]) -> Figure:
             panel.barh([str(r["resolution"]) for r in bars], widths, left=left, color=colour, label=name)
             left += widths
         panel.invert_yaxis()
-        panel.set(
-            xlabel="ms a frame, from request to answer", title=f"{cameras} camera{'s' if cameras > 1 else ''}, {classes} classes"
-        )
+        panel.set(xlabel="ms a frame, from request to answer", title=f"{counted(cameras, 'camera')}, {counted(classes, 'class')}")
     panels[0].set_ylabel("resolution")
     panels[-1].legend(fontsize=7, loc="lower right")
     figure.suptitle("Where the time goes (the wait for the other frames of a batch is in the stages)")
@@ -130,7 +128,7 @@ def speed_up(rows: Sequence[Row]) -> Figure:
         at = np.arange(len(cameras)) + index * width
         drawn = panel.bar(at, heights, width, color=shade[resolution], label=str(resolution))
         panel.bar_label(drawn, fmt="%.2f", fontsize=7)
-    panel.set_xticks(np.arange(len(cameras)) + 0.4 - width / 2, [f"{c} camera{'s' if c > 1 else ''}" for c in cameras])
+    panel.set_xticks(np.arange(len(cameras)) + 0.4 - width / 2, [counted(c, "camera") for c in cameras])
     panel.set(ylabel="times as fast", title=f"Speed-up over {resolutions[0]}, {classes} classes")
     panel.legend(title="resolution")
     return figure
@@ -177,7 +175,7 @@ def memory(rows: Sequence[Row]) -> Figure | None:
                 [memory_of(r) for r in line],
                 f"-{marker}",
                 color=shade[resolution],
-                label=f"{resolution}, {classes} class{'es' if classes > 1 else ''}",
+                label=f"{resolution}, {counted(classes, 'class')}",
             )
     title = "GPU memory" if on_gpu else "memory of the server's processes, all resolutions loaded, as it stood after each point"
     panel.set(xlabel="cameras", ylabel="MB", title=title, ylim=(0, None))

@@ -10,6 +10,7 @@ from typing import Any
 
 from ensemble.memory import feature_bytes
 from ensemble.spec import MASK_FORMATS, MAX_CLASSES, check_resolution
+from perf.tables import counted
 
 FRONT, VISION = "front", "vision_encoder"
 
@@ -37,7 +38,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        load = f"{self.rate:g}/s" if self.rate else f"{self.cameras} camera{'s' if self.cameras > 1 else ''}"
+        load = f"{self.rate:g}/s" if self.rate else counted(self.cameras, "camera")
         what = f"{self.classes} classes" if self.target == FRONT else f"batch {self.batch}"
         return f"{self.model}, {load}, {what}, {self.protocol}"
 

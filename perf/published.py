@@ -12,8 +12,8 @@ H200_EAGER = "H200, transformers 5.17 eager in bf16, PyTorch 2.11, 840 M random 
 H200_COMPILED = "H200, transformers 5.17 with torch.compile in bf16, PyTorch 2.11, 840 M random weights"
 
 
-PLAN_BATCH, MOST_PAIRS = 8, 32
-"""Frames that the published plans were built for, and frames and pairs that a `Variant` is made for by default."""
+PLAN_BATCH = 8
+"""Frames that the published plans were built for, and that a `Variant` is made for by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,8 @@ class Measurement:
     cameras: int = 0
     here: bool = False  # measured on the reader's machine
     plan_batch: int = PLAN_BATCH
-    on_demand: bool = False  # memory is taken as frames and pairs come, not for the plan's largest batch
     pool_mb: float = 0.0  # of Triton; part of the memory
-    fused: bool | None = None  # attention; None: by the rule of `ensemble.memory.score_bytes`
+    packages: bool = False  # PyTorch's: they take memory as frames and pairs come, and never store attention scores
 
     @property
     def cameras_served(self) -> int:

@@ -29,6 +29,11 @@ class Sheet:
         return f"<h3>{html.escape(self.title)}</h3><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 camera`, `8 cameras`, `4 classes`."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def front_rows(rows: Sequence[Row], protocol: str = "grpc") -> list[Row]:
     """Rows of front models under steady load, largest resolution first; of points that were measured in several turns, the fastest.
 
@@ -93,7 +98,7 @@ def own_memory(rows: Sequence[Row]) -> set[int]:
 def streams(rows: Sequence[Row], cameras: int, classes: int) -> Sheet:
     """One row a resolution: what `cameras` streams get."""
     found, own = [r for r in front_rows(rows) if (r["cameras"], r["classes"]) == (cameras, classes)], own_memory(rows)
-    title = f"{'Single stream' if cameras == 1 else f'{cameras} cameras'}, {classes} class{'es' if classes > 1 else ''}"
+    title = f"{'Single stream' if cameras == 1 else counted(cameras, 'camera')}, {counted(classes, 'class')}"
     columns = ("resolution", "patches", "fps", "fps per camera", "mean ms", "p95 ms", "batch", "memory MB")
     cells = [
         (
@@ -123,7 +128,7 @@ def relative(rows: Sequence[Row], cameras: Sequence[int], classes: int) -> Sheet
             for c in cameras
         ]
         cells.append((str(resolution), *ratios))
-    names = tuple(f"{c} camera{'s' if c > 1 else ''}" for c in cameras)
+    names = tuple(counted(c, "camera") for c in cameras)
     return Sheet(
         f"Throughput, {resolutions[0] if resolutions else '-'} is 100 %, {classes} classes", ("resolution", *names), tuple(cells)
     )

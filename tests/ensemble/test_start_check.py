@@ -82,6 +82,14 @@ def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentenc
     assert sentence in str(refused.value)
 
 
+def test_packages_need_no_export_for_smaller_batches(tmp_path):
+    write(tmp_path, [1008], "aoti")
+    with pytest.raises(ServerError, match=r"What fits: 1008 served with --max-batch 5 \("):
+        check(tmp_path, Host(None, stated_mb=14_000))
+    found = placement.adjusted(placement.read(tmp_path), {"max_batch": 5})
+    start_check.check(tmp_path, found, Host(None, stated_mb=14_000), pool_mb, print)
+
+
 def test_what_is_proposed_is_accepted(tmp_path):
     """The sentence is no guess: the variant that it names passes the check that it comes from."""
     write(tmp_path / "five", [1008], max_batch=5)

@@ -162,20 +162,16 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
         dict(WIDTH=64, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
         dict(num_warps=4, num_stages=3),
     ),
-    "attention in padded windows": (
-        "window_attention",
-        "window_attention_kernel",
-        ATTENTION | dict(value_bias_ptr=HALF, windows_ptr="*i32"),
-        dict(WIDTH=64, QUERIES=64, KEYS=64, BLOCKS=9),
-        dict(num_warps=4, num_stages=3),
-    ),
-    "attention in padded windows, narrow heads": (
-        "window_attention",
-        "window_attention_kernel",
-        ATTENTION | dict(value_bias_ptr=HALF, windows_ptr="*i32"),
-        dict(WIDTH=16, QUERIES=64, KEYS=64, BLOCKS=2),
-        dict(num_warps=4, num_stages=3),
-    ),
+    **{
+        f"attention in padded windows, heads of {width}": (
+            "window_attention",
+            "window_attention_kernel",
+            ATTENTION | dict(value_bias_ptr=HALF, windows_ptr="*i32"),
+            dict(WIDTH=width, QUERIES=64, KEYS=64, BLOCKS=blocks),
+            dict(num_warps=4, num_stages=3),
+        )
+        for width, blocks in ((64, 9), (16, 2))
+    },
     "encoder attention": (
         "attention",
         "attention_kernel",

@@ -80,7 +80,7 @@ def names() -> list[str]:
     found = set()
     for module in ("tensorrt_network", "tensorrt_plan", "tensorrt_worker"):
         found |= set(used(ast.parse((EXPORT / f"{module}.py").read_text())))
-    real = {name for name in found if name.isidentifier() or name.replace(".", "").isidentifier()}
+    real = {name for name in found if name.replace(".", "").isidentifier()}  # not what is asked of a call's result
     return sorted(name for name in real if not OLDER_NAMES & set(name.split(".")) and not name.startswith("__version__"))
 
 
