@@ -11,8 +11,8 @@ rooms only the specification is imported, so this package installs on a camera's
 from clients.connection import AsyncClient, Client
 from clients.detections import Detections
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
-from clients.frames import Frame
-from clients.sources import open_source
+from clients.video.frames import Frame
+from clients.video.sources import open_source
 
 __all__ = [
     "AsyncClient",

@@ -1,4 +1,4 @@
-"""`sam3-camera`: one camera on the command line; with `--config` a whole fleet, which is `clients/watch.py`'s.
+"""`sam3-camera`: one camera on the command line; with `--config` a whole fleet, which is `clients/fleet/watch.py`'s.
 
 A video, a folder or an image and a list of names flow in; each frame goes to the server, one line per frame flows out, and
 an annotated video, a picture, or a JSON line per frame is written. The last line of stdout is one JSON object.
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from clients.connection import DEFAULT_TIMEOUT_S, Client
-from clients.encode import to_jpeg
 from clients.errors import RequestTimeout, Sam3ServerError
-from clients.frames import IMAGE_SUFFIXES, SourceError
 from clients.output import Output
-from clients.sources import open_source
+from clients.video.encode import to_jpeg
+from clients.video.frames import IMAGE_SUFFIXES, SourceError
+from clients.video.sources import open_source
 from ensemble.spec import DEFAULT_THRESHOLD
 
 EXAMPLES = """examples:
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     arguments = p.parse_args(argv)
     if arguments.config is not None:
-        from clients.watch import run
+        from clients.fleet.watch import run
 
         if arguments.source or arguments.classes:
             p.error("--config names the cameras; leave --source and --classes out")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from clients.detections import Detections
 from clients.draw import annotate
-from clients.encode import VideoWriter
-from clients.frames import Frame
+from clients.video.encode import VideoWriter
+from clients.video.frames import Frame
 
 
 class Output:

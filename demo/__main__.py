@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from demo import cameras, mosaic, report, score, steps
-from ensemble.preflight import ServerError
-from ensemble.server import EmbeddedServer
+from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.requirements import ServerError
 from export.tiny import CHECKPOINT
 
 TABLE_WIDTH = 118

@@ -15,10 +15,10 @@ import numpy as np
 
 from clients.connection import AsyncClient
 from clients.detections import Detections
-from clients.encode import to_jpeg
 from clients.errors import Sam3ServerError
-from clients.frames import SourceError
-from clients.sources import open_source
+from clients.video.encode import to_jpeg
+from clients.video.frames import SourceError
+from clients.video.sources import open_source
 from demo.steps import Film
 
 SCORE_FLOOR = 0.1

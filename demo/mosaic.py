@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from clients.detections import Detections
 from clients.draw import Colour, annotate, colour_map, font
-from clients.encode import VideoWriter
+from clients.video.encode import VideoWriter
 from demo.cameras import Reel, Shot
 from ensemble.spec import DEFAULT_THRESHOLD
 

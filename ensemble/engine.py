@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
+from ensemble.engines.turns import Turns
 from ensemble.spec import ARTIFACTS
-from ensemble.turns import Turns
 
 
 class Runner(Protocol):
@@ -79,7 +79,7 @@ def open_artifact(engine: str, path: Path, device_id: int | None) -> Runner:
     if engine == "onnxruntime":
         return OnnxRuntimeRunner(path, device_id is not None, device_id or 0)
     if engine == "aoti":
-        from ensemble.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
+        from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
 
         return AotiRunner(path, device_id)
     raise ValueError(f"{path}: expected engine onnxruntime or aoti, got {engine!r}; export again with an engine this server runs")

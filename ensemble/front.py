@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import nvtx_ranges, request, triton_io
-from ensemble.gpu_preprocess import open_preprocessor
 from ensemble.metrics import Metrics
 from ensemble.pipeline import Job, Pipeline
-from ensemble.preprocess import attempt
+from ensemble.preprocess.cpu import attempt
+from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptTokenizer
 from ensemble.spec import Variant
 

@@ -15,7 +15,7 @@ from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, Model, Tensor, 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _GPU_ENGINES = ("tensorrt", "aoti")
 PREPROCESS = {"tensorrt": "auto", "onnxruntime": "cpu", "aoti": "auto"}
-"""Where the front model decodes and resizes, by engine; the modes are those of `ensemble/gpu_preprocess.py`. Only a GPU engine reads the pixels there."""
+"""Where the front model decodes and resizes, by engine; the modes are those of `ensemble/preprocess/gpu.py`. Only a GPU engine reads the pixels there."""
 
 
 def render(model: Model, variant: Variant, engine: str) -> str:

@@ -26,7 +26,7 @@ MAX_IMAGE_BYTES = 48 * 1024 * 1024
 MASK_FORMATS = ("none", "bits", "rle")
 STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
 """Order of `stage_ms`: milliseconds that a frame spent in each stage of the front model, the wait for its batch's other frames and for a turn
-(`ensemble/turns.py`) included."""
+(`ensemble/engines/turns.py`) included."""
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MAX_DETECTIONS = 100
 

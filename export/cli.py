@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution
-from export.tensorrt_host import TensorRT
+from export.engines.tensorrt.host import TensorRT
 
 if TYPE_CHECKING:
     from export.repository import Written
@@ -159,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Loads the checkpoint and checks every choice against it. Raises what `main` turns into a refusal."""
     from export.checkpoint import load
-    from export.engines import EngineError, engine
-    from export.frames import read_frames
+    from export.engines.registry import EngineError, engine
+    from export.gate.frames import read_frames
 
     tool = engine(arguments.engine, _tensorrt(arguments))
     precision = arguments.precision or tool.precisions[0]
@@ -194,7 +194,7 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Variant]) -> list[Written]:
     """Every variant in turn; what several share (the text encoder) is listed once."""
-    from export.frames import drawn_frames, read_frames
+    from export.gate.frames import drawn_frames, read_frames
     from export.variant import export_variant
 
     written: dict[str, Written] = {}

@@ -15,27 +15,29 @@ from typing import Any
 
 from ensemble.spec import ARTIFACTS, Variant
 from export.checkpoint import Source
-from export.engines import Engine
-from export.onnx_graph import OPSET
-from export.parts import STYLES
+from export.engines.onnx import OPSET
+from export.engines.registry import Engine
+from export.gate.verify import GateReport
 from export.repository import file_sha256
-from export.verify import GateReport
+from export.sub_models.parts import STYLES
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
-SHARED_CODE = ("attention", "positions", "precision", "parts", "onnx_graph", "token_order")
-ENGINE_CODE = {"tensorrt": ("tensorrt_plan", "tensorrt_network", "onnx_legacy"), "aoti": ("aoti_package",), "onnxruntime": ()}
-"""Modules of this folder whose change makes artifacts stale, beside a part's own."""
+SHARED_CODE = ("checkpoint.py", "sub_models", "engines/onnx.py")
+ENGINE_CODE = {"tensorrt": ("engines/tensorrt",), "aoti": ("engines/aoti.py", "fused"), "onnxruntime": ()}
+"""Files and folders of this room whose change makes artifacts stale, beside the facts of `recipe`."""
+
+
+def code_files(engine: str, room: Path = Path(__file__).parent) -> list[Path]:
+    """Every module that takes part in making an artifact of `engine`, in a fixed order."""
+    places = [room / place for place in (*SHARED_CODE, *ENGINE_CODE[engine])]
+    return [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
 
 
 def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engine) -> str:
     """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for, library versions and the code that
     makes graphs."""
     model = getattr(variant, part)
-    paths = [Path(__file__).with_name(f"{name}.py") for name in (part, *SHARED_CODE, *ENGINE_CODE[engine])]
-    if STYLES[engine].kernels:
-        here = Path(__file__).parent
-        paths += [*sorted(here.glob("fused_*.py")), *sorted((here / "kernels").glob("*.py"))]
-    code = [file_sha256(path) for path in paths if path.is_file()]
+    code = [file_sha256(path) for path in code_files(engine)]
     facts = [
         source.sha256,
         asdict(model),

@@ -20,16 +20,16 @@ from transformers import Sam3Model
 
 from ensemble.spec import ARTIFACTS, Variant
 from export.checkpoint import RANDOM, Source, at_size
-from export.engines import Engine, Report
-from export.engines import engine as find_engine
-from export.frames import Frame, gate_samples
-from export.locate import LAYERS, first_layer_off
+from export.engines.registry import Engine, Report
+from export.engines.registry import engine as find_engine
+from export.engines.tensorrt.host import TensorRT
+from export.gate.frames import Frame, gate_samples
+from export.gate.locate import LAYERS, first_layer_off
+from export.gate.reference import Sample, all_expected_outputs, reference_device
+from export.gate.verify import GateReport, verify
 from export.manifest import manifest, recipe, torch_precision
-from export.parts import PARTS, STYLES, make_part
-from export.reference import Sample, all_expected_outputs, reference_device
 from export.repository import VERSION, Written, is_current, publish, write_configurations
-from export.tensorrt_host import TensorRT
-from export.verify import GateReport, verify
+from export.sub_models.parts import PARTS, STYLES, make_part
 
 Facts = dict[str, Any]
 """What is known about a build; see `_build`."""
@@ -166,7 +166,7 @@ def _build(
 def _places(
     tool: Engine, engine: str, sized: Sam3Model, variant: Variant, sample: Sample, gate: GateReport, report: Report
 ) -> tuple[str, ...]:
-    """A sentence for each failed sub-model that `export/locate.py` can look into."""
+    """A sentence for each failed sub-model that `export/gate/locate.py` can look into."""
     feeds = {"vision_encoder": {"pixel_values": sample.pixel_values}, "text_encoder": {"input_ids": sample.input_ids}}
     failed = [part for part in LAYERS if any(f.startswith(f"{getattr(variant, part).name}:") for f in gate.failures)]
     return tuple(first_layer_off(tool, engine, sized, variant, part, feeds[part], report) for part in failed)

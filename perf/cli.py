@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "sweep": ("perf.sweep", "measure a server with perf_analyzer over resolutions, cameras and classes"),
-    "report": ("perf.report", "turn sweeps into a page of plots and Markdown tables"),
-    "capacity": ("perf.capacity", "which resolution for my cameras and my GPU, and why"),
-    "profile": ("perf.profile", "where the time of one resolution goes, kernel by kernel"),
-    "peers": ("perf.peers", "transformers' model and this server on the same frames"),
-    "guide": ("perf.guide", "write the numbers of docs/resolution.md again"),
-    "check": ("perf.check", "what the model behind `capacity` predicts for points that it has not seen"),
+    "sweep": ("perf.sweep.sweep", "measure a server with perf_analyzer over resolutions, cameras and classes"),
+    "report": ("perf.report.report", "turn sweeps into a page of plots and Markdown tables"),
+    "capacity": ("perf.capacity.capacity", "which resolution for my cameras and my GPU, and why"),
+    "profile": ("perf.bench.profile.profile", "where the time of one resolution goes, kernel by kernel"),
+    "peers": ("perf.bench.peers", "transformers' model and this server on the same frames"),
+    "guide": ("perf.report.guide", "write the numbers of docs/resolution.md again"),
+    "check": ("perf.capacity.check", "what the model behind `capacity` predicts for points that it has not seen"),
 }
 
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ensemble.gpu import gpus
+from ensemble.server.gpu import gpus
 
 PACKAGES = ("nvidia-pytriton", "tritonclient", "onnxruntime-gpu", "onnxruntime", "torch", "numpy")
 

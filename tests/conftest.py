@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ensemble.server import EmbeddedServer
+from ensemble.server.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "export" / "tiny" / "checkpoint"

@@ -22,14 +22,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
-from clients.ask import Exemplar
-from clients.config import FleetConfig, read_config
 from clients.dashboard.board import Board, NoSuchCamera
 from clients.dashboard.edit import Refused
 from clients.dashboard.load import METRICS_PORT, Load
-from clients.fleet import Camera, open_pool, run_fleet
+from clients.fleet.ask import Exemplar
+from clients.fleet.config import FleetConfig, read_config
+from clients.fleet.fleet import Camera, open_pool, run_fleet
+from clients.fleet.yaml_lines import ConfigError
 from clients.transport import Server
-from clients.yaml_lines import ConfigError
 
 STATIC = Path(__file__).with_name("static")
 COOKIE = "sam3-token"

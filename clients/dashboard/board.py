@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from clients.ask import Answer, Exemplar
 from clients.dashboard.edit import checked_classes, checked_exemplars
 from clients.draw import annotate, colour_map
-from clients.encode import to_jpeg
-from clients.fleet import Camera
+from clients.fleet.ask import Answer, Exemplar
+from clients.fleet.fleet import Camera
+from clients.video.encode import to_jpeg
 
 RATE_S = 5.0
 """The window over which a camera's frame rate is taken."""

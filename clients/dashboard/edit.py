@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from clients.ask import Exemplar
-from clients.config import CameraConfig
+from clients.fleet.ask import Exemplar
+from clients.fleet.config import CameraConfig
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS, Variant
 
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from clients.detections import Detections
-from clients.encode import VideoWriter
 from clients.message import parse_response
+from clients.video.encode import VideoWriter
 from ensemble.spec import STAGES, Variant
 
 SMALL = Variant(252)
@@ -113,7 +113,7 @@ def rtsp() -> Iterator[list[str]]:
             break
     else:
         pytest.skip(f"no RTSP server here: {RTSP_PACKAGES}")
-    program = [python, str(Path(__file__).with_name("rtsp_server.py")), "2"]
+    program = [python, str(Path(__file__).with_name("video") / "rtsp_server.py"), "2"]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         yield [server.stdout.readline().strip() for _ in range(2)]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from clients import camera
-from clients.frames import Frame
 from clients.output import Output, frame_record
+from clients.video.frames import Frame
 
 
 def last_json(capsys):

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from clients.ask import Answer
-from clients.config import CameraConfig
 from clients.draw import annotate
-from clients.fleet import Camera
-from clients.reader import Picture
-from clients.watch import CocoResults, Outputs
-from clients.webhook import Webhook
+from clients.fleet.ask import Answer
+from clients.fleet.config import CameraConfig
+from clients.fleet.fleet import Camera
+from clients.fleet.watch import CocoResults, Outputs
+from clients.fleet.webhook import Webhook
+from clients.video.reader import Picture
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def receiver():
 
 @pytest.mark.parametrize("refused", [0, 2])
 async def test_events_arrive_in_order(receiver, refused, monkeypatch):
-    monkeypatch.setattr("clients.webhook.PAUSE_S", 0.01)
+    monkeypatch.setattr("clients.fleet.webhook.PAUSE_S", 0.01)
     url, posts, refuse = receiver
     refuse[0] = refused
     webhook = Webhook(url)
@@ -55,8 +55,8 @@ async def test_events_arrive_in_order(receiver, refused, monkeypatch):
 
 
 async def test_events_nobody_takes_are_counted(closed_port, monkeypatch):
-    monkeypatch.setattr("clients.webhook.PAUSE_S", 0.01)
-    monkeypatch.setattr("clients.webhook.QUEUE", 5)
+    monkeypatch.setattr("clients.fleet.webhook.PAUSE_S", 0.01)
+    monkeypatch.setattr("clients.fleet.webhook.QUEUE", 5)
     webhook = Webhook(f"http://127.0.0.1:{closed_port}/")
     for i in range(8):  # five wait, three find the queue full
         webhook.send({"event": i})
@@ -65,7 +65,7 @@ async def test_events_nobody_takes_are_counted(closed_port, monkeypatch):
 
 
 async def test_what_is_under_way_at_the_end_is_counted(silent_port, monkeypatch):
-    monkeypatch.setattr("clients.webhook.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("clients.fleet.webhook.TIMEOUT_S", 0.5)
     webhook = Webhook(f"http://127.0.0.1:{silent_port}/")
     for i in range(3):  # one is sent and never answered, two wait
         webhook.send({"event": i})

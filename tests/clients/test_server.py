@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from clients import AsyncClient, Client, camera
-from clients.encode import VideoWriter, to_jpeg
 from clients.errors import InvalidRequest, ModelNotFound, ServerUnavailable
-from ensemble.server import EmbeddedServer
+from clients.video.encode import VideoWriter, to_jpeg
+from ensemble.server.embedded import EmbeddedServer
 from ensemble.spec import STAGES, Variant
 
 pytestmark = pytest.mark.server

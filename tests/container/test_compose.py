@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ensemble import preflight, start, start_check
-from ensemble.memory import pool_mb
+from ensemble.server import container as start
+from ensemble.server import requirements as preflight
+from ensemble.server import start_check
+from ensemble.server.memory import pool_mb
 from ensemble.spec import Variant
 from export.cli import build_parser
 
@@ -40,14 +42,14 @@ def test_every_server_flag_is_one_that_triton_knows(known_flags):
 
 
 def test_the_server_starts_through_the_check():
-    assert SERVER["command"][:4] == ["python3", "-m", "ensemble.start", "tritonserver"]
+    assert SERVER["command"][:4] == ["python3", "-m", "ensemble.server.container", "tritonserver"]
     assert set(SERVER["environment"]) == {start.RESOLUTIONS, start.MEMORY, *start.SETTINGS}, "who reads it"
     assert start_check.stated_pool_mb([re.sub(r"\$\{\w+:-(\d+)\}", r"\1", word) for word in SERVER["command"]]) == 2560
     assert pool_mb([Variant(1008)]) < 2560, "the default has room for the largest resolution"
 
 
 def test_the_check_needs_nothing_but_the_standard_library():
-    code = "import sys; import ensemble.start; print(*{m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names))"
+    code = "import sys; import ensemble.server.container; print(*{m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], **TEXT)
     assert set(done.stdout.split()) <= {"ensemble", "__main__"}, done.stderr
 

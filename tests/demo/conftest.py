@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from clients.encode import to_jpeg
 from clients.message import parse_response
+from clients.video.encode import to_jpeg
 from demo.cameras import Reel, Shot
 from demo.steps import Film
 from ensemble.spec import STAGES, Variant

@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
-from clients.encode import VideoWriter
 from clients.errors import RequestTimeout
+from clients.video.encode import VideoWriter
 from demo.cameras import Reel, mean_batch, percentile, play, stream
 from demo.steps import Film
 

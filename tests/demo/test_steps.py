@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from clients.config import read_config
+from clients.fleet.config import read_config
 from demo import steps
 from demo.__main__ import main
 

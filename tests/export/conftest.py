@@ -15,14 +15,14 @@ from transformers import CLIPTokenizer, Sam3Config, Sam3Model
 
 from ensemble.spec import ARTIFACTS, Variant
 from export import checkpoint
-from export.frames import drawn_frames
-from export.onnx_graph import onnx_session
-from export.parts import PARTS
-from export.reference import Sample, expected_outputs, make_sample
+from export.engines.onnx import onnx_session
+from export.gate.frames import drawn_frames
+from export.gate.reference import Sample, expected_outputs, make_sample
+from export.gate.verify import Run
 from export.repository import Written
+from export.sub_models.parts import PARTS
 from export.tiny.tokenizer import build_tokenizer
 from export.variant import export_variant
-from export.verify import Run
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Sam3Config, Sam3Model
 
 from ensemble.spec import Checkpoint, Variant
 from export.checkpoint import at_size
-from export.onnx_graph import sample_inputs
+from export.engines.onnx import sample_inputs
 
 LONG = "a very long prompt " * 20
 

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from perf import results
-from perf.analyzer import AnalyzerError
-from perf.points import Point, points
-from perf.sweep import resume, sweep
+from perf.sweep.analyzer import AnalyzerError
+from perf.sweep.points import Point, points
+from perf.sweep.sweep import resume, sweep
 
 WANTED = points([252, 140], [1, 4], [1])
 

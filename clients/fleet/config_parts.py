@@ -1,0 +1,72 @@
+"""What a camera's entry in the YAML is made of: one `Entry` flows in, the value it stands for flows out, or its ConfigError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clients.fleet.yaml_lines import ConfigError, Entry
+from clients.fleet.zones import Zone
+from clients.fleet.zoom import Zoom
+from ensemble.spec import Variant
+
+
+def read_threshold(entry: Entry) -> float:
+    return entry.number(0, 1, "a score from 0 to 1")
+
+
+def read_classes(entry: Entry, threshold: float) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Names and their thresholds: a list of names, or a mapping from name to threshold (empty: the camera's)."""
+    if isinstance(entry.value, dict) and entry.value:
+        thresholds = (threshold if e.value is None else read_threshold(e) for e in entry.value.values())
+        return tuple(entry.value), tuple(thresholds)
+    names = tuple(
+        e.text("the name of a class") for e in entry.items("a list of class names, or a mapping from name to threshold")
+    )
+    if len(set(names)) < len(names):
+        entry.fail("class names that differ")
+    return names, (threshold,) * len(names)
+
+
+def read_model(given: dict[str, Entry]) -> str | None:
+    if "resolution" in given:
+        entry = given["resolution"]
+        side = entry.whole(14, 8192, "pixels, a multiple of 14")
+        return str(entry.check(lambda: Variant(side).front_name))
+    return given["model"].text("a front model such as sam3_r672") if "model" in given else None
+
+
+def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
+    given = entry.mapping({"name", "polygon", "seconds", "classes"}, ("name", "polygon"))
+    corners = []
+    for corner in given["polygon"].items("a list of at least three corners [x, y]"):
+        if not isinstance(corner.value, list) or len(corner.value) != 2:
+            corner.fail("a corner [x, y]")
+        x, y = (side.number(0, 1, "a fraction of the frame from 0 to 1") for side in corner.value)
+        corners.append((x, y))
+    if len(corners) < 3:
+        raise ConfigError(
+            f"{entry.file}:{given['polygon'].line}: {given['polygon'].what}: expected at least three corners, got {len(corners)}"
+        )
+    wanted: list[str] = []
+    for name in given["classes"].items("a list of class names") if "classes" in given else []:
+        wanted.append(name.choice(*classes))
+    seconds = given["seconds"].number(0, 86400, "seconds from 0 to 86400") if "seconds" in given else 0.0
+    return Zone(given["name"].text("a name"), tuple(corners), seconds, tuple(wanted))
+
+
+def read_zoom(entry: Entry, classes: tuple[str, ...]) -> Zoom:
+    given = entry.mapping({"resolution", "model", "classes", "suspect", "crops", "margin", "least", "largest"})
+    model = read_model(given)
+    if model is None:
+        raise ConfigError(f"{entry.file}:{entry.line}: {entry.what}: 'resolution' or 'model' of the second pass is missing")
+    options: dict[str, Any] = {}
+    if "classes" in given:
+        options["classes"] = tuple(name.choice(*classes) for name in given["classes"].items("a list of class names"))
+    if "crops" in given:
+        options["crops"] = given["crops"].whole(1, 64, "a whole number from 1 to 64")
+    if "margin" in given:
+        options["margin"] = given["margin"].number(1, 20, "a factor from 1 to 20")
+    for key in ("suspect", "least", "largest"):
+        if key in given:
+            options[key] = given[key].number(0.01, 1, "a number from 0.01 to 1")
+    return Zoom(model, **options)

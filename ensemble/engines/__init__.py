@@ -1,0 +1,1 @@
+"""What runs a sub-model: one module an engine."""

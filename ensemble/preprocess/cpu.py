@@ -1,0 +1,195 @@
+"""Frames as their cameras sent them in, one batch uint8 [B,3,R,R] as the vision encoder wants it out, on the CPU or on a GPU.
+
+Matches the checkpoint's own processor: RGB, stretched to a square with antialiased bilinear filtering; scaling to -1..1 is inside the vision encoder.
+Whether a file is a picture at all is Pillow's decision in both ways, so a bad one gets the same sentence from both. `ensemble/preprocess/gpu.py` is the
+`Device` of the second way; this module needs no GPU library.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ensemble.request import FrameRequest, RequestError
+from ensemble.spec import MAX_IMAGE_PIXELS
+
+Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size() refuses what Pillow only warns of
+MAX_IMAGE_SIDE = 32_768
+"""Pixels of a frame's longer side. Between its two passes the resize holds side × R pixels: 50 million in one column would be 50 gigapixels."""
+FORMATS = ("JPEG", "PNG", "WEBP")
+ORIENTATION = 0x0112
+END_OF_IMAGE = b"\xff\xd9"
+TRAILER_BYTES = 64
+"""Cameras pad their files with zeros; the end-of-image marker is looked for in this many last bytes."""
+
+Size = tuple[int, int]
+"""Height and width of the upright frame, in pixels."""
+Prepared = tuple[Any, list[Size | Exception]]
+"""The batch uint8 [B,3,R,R] of the frames that could be read, in order, and for every frame its size or why it could not."""
+Preprocessor = Callable[[Sequence[FrameRequest]], Prepared]
+
+
+class Device(Protocol):
+    """What `DevicePreprocessor` needs of a GPU. Pictures are uint8 [H,W,3]."""
+
+    def decode(self, files: Sequence[bytes]) -> list[Any]:
+        """Pictures on the device of JPEG files, None for what it cannot decode."""
+
+    def resize(self, pictures: Sequence[Any]) -> Any:
+        """The batch of pictures on the device or on the host, of any sizes; finished when this returns."""
+
+
+class CpuPreprocessor:
+    """Decodes and resizes with Pillow, a frame per thread of `pool`."""
+
+    def __init__(self, resolution: int, pool: Executor) -> None:
+        self.resolution, self._pool = resolution, pool
+
+    def __call__(self, requests: Sequence[FrameRequest]) -> Prepared:
+        made = list(self._pool.map(lambda request: attempt(self._prepare, request), requests))
+        good = [m[0] for m in made if not isinstance(m, Exception)]
+        batch = np.stack(good) if good else np.empty((0, 3, self.resolution, self.resolution), np.uint8)
+        return batch, [m if isinstance(m, Exception) else m[1] for m in made]
+
+    def _prepare(self, request: FrameRequest) -> tuple[np.ndarray, Size]:
+        image = load(request)
+        return to_pixel_values(image, self.resolution), (image.height, image.width)
+
+
+class DevicePreprocessor:
+    """Decodes the plain JPEG files of a batch in one call of `device`, everything else with Pillow in `pool`, and resizes all frames on `device`."""
+
+    def __init__(self, device: Device, pool: Executor) -> None:
+        self._device, self._pool = device, pool
+
+    def __call__(self, requests: Sequence[FrameRequest]) -> Prepared:
+        pictures = list(self._pool.map(lambda request: attempt(_open, request), requests))
+        files = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, PlainJpeg)}
+        decoded = dict(zip(files, self._device.decode([file.data for file in files.values()]), strict=True)) if files else {}
+        for i, file in files.items():
+            if getattr(decoded[i], "shape", None) == (*file.size, 3):
+                pictures[i] = decoded[i]
+        left = [i for i in files if isinstance(pictures[i], PlainJpeg)]
+        for i, picture in zip(left, self._pool.map(lambda i: attempt(_load_array, requests[i]), left), strict=True):
+            pictures[i] = picture
+        batch = self._device.resize([picture for picture in pictures if not isinstance(picture, Exception)])
+        return batch, [p if isinstance(p, Exception) else (p.shape[0], p.shape[1]) for p in pictures]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainJpeg:
+    """A whole, upright JPEG file of 8-bit grey or YCbCr, which every decoder shows alike; `size` is from its header."""
+
+    data: bytes
+    size: Size
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns, or what it raised: one frame that fails must not take the batch's others along."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return error
+
+
+def load(request: FrameRequest) -> Image.Image:
+    """The request's picture as an upright RGB image. Raises RequestError where it cannot be decoded."""
+    if request.image is not None:
+        return decode(request.image)
+    assert request.frame is not None, "a request has one or the other"
+    _check_size(request.frame.shape[1], request.frame.shape[0], "frame")
+    return Image.fromarray(np.ascontiguousarray(request.frame))
+
+
+def decode(data: bytes) -> Image.Image:
+    """A JPEG, PNG or WebP file as an upright RGB image: grey, palette, alpha, CMYK and 16-bit files are converted, EXIF orientation is applied.
+
+    Raises RequestError for anything else, for truncated files, and before decoding for more than `MAX_IMAGE_PIXELS`.
+    """
+    with _one_sentence(data):
+        image = _open_header(data)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def plain_jpeg(data: bytes) -> PlainJpeg | None:
+    """The file, if any decoder may read it; None where Pillow has to. Reads the header alone. Raises RequestError as `decode` does."""
+    with _one_sentence(data):
+        image = _open_header(data)
+        if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+            return None
+        components = bytes(layer[0] for layer in getattr(image, "layer", ()))
+        stored_as_rgb = image.info.get("adobe_transform") == 0 or components == b"RGB"
+        whole = data[-TRAILER_BYTES:].rstrip(b"\0").endswith(END_OF_IMAGE)
+        if stored_as_rgb or not whole or image.getexif().get(ORIENTATION, 1) != 1:
+            return None
+        return PlainJpeg(data, (image.height, image.width))
+
+
+def to_pixel_values(image: Image.Image, resolution: int) -> np.ndarray:
+    """uint8 [3,R,R]: the image stretched to a square. Bilinear with antialiasing, as Pillow does whenever it scales down."""
+    if image.size != (resolution, resolution):
+        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def _open(request: FrameRequest) -> PlainJpeg | np.ndarray:
+    """A file for the device to decode, or the picture itself."""
+    return (plain_jpeg(request.image) if request.image is not None else None) or _load_array(request)
+
+
+def _load_array(request: FrameRequest) -> np.ndarray:
+    if request.frame is None:
+        return np.asarray(load(request))
+    _check_size(request.frame.shape[1], request.frame.shape[0], "frame")
+    return np.ascontiguousarray(request.frame)
+
+
+def _open_header(data: bytes) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.width, image.height, "image")
+    return image
+
+
+@contextmanager
+def _one_sentence(data: bytes) -> Iterator[None]:
+    """Whatever Pillow raises about `data` becomes a RequestError of one sentence."""
+    try:
+        yield
+    except Image.DecompressionBombError:
+        raise RequestError(_too_large("a file that claims more")) from None
+    except UnidentifiedImageError:
+        start = data[:8].hex(" ")
+        raise RequestError(
+            f"image: expected a {', '.join(FORMATS)} file, got {len(data):,} bytes that start with {start}"
+        ) from None
+    except RequestError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error ... on broken files
+        raise RequestError(f"image: the file cannot be decoded ({error}); send it whole") from None
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_IMAGE_PIXELS:
+        raise RequestError(_too_large(f"{width}x{height}"))
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise RequestError(f"{name}: at most {MAX_IMAGE_SIDE:,} pixels a side, got {width}x{height}; scale it down first")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _too_large(got: str) -> str:
+    return f"image: at most {MAX_IMAGE_PIXELS:,} pixels, got {got}; scale it down first"

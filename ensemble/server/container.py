@@ -1,0 +1,73 @@
+"""`python3 -m ensemble.server.container tritonserver --model-repository=... ...`: what the container runs. The start check first, then this process becomes the server.
+
+Front models that are not built are left out, and the log says so with the command that builds them. Environment variables change what is served:
+`SAM3_RESOLUTIONS` ("672 560") names those that are wanted; `SAM3_MAX_BATCH`, `SAM3_FRONT_INSTANCES` and `SAM3_QUEUE_DELAY_US` change their front models;
+`SAM3_GPU_MEMORY_MB` is the memory to reckon with in place of what is free.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ensemble.server import repository as placement
+from ensemble.server import start_check
+from ensemble.server.requirements import ServerError
+
+REPOSITORY_FLAG = "--model-repository="
+RESOLUTIONS, MEMORY = "SAM3_RESOLUTIONS", "SAM3_GPU_MEMORY_MB"
+SETTINGS = {f"SAM3_{name.upper()}": name for name in placement.FRONT_SETTINGS}
+"""Environment variable -> what it changes of the front models."""
+
+
+def prepare(arguments: Sequence[str], resolutions: Sequence[int], stated_mb: float | None, front: Mapping[str, int]) -> list[str]:
+    """The server's arguments with the repository of what can be served in them. Raises ServerError where nothing can, or what is wanted cannot."""
+    repository = next((Path(a.removeprefix(REPOSITORY_FLAG)) for a in arguments if a.startswith(REPOSITORY_FLAG)), None)
+    if repository is None:
+        raise ServerError(f"expected {REPOSITORY_FLAG}FOLDER among the server's arguments, got {' '.join(arguments)}")
+    known = placement.read(repository)
+    if not known:
+        raise ServerError(f"expected a front model (sam3_r<resolution>) in {repository}, found none; write one with sam3-export")
+    wanted = placement.choose(known, resolutions) if resolutions else [s for s in known if not s.missing] or known
+    served = placement.adjusted(wanted, front)
+    pool = start_check.fixed_pool(arguments)
+    start_check.check(repository, served, start_check.Host.here(stated_mb), pool, _say)
+    unbuilt = [s for s in known if s.missing]
+    if unbuilt and not resolutions:
+        names = ", ".join(s.variant.front_name for s in unbuilt)
+        _say(f"not served, since not built: {names}; build with\n{placement.build_command(unbuilt, repository, force=False)}")
+    if served == known:
+        return list(arguments)
+    root = placement.view(served, Path(tempfile.mkdtemp(prefix="sam3-")))
+    return [f"{REPOSITORY_FLAG}{root}" if a.startswith(REPOSITORY_FLAG) else a for a in arguments]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Never returns where all is well: the process is the server then. 1: it cannot be served; 2: the command line or the environment cannot be."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not arguments:
+            raise ValueError("expected the server's command, for example tritonserver --model-repository=/models")
+        resolutions = [int(word) for word in os.environ.get(RESOLUTIONS, "").replace(",", " ").split()]
+        stated = os.environ.get(MEMORY)
+        front = {name: int(value) for variable, name in SETTINGS.items() if (value := os.environ.get(variable))}
+        command = prepare(arguments, resolutions, float(stated) if stated else None, front)
+    except ServerError as error:
+        _say(str(error))
+        return 1
+    except ValueError as error:
+        _say(f"{error}; {RESOLUTIONS} are numbers with spaces between them, {MEMORY} and {', '.join(SETTINGS)} one number each")
+        return 2
+    sys.stdout.flush()
+    os.execvp(command[0], command)
+
+
+def _say(line: str) -> None:
+    print(f"start check: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

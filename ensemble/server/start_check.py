@@ -1,0 +1,176 @@
+"""A repository and the GPU it is about to be loaded on go in; nothing comes out where it can be served, a sentence with the figures where it cannot.
+
+Three things end a start half way, each with a message that names a symptom: an artifact that was never built, one that was built for another GPU or another
+TensorRT, and too little memory. All are known before: from the files, from their manifests, and from the model that `sam3-perf capacity` uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ensemble.server import gpu
+from ensemble.server.memory import DEFAULT_POOL_MB, FOOTPRINTS, MB, Need, server_need
+from ensemble.server.repository import Artifact, Served, build_command
+from ensemble.server.requirements import ServerError
+from ensemble.spec import RESOLUTIONS, Variant
+
+POOL_FLAG = "--cuda-memory-pool-byte-size=0:"
+"""Of the GPU that models are placed on, by the number that CUDA gives it here."""
+Pool = Callable[[Sequence[Variant]], float]
+"""Megabytes that Triton's pool has on the GPU where these variants are served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the models are going to run on: the one GPU, if there is one. A stated amount of memory, in MB, is taken in place of what is free on it."""
+
+    card: gpu.Gpu | None
+    tensorrt: str | None = None
+    stated_mb: float | None = None
+
+    @classmethod
+    def here(cls, stated_mb: float | None = None) -> Host:
+        return cls(gpu.serving(), gpu.tensorrt_version(), stated_mb)
+
+
+def check(
+    repository: Path, served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Raises ServerError where these front models cannot be served on `host`; `say` hears what could not be looked at."""
+    check_built(repository, served)
+    placed = [s for s in served if s.on_gpu]
+    if not placed:
+        return
+    if host.card:
+        check_built_for(repository, placed, host.card, host.tensorrt, say)
+    check_memory(placed, host, pool, say)
+
+
+def check_built(repository: Path, served: Sequence[Served]) -> None:
+    """Raises ServerError, with the command that builds them, where artifacts are missing."""
+    wanting = [s for s in served if s.missing]
+    if wanting:
+        first = wanting[0].missing[0]
+        names = ", ".join(dict.fromkeys(a.model for s in wanting for a in s.missing))
+        raise ServerError(
+            f"expected {first.path}, found no such file; not built yet: {names}; build with\n{build_command(wanting, repository, force=False)}"
+        )
+
+
+def check_built_for(
+    repository: Path, served: Sequence[Served], card: gpu.Gpu, tensorrt: str | None, say: Callable[[str], None]
+) -> None:
+    """Raises ServerError, with the command that builds again, where an artifact was made for another GPU or another TensorRT."""
+    wrong: dict[str, str] = {}
+    foreign, untold = [], []
+    for one in served:
+        for artifact in one.artifacts:
+            made = artifact.manifest.get("built_for")
+            if not made:
+                untold.append(artifact.model)
+            elif differs(artifact, made, card, tensorrt):
+                wrong[artifact.model] = _version(artifact, made)
+                foreign.append(one)
+    if untold:
+        say(
+            f"not compared with this GPU, since their manifests do not say what they were built for: {', '.join(dict.fromkeys(untold))}"
+        )
+    engines = {a.engine for s in served for a in s.artifacts}
+    if "tensorrt" in engines and tensorrt is None:
+        say("not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here")
+    if wrong:
+        have = f"{f'TensorRT {tensorrt} on ' if tensorrt and 'tensorrt' in engines else ''}{card.name} (compute capability {card.compute_capability})"
+        found = "; ".join(f"{model} was built for {what}" for model, what in wrong.items())
+        again = build_command(list(dict.fromkeys(foreign)), repository, force=True)
+        raise ServerError(f"expected artifacts for {have}, got others: {found}. Build them again here with\n{again}")
+
+
+def differs(artifact: Artifact, made: dict[str, Any], card: gpu.Gpu, tensorrt: str | None) -> bool:
+    """Whether an artifact cannot be trusted on this GPU. A package holds kernels for a compute capability, a plan is bound to the very GPU and TensorRT."""
+    if made.get("compute_capability", "unknown") not in ("unknown", card.compute_capability):
+        return True
+    if artifact.engine != "tensorrt":
+        return False
+    name = made.get("gpu", "unknown").split(" MIG ")[0]  # a slice has its GPU's kernels
+    other_gpu = name not in ("unknown", card.name.split(" MIG ")[0])
+    return other_gpu or bool(tensorrt and "tensorrt" in made and _three(made["tensorrt"]) != _three(tensorrt))
+
+
+def _three(version: str) -> list[str]:
+    """Major, minor and patch; the library does not tell its build number."""
+    return version.split(".")[:3]
+
+
+def _version(artifact: Artifact, made: dict[str, Any]) -> str:
+    start = f"TensorRT {made['tensorrt']} on " if artifact.engine == "tensorrt" and "tensorrt" in made else ""
+    return f"{start}{made.get('gpu', 'an unnamed GPU')} ({made.get('compute_capability', 'unknown')})"
+
+
+def check_memory(served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None]) -> None:
+    """Raises ServerError with the figures, and with what does fit, where the models need more than is free."""
+    if host.stated_mb is not None:
+        free, have = host.stated_mb, f"the GPU has {host.stated_mb:,.0f} MB, as stated"
+    elif card := host.card:
+        free, have = card.free_mb, f"{card.name} has {card.total_mb:,.0f} MB, {card.free_mb:,.0f} of them free"
+    else:
+        say("memory is not checked: the models are placed on a GPU, and NVML shows none here")
+        return
+    wanted = need_of(served, pool)
+    if wanted.total <= free:
+        return
+    names = ", ".join(s.variant.front_name for s in served)
+    raise ServerError(
+        f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}. {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or SAM3_GPU_MEMORY_MB in the container"
+    )
+
+
+def need_of(served: Sequence[Served], pool: Pool) -> Need:
+    """Megabytes of these front models together; files that several share count once."""
+    files = {a.path for s in served for a in s.artifacts if a.on_gpu}
+    weights = sum(path.stat().st_size for path in files if path.is_file()) / MB
+    variants = [s.variant for s in served]
+    return server_need(variants, served[0].engine, weights, pool(variants))
+
+
+def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
+    """The nearest that does: without the largest resolutions; else the last one with smaller batches, or at a lower resolution."""
+    for first in range(1, len(served)):
+        rest = need_of(served[first:], pool)
+        if rest.total <= free_mb:
+            names = " ".join(str(s.variant.resolution) for s in served[first:])
+            return f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolutions, or SAM3_RESOLUTIONS in the container"
+    last, weights = served[-1], need_of(served[-1:], pool).weights
+
+    def needed(**changes: int) -> Need:
+        variant = replace(last.variant, **changes)  # type: ignore[arg-type]
+        return server_need([variant], last.engine, weights, pool([variant]))
+
+    batches, lower = range(last.variant.max_batch - 1, 0, -1), [r for r in RESOLUTIONS if r < last.variant.resolution]
+    smaller = next((b for b in batches if needed(max_batch=b).total <= free_mb), None)
+    coarser = next((r for r in sorted(lower, reverse=True) if needed(resolution=r).total <= free_mb), None)
+    found = []
+    if smaller:
+        made = "served" if last.engine == "aoti" else "exported"  # plans reserve their largest batch at the start
+        found.append(f"{last.variant.resolution} {made} with --max-batch {smaller} ({needed(max_batch=smaller).total:,.0f} MB)")
+    if coarser:
+        found.append(f"{coarser} with the same limits ({needed(resolution=coarser).total:,.0f} MB)")
+    if found:
+        return f"What fits: {', or '.join(found)}"
+    least = min([last.variant.resolution, *RESOLUTIONS])
+    megabytes = needed(resolution=least, max_batch=1).total
+    return f"Even {least} with --max-batch 1 needs {megabytes:,.0f} MB: free memory or take a larger GPU"
+
+
+def stated_pool_mb(arguments: Sequence[str]) -> float | None:
+    """The pool in tritonserver's arguments, the last word of several; None where there is none, which means `DEFAULT_POOL_MB`."""
+    sizes = [int(word.removeprefix(POOL_FLAG)) for word in arguments if word.startswith(POOL_FLAG)]
+    return sizes[-1] / MB if sizes else None
+
+
+def fixed_pool(arguments: Sequence[str]) -> Pool:
+    """What those arguments reserve, whatever is served."""
+    megabytes = stated_pool_mb(arguments)
+    return lambda variants: DEFAULT_POOL_MB if megabytes is None else megabytes

@@ -1,0 +1,79 @@
+"""A sub-model that failed the gate in, the first of its layers whose output is off out.
+
+The part is built once more with every layer's output as an output of the graph, run on the gate's own frames, and compared layer by layer with the same
+wrapper in fp32 PyTorch, which the tests hold to `Sam3Model`. More outputs can change what an engine fuses: if no layer is off then, that is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Sam3Model
+
+from ensemble.spec import ARTIFACTS, FLOAT_DTYPES, Model, Variant
+from ensemble.spec import Tensor as Record
+from export.engines.registry import Engine, Report
+from export.gate.limits import LIMITS
+from export.gate.verify import compare
+from export.sub_models.parts import STYLES, Style, make_part
+
+LAYERS = {"vision_encoder": "blocks", "text_encoder": "layers"}
+"""Parts that can be looked into, and the attribute that holds their layers."""
+
+
+class Probe(nn.Module):
+    """A wrapper whose outputs are followed by those of its layers, in their order."""
+
+    def __init__(self, module: nn.Module, layers: str) -> None:
+        super().__init__()
+        self.module, self.layers = module, layers
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        seen: list[Tensor] = []  # not an attribute: the exporter allows no tensors to be left behind
+        hooks = [
+            layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+            for layer in getattr(self.module, self.layers)
+        ]
+        found = self.module(x)
+        for hook in hooks:
+            hook.remove()
+        return (*((found,) if isinstance(found, Tensor) else found), *seen)
+
+
+def first_layer_off(
+    tool: Engine, engine: str, model: Sam3Model, variant: Variant, part: str, feed: Mapping[str, np.ndarray], report: Report
+) -> str:
+    """A sentence that names the first layer of `part` whose cosine with fp32 is under the gate's limit on `feed` (the part's inputs)."""
+    record: Model = getattr(variant, part)
+    limit = LIMITS["fp32" if variant.precision == "fp32" else "fp16"].cosine
+    wanted = Probe(make_part(part, model, Style("explicit", "plain"), "fp32"), LAYERS[part])
+    with torch.no_grad():
+        truth = wanted(*(torch.from_numpy(feed[t.name]) for t in record.inputs))[len(record.outputs) :]
+    names = [f"{LAYERS[part]}_{i}" for i in range(len(truth))]
+    axis = record.outputs[0].dims[0]
+    dtype = FLOAT_DTYPES[variant.precision]
+    probed = dataclasses.replace(
+        record,
+        outputs=(*record.outputs, *(Record(n, dtype, (axis, *t.shape[1:])) for n, t in zip(names, truth, strict=True))),
+    )
+    precision = "fp32" if variant.precision == "fp32" else "fp16"
+    module = Probe(make_part(part, model, STYLES[engine], precision), LAYERS[part])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ARTIFACTS[engine]
+        tool.build(module, probed, variant, path, report)
+        run = tool.open(path)
+        try:
+            found = run(feed)
+        finally:
+            getattr(run, "close", lambda: None)()
+    for name, reference in zip(names, truth, strict=True):
+        cosine, _ = compare(found[name], reference.numpy())
+        if not cosine >= limit:
+            return f"the first layer of {record.name} that is off is {name}, with cosine {cosine:.6f}"
+    return f"no layer of {record.name} is off when all are outputs, so the fault lies behind {names[-1]} or in how the engine joins layers"

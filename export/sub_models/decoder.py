@@ -1,0 +1,144 @@
+"""Which of N (image, class) pairs show what, and where: features of B images and N prompts in; scores, boxes, presence and query features out.
+
+All pairs go through one call: images enter once, `image_index` says whose features a pair reads. The first encoder layer attends to the image before it
+meets any text, so that attention runs once per image. The first decoder layer attends to learned queries before it meets text or image, so that runs
+once per call. The box path stays in fp32 whatever the precision: references are refined layer by layer and errors would add up.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import Sam3Model
+from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
+
+from export.sub_models.attention import Attention, Form, token_bias
+from export.sub_models.positions import BoxSine, sine_map
+from export.sub_models.precision import layer_norm
+
+
+class Decoder(nn.Module):
+    """`fpn_2` [B,C,p,p], `image_index` int32 [N], `prompt_features` [N,S,C], `prompt_mask` int32 [N,S] ->
+    `pred_logits` fp32 [N,Q], `pred_boxes` fp32 [N,Q,4] xyxy in 0..1, `presence_logits` fp32 [N,1], `query_features` [N,Q,C], `memory` [N,p*p,C].
+
+    The score of a query is sigmoid(pred_logits) * sigmoid(presence_logits).
+    """
+
+    fp32_islands = ("sine", "bias_x.coordinates", "bias_y.coordinates", "references", "box_head", "presence_head", "scoring")
+
+    def __init__(self, model: Sam3Model, form: Form = "explicit") -> None:
+        super().__init__()
+        source, config = model.detr_decoder, model.config.vision_config
+        patches = config.image_size // config.backbone_config.patch_size
+        positions = sine_map(model.vision_encoder.neck.position_encoding, source.hidden_size, patches)
+        self.register_buffer("positions", positions, persistent=False)  # [1,p*p,C]
+        self.encoder_layers = nn.ModuleList(EncoderLayer(layer, form) for layer in model.detr_encoder.layers)
+        self.decoder_layers = nn.ModuleList(DecoderLayer(layer, form) for layer in source.layers)
+        queries = torch.cat([source.presence_token.weight, source.query_embed.weight]).detach()
+        self.register_buffer("queries", queries[None].clone())  # [1,1+Q,C], presence token first
+        self.register_buffer("references", source.reference_points.weight.detach().sigmoid()[None])  # [1,Q,4] cxcywh
+        self.sine = BoxSine(source.hidden_size // 2)
+        self.reference_head, self.box_head, self.norm = source.ref_point_head, source.box_head, source.output_layer_norm
+        self.bias_x, self.bias_y = BoxBias(source.box_rpb_embed_x, patches), BoxBias(source.box_rpb_embed_y, patches)
+        self.presence_head, self.presence_norm = source.presence_head, source.presence_layer_norm
+        self.presence_limit: float = source.clamp_presence_logit_max_val
+        self.scoring = model.dot_product_scoring
+
+    def forward(self, fpn_2: Tensor, image_index: Tensor, prompt_features: Tensor, prompt_mask: Tensor) -> tuple[Tensor, ...]:
+        token_mask = token_bias(prompt_mask)  # [N,1,1,S]
+        memory = self.encode(fpn_2, image_index, prompt_features, token_mask)  # [N,p*p,C]
+        hidden, boxes = self.decode(memory, prompt_features, token_mask)  # [N,1+Q,C], [N,Q,4] cxcywh
+        queries = layer_norm(self.norm, hidden[:, 1:].float())  # [N,Q,C]
+        logits = self.scoring(queries[None], prompt_features.float(), prompt_mask)[0, :, :, 0]  # [N,Q]
+        presence = self.presence_head(layer_norm(self.presence_norm, hidden[:, 0].float()))  # [N,1]
+        presence = presence.clamp(-self.presence_limit, self.presence_limit)
+        return logits, box_cxcywh_to_xyxy(boxes), presence, queries.to(fpn_2.dtype), memory
+
+    def encode(self, fpn_2: Tensor, image_index: Tensor, prompt: Tensor, token_mask: Tensor) -> Tensor:
+        """Image tokens that have read the prompt: [N,p*p,C]."""
+        x = fpn_2.flatten(2).transpose(1, 2)  # [B,p*p,C]
+        for i, layer in enumerate(self.encoder_layers):
+            x = layer.read_image(x, self.positions)
+            if i == 0:
+                x = x.index_select(0, image_index)  # [N,p*p,C]
+            x = layer.read_prompt(x, prompt, token_mask)
+        return x
+
+    def decode(self, memory: Tensor, prompt: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the presence token and the queries [N,1+Q,C], and their refined boxes [N,Q,4] cxcywh in fp32."""
+        keys = memory + self.positions
+        hidden, boxes = self.queries, self.references  # [1,...] until the first layer reads the prompt
+        for layer in self.decoder_layers:
+            position = F.pad(
+                self.reference_head(self.box_code(boxes).to(memory.dtype)), (0, 0, 1, 0)
+            )  # zero for the presence token
+            hidden = layer(hidden, position, prompt, token_mask, memory, keys, self.box_bias(boxes))
+            step = self.box_head(layer_norm(self.norm, hidden[:, 1:].float()))  # [N,Q,4]
+            boxes = (step + inverse_sigmoid(boxes)).sigmoid()
+        return hidden, boxes
+
+    def box_code(self, boxes: Tensor) -> Tensor:
+        """Sine code of reference boxes [N,Q,4] cxcywh in the checkpoint's order y, x, w, h: [N,Q,2C] fp32."""
+        x, y, width, height = boxes.unbind(-1)
+        return self.sine(torch.stack([y, x, width, height], -1)).flatten(2)
+
+    def box_bias(self, boxes: Tensor) -> Tensor:
+        """Relative position bias [N,heads,1+Q,p*p] of reference boxes on image tokens; zero for the presence token."""
+        left, top, right, bottom = box_cxcywh_to_xyxy(boxes).unbind(-1)
+        rows, columns = self.bias_y(top, bottom), self.bias_x(left, right)  # [N,heads,Q,p]
+        return F.pad((rows.unsqueeze(4) + columns.unsqueeze(3)).flatten(3), (0, 0, 1, 0))
+
+
+class EncoderLayer(nn.Module):
+    """One layer of the DETR encoder, in the two halves between which images become pairs."""
+
+    def __init__(self, layer: nn.Module, form: Form) -> None:
+        super().__init__()
+        self.self_attention = Attention(layer.self_attn, ("qk", "v"), form)
+        self.prompt_attention = Attention(layer.cross_attn, ("q", "kv"), form)
+        self.norm1, self.norm2, self.norm3, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.mlp
+
+    def read_image(self, x: Tensor, positions: Tensor) -> Tensor:
+        normed = layer_norm(self.norm1, x)
+        return x + self.self_attention(normed + positions, normed)
+
+    def read_prompt(self, x: Tensor, prompt: Tensor, token_mask: Tensor) -> Tensor:
+        x = x + self.prompt_attention(layer_norm(self.norm2, x), prompt, bias=token_mask)
+        return x + self.mlp(layer_norm(self.norm3, x))
+
+
+class DecoderLayer(nn.Module):
+    """One layer of the DETR decoder over [N,1+Q,C] (or [1,1+Q,C] in the first layer)."""
+
+    def __init__(self, layer: nn.Module, form: Form) -> None:
+        super().__init__()
+        self.self_attention = Attention(layer.self_attn, ("qk", "v"), form)
+        self.prompt_attention = Attention(layer.text_cross_attn, ("q", "kv"), form)
+        self.image_attention = Attention(layer.vision_cross_attn, ("q", "k", "v"), form)
+        self.norm1, self.norm2 = layer.self_attn_layer_norm, layer.text_cross_attn_layer_norm
+        self.norm3, self.norm4 = layer.vision_cross_attn_layer_norm, layer.mlp_layer_norm
+        self.mlp = layer.mlp
+
+    def forward(
+        self, x: Tensor, position: Tensor, prompt: Tensor, token_mask: Tensor, memory: Tensor, keys: Tensor, box_bias: Tensor
+    ) -> Tensor:
+        x = layer_norm(self.norm1, x + self.self_attention(x + position, x))
+        x = x.expand(prompt.shape[0], -1, -1)
+        x = layer_norm(self.norm2, x + self.prompt_attention(x + position, prompt, bias=token_mask))
+        x = layer_norm(self.norm3, x + self.image_attention(x + position, keys, memory, bias=box_bias))
+        return layer_norm(self.norm4, x + self.mlp(x))
+
+
+class BoxBias(nn.Module):
+    """Bias along one axis: how far each of p coordinates is from the two edges [N,Q] of a box, on a log scale, through a small MLP -> [N,heads,Q,p]."""
+
+    def __init__(self, mlp: nn.Module, patches: int) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.register_buffer("coordinates", torch.arange(patches) / patches, persistent=False)  # [p]
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        distance = 8.0 * (self.coordinates[:, None] - torch.stack([low, high], -1).unsqueeze(2))  # [N,Q,p,2]
+        scaled = torch.sign(distance) * torch.log2(distance.abs() + 1.0) / 3.0  # log2(8) = 3
+        return self.mlp(scaled.to(self.mlp.layer1.weight.dtype)).permute(0, 3, 1, 2)

@@ -1,0 +1,61 @@
+"""A `Sam3Model` in, the five wrapper modules out, written the way an engine runs fastest."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import Sam3Model
+
+from export.fused.parts import make_fused_part
+from export.sub_models.attention import Form
+from export.sub_models.decoder import Decoder
+from export.sub_models.geometry_encoder import GeometryEncoder
+from export.sub_models.mask_head import MaskHead, Upsampling
+from export.sub_models.precision import in_precision, spell_group_norms
+from export.sub_models.text_encoder import TextEncoder
+from export.sub_models.vision_encoder import VisionEncoder
+
+PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How attention is spelled, how the mask head upsamples, whether fp16 runs this project's GPU kernels, and whether group normalisation is spelled out;
+    the result is the same."""
+
+    attention: Form
+    upsampling: Upsampling
+    kernels: bool = False
+    spelled_norms: bool = False
+
+
+STYLES = {
+    "onnxruntime": Style("explicit", "plain"),
+    "tensorrt": Style("chunked", "subpixel", spelled_norms=True),
+    "aoti": Style("fused", "subpixel", kernels=True),
+}
+"""By engine."""
+
+
+def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
+    """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" in the
+    explicit and the chunked form, and copies otherwise."""
+    if style.kernels and precision == "fp16":
+        return make_fused_part(part, model, precision, "gpu")
+    if part == "mask_head":
+        module: nn.Module = MaskHead(model, style.attention, style.upsampling)
+    else:
+        wrappers = {
+            "vision_encoder": VisionEncoder,
+            "text_encoder": TextEncoder,
+            "geometry_encoder": GeometryEncoder,
+            "decoder": Decoder,
+        }
+        module = wrappers[part](model, style.attention)
+    if style.spelled_norms:
+        spell_group_norms(module)
+    if precision == "fp32" and style.attention == "fused":
+        module = copy.deepcopy(module)  # this form goes to a GPU, and the checkpoint's weights must stay where they are
+    return in_precision(module.eval(), precision)

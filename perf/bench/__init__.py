@@ -1,0 +1,1 @@
+"""Single benchmarks: the whole server, engines, kernels, rewrites, accuracy, soak."""

@@ -1,0 +1,104 @@
+"""What a frame costs outside the sub-models: a repository goes in, a table and one JSON line come out.
+
+The embedded server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the sub-models computed, and the rest
+of the round trip is the front model, the calls between models and the protocol. Every case runs in one process on one server, alternating, so that the
+figures can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.connection import AsyncClient
+from ensemble.server.embedded import EmbeddedServer
+from export.tiny.random_scene import random_scene, validation_seeds
+from export.tiny.scenes import render
+from perf.record import publish
+
+CASES = {
+    # name: (cameras at once, mask format, whether the classes are in the frame)
+    "1 camera, found, no masks": (1, "none", True),
+    "1 camera, found, masks": (1, "bits", True),
+    "1 camera, nothing there, masks": (1, "bits", False),
+    "8 cameras, found, no masks": (8, "none", True),
+    "8 cameras, found, masks": (8, "bits", True),
+}
+ABSENT = ("purple dinosaur", "zebra")
+
+
+def compute_ms(server: EmbeddedServer) -> float:
+    """Milliseconds that all sub-models have spent computing since the server started, by Triton's statistics."""
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/stats") as answer:
+        models = json.load(answer)["model_stats"]
+    inner = [m for m in models if not m["name"].removeprefix("sam3_r").isdigit()]
+    return sum(m["inference_stats"]["compute_infer"]["ns"] for m in inner) / 1e6
+
+
+async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[str, Any]]:
+    """A row per case: milliseconds per frame in all, in the sub-models and outside them, medians over `rounds`."""
+    rendering = render(random_scene(next(iter(validation_seeds(1)))), 252, 252)
+    present = tuple(sorted({f"{i.colour} {i.shape}" for i in rendering.instances}))[:2]
+    samples: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in CASES}
+    async with AsyncClient(server.grpc_url, model=model) as client:
+        for turn in range(rounds + 2):
+            for name, (cameras, mask_format, there) in CASES.items():
+                classes = present if there else ABSENT[: len(present)]
+                before, start = compute_ms(server), time.perf_counter()
+                answers = await asyncio.gather(
+                    *(client.detect(rendering.frame, classes, mask_format=mask_format, threshold=0.5) for _ in range(cameras))
+                )
+                wall = (time.perf_counter() - start) * 1e3
+                inside = compute_ms(server) - before
+                if turn >= 2:  # the first turns warm caches and allocators up
+                    samples[name].append((wall / cameras, inside / cameras, answers[0].batch, len(answers[0])))
+    rows = []
+    for name, values in samples.items():
+        wall, inside, batch, found = np.array(values).T
+        rows.append(
+            {
+                "case": name,
+                "ms_per_frame": round(float(np.median(wall)), 2),
+                "sub_models_ms": round(float(np.median(inside)), 2),
+                "outside_ms": round(float(np.median(wall - inside)), 2),
+                "batch": round(float(batch.mean()), 2),
+                "detections": int(found[0]),
+            }
+        )
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m perf.bench.overhead`: prints the table, writes the JSON where asked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf.bench.overhead",
+        description="Time per frame outside the sub-models, on the embedded server.",
+        epilog="example: python -m perf.bench.overhead --repository build/repository --output perf/results/cpu/overhead.json",
+    )
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=Path("build/repository"),
+        help="what sam3-export wrote; the demo makes the default",
+    )
+    parser.add_argument("--model", default="sam3_r252")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    options = parser.parse_args(argv)
+    with EmbeddedServer(options.repository) as server:
+        rows = asyncio.run(measure(server, options.model, options.rounds))
+    title = f"{options.model}, milliseconds per frame (median of {options.rounds})"
+    publish("perf.bench.overhead", argv, title, rows, options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

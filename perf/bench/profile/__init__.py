@@ -1,0 +1,1 @@
+"""Where the time of one resolution goes, kernel by kernel."""

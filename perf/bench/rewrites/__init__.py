@@ -1,0 +1,1 @@
+"""What each exact rewrite of the sub-models gains by itself."""

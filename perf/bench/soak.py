@@ -1,0 +1,199 @@
+"""`python -m perf.bench.soak`: many cameras for a long time: does memory grow, is any frame unaccounted for, does a camera starve?
+
+Drawn films flow in, played in real time and for ever through `clients/fleet/fleet.py`; a line now and then, a table, and one JSON object
+flow out. The embedded server is a child of this process, so that both sides' memory can be read; `--url` asks a server that runs
+already, whose memory then is not known. The limits that the run is held to stand in `LIMITS`.
+
+A server's memory follows the largest batch that it has had: ONNX Runtime's arenas and Triton's shared-memory regions grow to what
+one batch of that many frames and classes needs and never give it back. So the largest one is sent before the clock starts, or its
+first chance meeting in mid-run would look like a leak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clients.connection import AsyncClient
+from clients.errors import Sam3ServerError
+from clients.fleet.config import CameraConfig, FleetConfig
+from clients.fleet.fleet import Answer, Camera, open_pool, run_fleet
+from clients.video.encode import to_jpeg
+from clients.video.sources import open_source
+from demo import steps
+from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.requirements import ServerError
+from ensemble.spec import Variant
+from export.tiny import CHECKPOINT
+from perf.record import publish
+
+LIMITS = {"growth": 0.05, "fairness": 0.9}
+"""Memory may grow by so much after `SETTLED_S`; the least served camera gets so much of what the most served one gets."""
+SETTLED_S = 60.0
+"""Until then caches fill and the cameras' latest answers pile up; a shorter run cannot tell growth."""
+SAMPLES = 20
+"""Looks at the memory, however long the run."""
+PAGE = resource.getpagesize()
+
+
+def memory_mb(pid: int) -> dict[str, float]:
+    """Resident memory in MB of a process and its descendants, by the model that each serves (Triton runs each python model in
+    processes of its own) or its program. Shared pages count in each process that has touched them.
+    """
+    found: dict[str, float] = {}
+    todo = [pid]
+    while todo:
+        process = Path(f"/proc/{todo.pop()}")
+        try:
+            pages = int((process / "statm").read_text().split()[1])
+            command = (process / "cmdline").read_text().split("\0")
+            todo += [int(child) for file in process.glob("task/*/children") for child in file.read_text().split()]
+        except (OSError, IndexError):  # it has ended meanwhile
+            continue
+        models = [Path(word).parent.parent.name for word in command if word.endswith("/model.py")]
+        name = models[0] if models else Path(command[0]).name
+        found[name] = found.get(name, 0.0) + pages * PAGE / 1e6
+    return found
+
+
+async def send_largest_batch(films: Sequence[steps.Film], url: str, model: str, masks: str) -> None:
+    """As many frames at once, with as many classes each, as the server puts into one batch; a few times, since batches come together by chance."""
+    limits = Variant()
+    words = list(dict.fromkeys(word for film in films for word in film.classes))[: math.ceil(limits.max_pairs / limits.max_batch)]
+    with open_source(films[0].video) as source:
+        jpeg = to_jpeg(next(iter(source)).rgb)
+    async with AsyncClient(url, model=model) as client:
+        for _ in range(3):
+            await asyncio.gather(*(client.detect(jpeg, words, mask_format=masks) for _ in range(2 * limits.max_batch)))
+
+
+def cameras_of(films: Sequence[steps.Film], model: str, a: argparse.Namespace) -> tuple[CameraConfig, ...]:
+    """`a.cameras` cameras that take turns at the films."""
+    chosen = [films[i % len(films)] for i in range(a.cameras)]
+    return tuple(
+        CameraConfig(
+            f"camera {i + 1}",
+            str(film.video),
+            tuple(film.classes),
+            (0.5,) * len(film.classes),
+            model=model,
+            fps=a.fps,
+            deadline_s=a.deadline_ms / 1e3,
+            in_flight=a.in_flight,
+            masks=a.masks,
+            realtime=True,
+            loop=True,
+        )
+        for i, film in enumerate(chosen)
+    )
+
+
+async def soak(
+    configs: Sequence[CameraConfig], url: str, seconds: float, server_pid: int | None, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Runs the cameras: the fleet's summary with an account of each, and `SAMPLES` rows of answers and memory over time."""
+    cameras = [Camera(config) for config in configs]
+    samples: list[dict[str, Any]] = []
+    start, stop = time.monotonic(), asyncio.Event()
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(seconds / SAMPLES)
+            done = [c.tally.answered for c in cameras]
+            server = memory_mb(server_pid) if server_pid else {}
+            row = {"at_s": round(time.monotonic() - start, 1), "answered": sum(done), "fewest": min(done), "most": max(done)}
+            row["load"] = os.getloadavg()[0]  # of the whole machine: what else runs slows the fleet down
+            row |= {"client_mb": sum(memory_mb(os.getpid()).values()) - sum(server.values()), "server_mb": sum(server.values())}
+            samples.append({k: round(v, 1) for k, v in row.items()} | {k: round(v, 1) for k, v in sorted(server.items())})
+            say(" ".join(f"{key} {value}" for key, value in list(samples[-1].items())[:7]))
+
+    def ignore(camera: Camera, answer: Answer) -> None:
+        """The tally is all that is wanted."""
+
+    looking = asyncio.create_task(look())
+    asyncio.get_running_loop().call_later(seconds, stop.set)
+    cpu = time.process_time()
+    summary = await run_fleet(cameras, open_pool(FleetConfig(tuple(configs), (url,)), say), ignore, stop)
+    looking.cancel()
+    summary["client_cpu_percent_per_camera"] = round(100 * (time.process_time() - cpu) / summary["seconds"] / len(cameras), 2)
+    return summary, samples
+
+
+def held(summary: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
+    """Each limit and whether it held; None where the run was too short to tell."""
+    settled = [sample for sample in samples if sample["at_s"] >= SETTLED_S]
+    grown = [settled[-1][side] / settled[0][side] - 1 for side in ("client_mb", "server_mb") if settled and settled[0][side]]
+    return {
+        "every frame accounted for": all(
+            each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
+            for each in summary["each"]
+        ),
+        "fairness": summary["fairness"] >= LIMITS["fairness"],
+        "memory": max(grown) <= LIMITS["growth"] if len(settled) > 1 else None,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="python -m perf.bench.soak",
+        description="Stream many cameras for a long time and see what grows, what is lost and who starves.",
+        epilog="example: python -m perf.bench.soak --cameras 16 --seconds 600",
+    )
+    p.add_argument("--cameras", type=int, default=16, help="default: %(default)s")
+    p.add_argument("--seconds", type=float, default=600.0, help="default: %(default)s")
+    p.add_argument("--fps", type=float, default=2.0, help="of each camera (default: %(default)s)")
+    p.add_argument("--deadline-ms", type=float, default=5000.0, help="capture to answer (default: %(default)s)")
+    p.add_argument("--in-flight", type=int, default=2, help="of each camera (default: %(default)s)")
+    p.add_argument("--masks", choices=("none", "bits", "rle"), default="none", help="default: %(default)s")
+    p.add_argument("--resolution", type=int, default=252, help="of the small checkpoint (default: %(default)s)")
+    p.add_argument("--films", type=Path, default=Path("build/soak/films"), help="drawn where missing (default: %(default)s)")
+    p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default: %(default)s")
+    p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
+    p.add_argument("--url", help="host:port of a server that runs already; needs --model")
+    p.add_argument("--model", help="front model to ask (default: the exported one)")
+    p.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write, with command, date and machine")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: the limits held; 1: one did not; 2: it could not start, and stderr says why."""
+    p = parser()
+    a = p.parse_args(argv)
+    if a.url and not a.model:
+        p.error("--url needs --model, such as --model sam3_r672")
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    async def run(url: str, model: str, server_pid: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        await send_largest_batch(films, url, model, a.masks)
+        return await soak(cameras_of(films, model, a), url, a.seconds, server_pid, say)
+
+    try:
+        films = steps.films(a.films, min(a.cameras, 8), 40, "640x360", 7)
+        if a.url:
+            summary, samples = asyncio.run(run(a.url, a.model, None))
+        else:
+            model = a.model or steps.repository(a.repository, a.checkpoint, a.resolution, 50)
+            with EmbeddedServer(a.repository, log=say) as server:
+                summary, samples = asyncio.run(run(server.grpc_url, model, server.pid))
+    except (steps.DemoError, ServerError, Sam3ServerError, ValueError) as error:
+        say(f"soak: {error}")
+        print(json.dumps({"error": str(error)}))
+        return 2
+    result = held(summary, samples)
+    publish("perf.bench.soak", argv, "soak", samples, a.output, **summary, held=result)
+    return 1 if False in result.values() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Which resolution for these cameras on this GPU: the model of cost, its evidence and its error."""

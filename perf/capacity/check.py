@@ -1,0 +1,76 @@
+"""`sam3-perf check`: how far to trust `sam3-perf capacity`: every measured point is predicted by a model that was fitted without it, and both stand side by side.
+
+The last line also holds the fitted footprint, which is what `ensemble/server/memory.py` keeps for the server's start check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from perf.capacity.calibrate import LeftOut, leave_one_out
+from perf.capacity.evidence import Evidence, gather
+from perf.console import wide_console
+
+TIME_LIMIT, MEMORY_LIMIT = 0.20, 0.10
+"""Relative errors above these end the command with status 1."""
+EXAMPLES = """examples:
+  sam3-perf check                                     the published table of an RTX 5090
+  sam3-perf check --sweep perf/results/cpu/sweep.json --table"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every left-out point within the limits; 1: some are not; 2: nothing could be checked."""
+    parser = argparse.ArgumentParser(
+        prog="sam3-perf check", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", nargs="*", default=["rtx5090"], help="published tables; default rtx5090")
+    parser.add_argument("--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep")
+    options = parser.parse_args(argv)
+    console, report, good = wide_console(), {}, True
+    try:
+        for evidence in gather(options.table, options.sweep):
+            found = leave_one_out(evidence.samples, evidence.architecture, evidence.bandwidth_gb_s)
+            console.print(table(evidence, found))
+            errors = worst(found)
+            footprint = evidence.calibration().footprint
+            names = ("base_mb", "activation_mb", "pair_mb")
+            fitted = {name: round(getattr(footprint, name), 1) for name in names} if footprint else None
+            report[evidence.name] = {**errors, "footprint": fitted}
+            good &= (errors["time"] or 0) <= TIME_LIMIT and (errors["memory"] or 0) <= MEMORY_LIMIT
+    except ValueError as error:
+        print(f"sam3-perf check: {error}", file=sys.stderr)
+        print(json.dumps({"error": str(error)}))
+        return 2
+    limits = {"time": TIME_LIMIT, "memory": MEMORY_LIMIT}
+    print(json.dumps({"largest_errors": report, "limits": limits, "ok": good}))
+    return 0 if good else 1
+
+
+def worst(found: Sequence[LeftOut]) -> dict[str, float | None]:
+    """Largest absolute relative errors; memory None where none was measured."""
+    memory = [abs(f.memory_error) for f in found if f.memory_error is not None]
+    return {"time": round(max(abs(f.time_error) for f in found), 4), "memory": round(max(memory), 4) if memory else None}
+
+
+def table(evidence: Evidence, found: Sequence[LeftOut]) -> Table:
+    sheet = Table(title=f"{evidence.name}: each point predicted by a fit to the others", caption=evidence.samples[0].where)
+    for column in ("R", "cameras", "classes", "ms/frame", "predicted", "error", "memory MB", "predicted", "error"):
+        sheet.add_column(column, justify="right")
+    for point in found:
+        m = point.measured
+        memory = ("-", "-", "-")
+        if point.memory_error is not None:
+            memory = (f"{m.memory_mb:,.0f}", f"{point.memory_mb:,.0f}", f"{point.memory_error:+.1%}")
+        time = (f"{m.ms_per_frame:.1f}", f"{point.ms_per_frame:.1f}", f"{point.time_error:+.1%}")
+        sheet.add_row(str(m.resolution), str(m.cameras_served), str(m.classes), *time, *memory)
+    return sheet
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Where a prediction's measurements come from: names of published tables and files of sweeps go in, samples and what they were measured with come out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensemble.server.memory import SAM3, Architecture
+from perf import results
+from perf.capacity.calibrate import Calibration, fit
+from perf.capacity.published import BANDWIDTH_GB_S, PLAN_BATCH, TABLES, Measurement
+from perf.report.tables import front_rows, own_memory
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Measurements of one machine and one model."""
+
+    name: str
+    samples: tuple[Measurement, ...]
+    architecture: Architecture
+    bandwidth_gb_s: float
+
+    def calibration(self) -> Calibration:
+        return fit(self.samples, self.architecture, self.bandwidth_gb_s)
+
+    def find(self, resolution: int, cameras: int, classes: int) -> Measurement | None:
+        """The point that was measured under exactly these conditions."""
+        for sample in self.samples:
+            if (sample.resolution, sample.cameras_served, sample.classes) == (resolution, cameras, classes):
+                return sample
+        return None
+
+
+def published(name: str) -> Evidence:
+    """One of `perf.capacity.published.TABLES`, or of `committed()`. Raises ValueError for another name."""
+    own = committed()
+    if name in own:
+        return from_sweep(own[name], name)
+    if name not in TABLES:
+        raise ValueError(f"expected one of {', '.join((*TABLES, *own))}, got {name!r}; a sweep's file is given with --sweep")
+    return Evidence(name, TABLES[name], SAM3, BANDWIDTH_GB_S[name])
+
+
+def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Evidence:
+    """The front model's closed-loop rows of a sweep. Raises ResultsError where it has none."""
+    sweep = results.read(path)
+    here = bool(sweep.machine) and sweep.machine == results.machine()
+    rows = front_rows(sweep.rows)
+    if not rows:
+        raise results.ResultsError(f"{path} has no row of a front model under steady load; measure one with sam3-perf sweep")
+    what = f"{sweep.setting.get('engine', '')} {sweep.setting.get('checkpoint', '')}".strip()
+    where = f"{'' if here else 'one '}{sweep.where}, this server{f' with {what}' if what else ''}, {path.name} of {sweep.date}"
+    own = own_memory(sweep.rows)
+    samples = tuple(_sample(row, sweep.setting, where, here, id(row) in own) for row in rows)
+    known = sweep.setting.get("architecture")
+    return Evidence(name or str(path), samples, Architecture(**known) if known else SAM3, bandwidth_gb_s)
+
+
+def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool, own: bool) -> Measurement:
+    """`own`: the row's memory is that of its own load."""
+    batch = float(row["mean_batch"]) or 1.0
+    # With several resolutions loaded the GPU's memory is theirs together.
+    memory = float(row["gpu_memory_mb"] or 0) if own and row.get("loaded", 1) == 1 else 0.0
+    return Measurement(
+        resolution=int(row["resolution"]),
+        batch=batch,
+        classes=int(row["classes"]),
+        ms=batch * 1e3 / float(row["fps"]),
+        memory_mb=memory or None,
+        p95_ms=float(row["p95_ms"]),
+        queries=int(setting.get("queries", SAM3.queries)),
+        where=where,
+        cameras=int(row["cameras"]),
+        here=here,
+        plan_batch=int(setting.get("max_batch", PLAN_BATCH)),
+        pool_mb=float(row.get("pool_mb", 0)),
+        packages=setting.get("engine") == "aoti",
+    )
+
+
+def committed() -> dict[str, Path]:
+    """Name -> file of the sweeps of SAM3 itself on a GPU that this repository carries: `perf/results/<name>/sweep.json`."""
+    found = {path.parent.name: path for path in sorted(RESULTS.glob("*/sweep.json"))}
+    return {name: path for name, path in found.items() if _is_of_sam3(results.read(path))}
+
+
+def _is_of_sam3(sweep: results.Results) -> bool:
+    return "gpu" in sweep.machine and Architecture(**sweep.setting.get("architecture", {})) == SAM3
+
+
+def usual() -> list[str]:
+    """What speaks for SAM3 where the reader has no sweep: this server's own on such a GPU as is here, else the published table."""
+    gpu = results.machine().get("gpu")
+    return [name for name, path in committed().items() if gpu and results.read(path).machine["gpu"] == gpu] or ["rtx5090"]
+
+
+def gather(tables: Sequence[str], sweeps: Sequence[Path]) -> list[Evidence]:
+    """The reader's own sweeps first, then published tables."""
+    return [*(from_sweep(path) for path in sweeps), *(published(name) for name in tables)]

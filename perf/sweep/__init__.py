@@ -1,0 +1,1 @@
+"""perf_analyzer over resolutions, cameras and classes: one row a point."""

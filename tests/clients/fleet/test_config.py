@@ -1,0 +1,144 @@
+"""The fleet's YAML: what it means, and that every mistake is named with its line."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from clients import camera
+from clients.fleet.config import read_config
+from clients.fleet.yaml_lines import ConfigError
+from clients.fleet.zones import Zone
+from clients.fleet.zoom import Zoom
+
+GOOD = """\
+servers: [gpu-1, gpu-2:9001]
+in_flight: 16
+defaults:
+  threshold: 0.4
+  fps: 5
+  resolution: 672
+  output: "out/{name}.jsonl"
+cameras:
+  - name: entrance
+    source: rtsp://10.0.0.7/stream
+    classes: [person, backpack]
+    deadline_ms: 800
+    in_flight: 1
+  - name: yard
+    source: films/yard.mp4
+    classes:
+      forklift: 0.7
+      pallet:
+    model: sam3_r1008
+    masks: rle
+    realtime: true
+    output: [a.jsonl, b.mp4]
+    zones:
+      - name: gate
+        polygon: [[0, 0], [1, 0], [0.5, 1]]
+        seconds: 5
+        classes: [pallet]
+    zoom:
+      resolution: 1008
+      crops: 2
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text):
+        path = tmp_path / "cameras.yaml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def test_what_it_means(write, tmp_path):
+    config = read_config(write(GOOD))
+    assert (config.servers, config.in_flight, config.protocol) == (("gpu-1:8001", "gpu-2:9001"), 16, "grpc")
+    entrance, yard = config.cameras
+    assert (entrance.source, entrance.classes, entrance.thresholds) == (
+        "rtsp://10.0.0.7/stream",
+        ("person", "backpack"),
+        (0.4, 0.4),
+    )
+    assert (entrance.model, entrance.fps, entrance.deadline_s, entrance.in_flight) == ("sam3_r672", 5, 0.8, 1)
+    assert entrance.outputs == (tmp_path / "out" / "entrance.jsonl",)
+    assert (yard.source, yard.model) == (str(tmp_path / "films" / "yard.mp4"), "sam3_r1008")
+    assert (yard.classes, yard.thresholds, yard.threshold) == (("forklift", "pallet"), (0.7, 0.4), 0.4)
+    assert (yard.deadline_s, yard.masks, yard.realtime) == (math.inf, "rle", True)
+    assert yard.zones == (Zone("gate", ((0, 0), (1, 0), (0.5, 1)), 5, ("pallet",)),)
+    assert yard.zoom == Zoom("sam3_r1008", crops=2)
+    assert yard.outputs == (tmp_path / "a.jsonl", tmp_path / "b.mp4")
+
+
+def change(old, new):
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+MISTAKES = {
+    # what is wrong: (the file, its line, what the message says)
+    "empty": ("", 1, "the file is empty"),
+    "no YAML": ("cameras: [\n", 2, "not YAML"),
+    "a list": ("- a\n", 1, "expected a mapping with cameras"),
+    "no cameras": ("servers: [a]\n", 1, "'cameras' is missing"),
+    "cameras is empty": ("cameras: []\n", 1, "expected a list of cameras"),
+    "unknown key": (change("deadline_ms: 800", "deadlin_ms: 800"), 12, "did you mean 'deadline_ms'?"),
+    "key twice": (change("    in_flight: 1\n", "    in_flight: 1\n    in_flight: 2\n"), 14, "it is on line 13 already"),
+    "no source": (change("    source: rtsp://10.0.0.7/stream\n", ""), 9, "'source' is missing"),
+    "name twice": (change("name: yard", "name: entrance"), 14, "'entrance' is on line 9 already"),
+    "threshold": (change("forklift: 0.7", "forklift: 7"), 17, "expected a score from 0 to 1, got 7"),
+    "threshold is a word": (change("threshold: 0.4", "threshold: high"), 4, "got 'high'"),
+    "resolution": (change("resolution: 672", "resolution: 1000"), 6, "nearest: 994, 1008"),
+    "fps": (change("fps: 5", "fps: 0"), 5, "expected frames a second"),
+    "in_flight": (change("in_flight: 1\n", "in_flight: yes\n"), 13, "expected a whole number from 1 to 64, got True"),
+    "masks": (change("masks: rle", "masks: png"), 20, "expected one of none, bits, rle, got 'png'"),
+    "flag": (change("realtime: true", "realtime: 1"), 21, "expected true or false"),
+    "classes is text": (change("[person, backpack]", "person"), 11, "expected a list of class names"),
+    "class twice": (change("[person, backpack]", "[person, person]"), 11, "expected class names that differ"),
+    "output": (change("b.mp4", "b.gif"), 22, "ends in .jsonl, .json, .mp4 or .png"),
+    "corner": (change("[1, 0]", "[1]"), 25, "expected a corner [x, y], got a list"),
+    "corner outside": (change("[1, 0]", "[640, 0]"), 25, "expected a fraction of the frame from 0 to 1, got 640"),
+    "two corners": (change("[1, 0], ", ""), 25, "expected at least three corners, got 2"),
+    "zone of another class": (change("[pallet]", "[dog]"), 27, "expected one of forklift, pallet, got 'dog'"),
+    "zoom to where": (change("      resolution: 1008\n", ""), 28, "of the second pass is missing"),
+    "webhook": (change("    realtime: true", "    webhook: localhost"), 21, "expected an address such as http://"),
+    "two cameras in one film": (change("{name}.jsonl", "b.mp4").replace("[a.jsonl, b.mp4]", "out/b.mp4"), 14, "put {name} into"),
+    "crops": (change("crops: 2", "crops: 0"), 30, "expected a whole number from 1 to 64"),
+    "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_named_with_their_line(case, write):
+    text, line, says = MISTAKES[case]
+    path = write(text)
+    with pytest.raises(ConfigError) as error:
+        read_config(path)
+    assert str(error.value).startswith(f"{path}:{line}: ")
+    assert says in str(error.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_the_command_says_it_too(write, capsys):
+    path = write(change("fps: 5", "fps: fast"))
+    assert camera.main(["--config", str(path)]) == 2
+    assert f"{path}:5: defaults.fps: expected frames a second" in capsys.readouterr().err
+
+
+def test_config_and_source_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        camera.main(["--config", "a.yaml", "--source", "a.mp4"])
+    assert "leave --source" in capsys.readouterr().err
+
+
+def test_the_example_can_be_read():
+    config = read_config(Path(camera.__file__).with_name("cameras.example.yaml"))
+    assert len(config.cameras) >= 3

@@ -1,0 +1,221 @@
+"""The reading thread: what it keeps, what it counts, and what it survives; a real RTSP server where there is one."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from clients.video import streams
+from clients.video.frames import Frame, SourceError
+from clients.video.reader import AHEAD, Reader
+from tests.clients.video.cameras import FakeCamera, transport_stream
+
+
+class Script:
+    """A source of grey frames; `gate` is passed before each one after the first."""
+
+    fps, count = 10.0, None
+
+    def __init__(self, frames, live=False, gate=None, end=None):
+        self.frames, self.live, self.gate, self.end = frames, live, gate, end
+
+    def read(self, wanted):
+        for i in range(self.frames):
+            if self.gate and i:
+                self.gate.wait(5)
+            if wanted(i / self.fps):
+                yield Frame(i, i / self.fps, np.full((8, 8, 3), i, np.uint8))
+        if self.end:
+            raise SourceError(self.end)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+async def until(condition, seconds=10.0):
+    """Waits until `condition()`; fails when that takes longer than could be waited for."""
+    for _ in range(int(seconds / 0.01)):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("this never came to pass")
+
+
+async def everything(reader):
+    taken = []
+    while (picture := await reader.next()) is not None:
+        taken.append(picture)
+    return taken
+
+
+async def test_a_file_is_read_whole_and_in_order(film):
+    reader = Reader(str(film)).start()
+    pictures = await everything(reader)
+    assert [p.index for p in pictures] == list(range(6))
+    assert [int(p.rgb.mean().round(-1)) for p in pictures] == [30 * i for i in range(6)]
+    assert all(p.jpeg.startswith(b"\xff\xd8") for p in pictures)
+    assert (reader.read, reader.replaced, reader.state) == (6, 0, "ended")
+
+
+async def test_a_file_waits_for_its_reader():
+    reader = Reader("film", opener=lambda _: Script(10)).start()
+    await until(lambda: reader.read == AHEAD)
+    await asyncio.sleep(0.1)
+    assert reader.read == AHEAD
+    assert len(await everything(reader)) == 10
+
+
+async def test_a_live_camera_keeps_its_newest_frame():
+    reader = Reader("camera", opener=lambda _: Script(7, live=True, end="enough"), first_pause=60).start()
+    await until(lambda: reader.state == "lost")
+    picture = await reader.next()
+    assert (picture.index, picture.replaced, int(picture.rgb[0, 0, 0])) == (6, 6, 6)
+    assert (reader.read, reader.replaced) == (7, 6)
+    assert reader.take() is None
+    assert reader.stop() == 0
+    assert reader.join(5)
+
+
+@pytest.mark.parametrize(("fps", "expected"), [(5, [0, 2, 4, 6, 8]), (3, [0, 4, 7]), (100, list(range(10)))], ids=str)
+async def test_frame_rate(fps, expected):
+    """Of ten frames at 10 fps."""
+    reader = Reader("film", fps=fps, opener=lambda _: Script(10)).start()
+    assert [int(p.rgb[0, 0, 0]) for p in await everything(reader)] == expected
+
+
+async def test_real_time_drops_what_nobody_takes():
+    reader = Reader("film", realtime=True, opener=lambda _: Script(4)).start()
+    await until(lambda: reader.state == "ended")
+    assert [p.index for p in await everything(reader)] == [3]
+    assert (reader.read, reader.replaced) == (4, 3)
+
+
+async def test_a_loop_starts_over():
+    reader = Reader("film", loop=True, opener=lambda _: Script(3)).start()
+    taken = [int((await reader.next()).rgb[0, 0, 0]) for _ in range(7)]
+    assert taken == [0, 1, 2, 0, 1, 2, 0]
+    reader.stop()
+    assert reader.join(5)
+
+
+async def test_the_rate_holds_over_rounds():
+    """Three frames at 10 fps, again and again: at 2 fps every fifth of them all."""
+    reader = Reader("film", loop=True, fps=2, opener=lambda _: Script(3)).start()
+    pictures = [await reader.next() for _ in range(4)]
+    assert [int(p.rgb[0, 0, 0]) for p in pictures] == [0, 2, 1, 0]
+    assert [p.time_s for p in pictures] == pytest.approx([0, 0.5, 1.0, 1.5])
+    reader.stop()
+
+
+async def test_a_missing_file_fails_once(tmp_path):
+    reader = Reader(str(tmp_path / "none.mp4")).start()
+    assert await reader.next() is None
+    assert (reader.state, reader.reconnects) == ("failed", 0)
+    assert "no file" in reader.error
+
+
+async def test_what_was_not_taken_is_told():
+    gate = threading.Event()
+    reader = Reader("film", opener=lambda _: Script(3, gate=gate)).start()
+    await until(lambda: reader.read == 1)
+    assert reader.stop() == 1
+    assert await reader.next() is None
+    gate.set()
+    assert reader.join(5)
+
+
+async def test_an_unforeseen_error_is_survived():
+    visits = []
+
+    def opener(_):
+        visits.append(1)
+        if len(visits) == 1:
+            raise MemoryError("a picture of 10 terapixels")
+        return Script(2, live=True)
+
+    reader = Reader("tcp://camera", opener=opener, first_pause=0.01).start()
+    assert (await reader.next()) is not None
+    assert reader.reconnects >= 1
+    reader.stop()
+
+
+# ---- streams over a real socket
+async def test_a_camera_that_dies_is_opened_again():
+    data = transport_stream([(48, 64)])
+    with FakeCamera(lambda connection, n: connection.sendall(data)) as camera:
+        reader = Reader(camera.address, first_pause=0.05).start()
+        await until(lambda: reader.read > 15)
+        reader.stop()
+        assert reader.join(5)
+    assert camera.visits >= 2
+    assert reader.reconnects >= 1
+
+
+async def test_a_camera_that_freezes_is_opened_again(monkeypatch):
+    monkeypatch.setattr(streams, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(streams, "OPEN_TIMEOUT_S", 3.0)
+    data, thaw = transport_stream([(48, 64)]), threading.Event()
+
+    def act(connection, n):
+        connection.sendall(data)
+        if n == 1:
+            thaw.wait(20)  # the connection stays open, and nothing comes
+
+    with FakeCamera(act) as camera:
+        reader = Reader(camera.address, first_pause=0.05).start()
+        await until(lambda: reader.reconnects >= 1)
+        thaw.set()
+        seen = reader.read
+        assert seen > 0
+        await until(lambda: reader.read > seen)
+        reader.stop()
+
+
+async def test_a_camera_may_change_its_size():
+    sizes = [(48, 64), (96, 128)]
+    with FakeCamera(lambda connection, n: connection.sendall(transport_stream(sizes))) as camera:
+        reader, seen = Reader(camera.address, first_pause=0.05).start(), set()
+        while len(seen) < 2:
+            seen.add((await reader.next()).rgb.shape[:2])
+        reader.stop()
+    assert seen == set(sizes)
+
+
+async def test_garbage_is_no_picture_and_no_end():
+    """First only noise, then a good stream with noise in the middle."""
+    noise = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8).tobytes()
+    data = transport_stream([(48, 64)])
+
+    def act(connection, n):
+        connection.sendall(noise if n == 1 else data[: len(data) // 2] + noise + data[len(data) // 2 :])
+
+    with FakeCamera(act) as camera:
+        reader = Reader(camera.address, first_pause=0.05).start()
+        picture = await reader.next()
+        assert picture.rgb.shape == (48, 64, 3)
+        assert reader.reconnects >= 1
+        reader.stop()
+
+
+async def test_nobody_there(closed_port):
+    reader = Reader(f"tcp://127.0.0.1:{closed_port}", first_pause=0.01).start()
+    await until(lambda: reader.reconnects >= 3)
+    assert (reader.state, reader.read) == ("connecting", 0)
+    assert "not a video" in reader.error
+    reader.stop()
+
+
+async def test_two_cameras_of_a_real_rtsp_server(rtsp):
+    readers = [Reader(address).start() for address in rtsp]
+    for number, reader in enumerate(readers):
+        pictures = [await asyncio.wait_for(reader.next(), 20) for _ in range(5)]
+        assert {p.rgb.shape for p in pictures} == {(240, 320 + 64 * number, 3)}
+        assert [p.index for p in pictures] == sorted({p.index for p in pictures})
+        assert any((pictures[0].rgb != p.rgb).any() for p in pictures)  # the ball moves
+        assert reader.state == "live"
+        reader.stop()
+    assert all(reader.join(10) for reader in readers)

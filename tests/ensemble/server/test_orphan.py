@@ -1,0 +1,75 @@
+"""Who starts the server may die at any moment: killed with -9 it takes the server along; the thread that called `start` may end without harm."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clients.connection import Client
+from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.requirements import ServerError
+
+pytestmark = pytest.mark.server
+
+OWNER = """
+import sys, time
+from ensemble.server.embedded import EmbeddedServer
+server = EmbeddedServer(sys.argv[1], resolutions=[140]).start()
+print(server.pid, server.identity, flush=True)
+time.sleep(600)
+"""
+
+
+def processes_of(identity: str) -> list[int]:
+    """The server and its models' processes: all have its name among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if identity.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_kill_9_leaves_no_server_behind(repository: Path):
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(repository)], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        pid, identity = owner.stdout.readline().split()
+        running = processes_of(identity)
+        assert int(pid) in running
+        assert len(running) > 5, "the server and its models"
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    deadline = time.monotonic() + 30
+    while processes_of(identity) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(identity) == []
+    assert list(Path("/dev/shm").glob(f"{identity}*")) == [], "it ended in order"
+
+
+def test_a_thread_may_start_the_server_and_end(repository: Path):
+    server = EmbeddedServer(repository, resolutions=[140])
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    try:
+        server.probe()
+        with Client(server.grpc_url, model="sam3_r140") as client:
+            client.detect(np.zeros((28, 28, 3), np.uint8), ("object",))
+        assert os.getpgid(server.pid or 0) == server.pid
+        with pytest.raises(Exception, match="sam3_r252"), Client(server.grpc_url, model="sam3_r252") as other:
+            other.detect(np.zeros((28, 28, 3), np.uint8), ("object",))
+    finally:
+        server.stop()
+
+
+def test_a_resolution_that_is_not_there(repository: Path):
+    with pytest.raises(ServerError, match=r"resolutions of this repository \(140, 252\), got 672"):
+        EmbeddedServer(repository, resolutions=[672]).start()

@@ -1,0 +1,92 @@
+"""What the embedded server looks for before it starts, each missing thing with its remedy. Nothing here starts a server."""
+
+import socket
+import sys
+
+import numpy
+import pytest
+
+from ensemble import pbtxt
+from ensemble.server import cli as serve
+from ensemble.server import embedded as server
+from ensemble.server import requirements as preflight
+from ensemble.server.requirements import ServerError
+from ensemble.spec import Variant
+
+
+def test_a_folder_without_models(tmp_path):
+    with pytest.raises(ServerError, match=r"found no \*/config.pbtxt; write one with sam3-export"):
+        preflight.check_repository(tmp_path)
+    with pytest.raises(ServerError, match="expected a model repository at"):
+        preflight.check_repository(tmp_path / "nowhere")
+
+
+def test_a_python_model_without_model_py(tmp_path):
+    variant = Variant(resolution=28)
+    (pbtxt.write(variant.decoder, variant, "onnxruntime", tmp_path) / "1" / "model.py").unlink()
+    with pytest.raises(ServerError, match=r"sam3_decoder_r28_q200: expected .*model.py; write it with sam3-export"):
+        preflight.check_repository(tmp_path)
+
+
+def test_a_repository_of_plans(tmp_path):
+    variant = Variant(resolution=28)
+    pbtxt.write(variant.decoder, variant, "tensorrt", tmp_path)
+    with pytest.raises(ServerError, match=r"TensorRT plan, .* docker compose up"):
+        preflight.check_repository(tmp_path)
+
+
+def test_numpy_2(monkeypatch):
+    monkeypatch.setattr(numpy, "__version__", "2.1.0")
+    with pytest.raises(ServerError, match=r"expected NumPy 1.26 .* got 2.1.0; pip install 'numpy<2'"):
+        preflight.check_numpy()
+
+
+def test_no_shared_libpython(monkeypatch):
+    monkeypatch.setattr(preflight.sysconfig, "get_config_var", lambda _: None)
+    monkeypatch.setattr(sys, "base_prefix", "/nowhere")
+    monkeypatch.setattr(preflight, "_python_version", lambda: "3.77")
+    with pytest.raises(ServerError, match=r"expected a shared libpython3.77.so.1.0 .* apt-get install libpython3.77"):
+        preflight.find_libpython()
+
+
+def test_no_stub_for_this_python(monkeypatch):
+    monkeypatch.setattr(preflight, "_python_version", lambda: "3.77")
+    with pytest.raises(ServerError, match=r"expected Python 3.10, .* this is 3.77"):
+        preflight.find_triton()
+
+
+def test_package_not_installed(monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ServerError, match=r"expected the nvidia-pytriton package"):
+        preflight.find_triton()
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=rf"port {port} on 127.0.0.1 cannot be used .* choose another"):
+            server.EmbeddedServer(tmp_path, http_port=port)
+
+
+def test_free_ports_are_three_different_ones(tmp_path):
+    made = server.EmbeddedServer(tmp_path)
+    assert len({made.http_port, made.grpc_port, made.metrics_port}) == 3
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    assert serve.main(["--repository", str(tmp_path), "--http-port", "0"]) == 1
+    assert "found no */config.pbtxt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "text"),
+    [
+        ('E1121 13:04:17.672863 3657 pb_stub.cc:714] "it failed"', "error", "13:04:17 error it failed"),
+        ('I1121 13:03:26.896135 3657 grpc_server.cc:2558] "Started"', "info", "13:03:26 info Started"),
+        ("| front | 1 | READY |", "", "| front | 1 | READY |"),
+    ],
+)
+def test_log_lines_become_readable(line, level, text):
+    assert server._readable(line) == (level, text)

@@ -1,0 +1,324 @@
+"""What is said before a server starts on a GPU: missing artifacts, artifacts of another GPU or TensorRT, too little memory. No GPU is needed: it is described."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from ensemble import pbtxt
+from ensemble.server import container as start
+from ensemble.server import gpu, start_check
+from ensemble.server import repository as placement
+from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.gpu import Gpu, decode_tensorrt
+from ensemble.server.memory import MB, pool_mb
+from ensemble.server.requirements import ServerError
+from ensemble.server.start_check import Host
+from ensemble.spec import ARTIFACTS, Variant
+
+H200 = Gpu("NVIDIA H200", "9.0", 143_771, 143_000)
+FULL = Gpu("NVIDIA H200", "9.0", 143_771, 3_000)
+CARD = Gpu("NVIDIA GeForce RTX 4060", "8.9", 8_188, 7_800)
+BUILT_FOR = {"tensorrt": "10.7.0.23", "gpu": "NVIDIA H200", "compute_capability": "9.0"}
+ARTIFACT_MB = {"vision_encoder": 880, "text_encoder": 680, "geometry_encoder": 20, "decoder": 60, "mask_head": 10}
+
+
+def write(
+    root: Path, resolutions: Sequence[int], engine: str = "tensorrt", *, built_for: dict | None = None, **limits: int
+) -> Path:
+    """A repository with artifacts of the real sizes, which are holes: they take no room."""
+    for resolution in resolutions:
+        variant = Variant(resolution=resolution, **limits)
+        for model in (*variant.sub_models, variant.front):
+            folder = pbtxt.write(model, variant, engine, root)
+            if model.part == "front":
+                continue
+            with (folder / "1" / ARTIFACTS[engine]).open("wb") as file:
+                file.truncate(ARTIFACT_MB[model.part] << 20)
+            if built_for is not None:
+                data = {"checkpoint": {"name": "facebook/sam3"}, "built_for": built_for}
+                (folder / placement.MANIFEST).write_text(json.dumps(data))
+    return root
+
+
+def check(root: Path, host: Host, **kind: object) -> list[str]:
+    """What is said; raises ServerError where the server must not start."""
+    said: list[str] = []
+    start_check.check(root, placement.read(root), host, pool_mb, said.append)
+    return said
+
+
+# ---- memory
+def test_the_figures_and_what_does_fit(tmp_path):
+    write(tmp_path, [1008], built_for={})
+    with pytest.raises(ServerError) as refused:
+        check(tmp_path, Host(CARD))
+    text = str(refused.value)
+    assert "sam3_r1008: needs 10,0" in text
+    assert all(word in text for word in ("weights 1,650", "activations 4,346", "features 1,025", "memory pool 2,118"))
+    assert "NVIDIA GeForce RTX 4060 has 8,188 MB, 7,800 of them free" in text
+    assert "1008 exported with --max-batch 5 (" in text
+    assert "or 840 with the same limits" not in text, "840 has no fused attention by the rule, and needs more"
+    assert "or 672 with the same limits (" in text
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "limits", "megabytes", "sentence"),
+    [
+        pytest.param([1008, 672], {}, 10_000, "It fits with the resolutions 672 alone (", id="fewer resolutions"),
+        pytest.param([1008, 840, 672, 560], {}, 12_000, "with the resolutions 672 560 alone", id="the committed repository"),
+        pytest.param([672], {"max_batch": 1}, 2_000, "Even 560 with --max-batch 1 needs 2,", id="nothing fits"),
+        pytest.param([560], {}, 4_000, "560 exported with --max-batch", id="no lower resolution"),
+    ],
+)
+def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentence):
+    write(tmp_path, resolutions, **limits)
+    with pytest.raises(ServerError, match=r"modelled \(fitted by sam3-perf to .*\); the GPU has .* as stated") as refused:
+        check(tmp_path, Host(None, stated_mb=megabytes))
+    assert sentence in str(refused.value)
+
+
+def test_packages_need_no_export_for_smaller_batches(tmp_path):
+    write(tmp_path, [1008], "aoti")
+    with pytest.raises(ServerError, match=r"What fits: 1008 served with --max-batch 5 \("):
+        check(tmp_path, Host(None, stated_mb=14_000))
+    found = placement.adjusted(placement.read(tmp_path), {"max_batch": 5})
+    start_check.check(tmp_path, found, Host(None, stated_mb=14_000), pool_mb, print)
+
+
+def test_what_is_proposed_is_accepted(tmp_path):
+    """The sentence is no guess: the variant that it names passes the check that it comes from."""
+    write(tmp_path / "five", [1008], max_batch=5)
+    assert check(tmp_path / "five", Host(CARD))
+    write(tmp_path / "six", [1008], max_batch=6)
+    with pytest.raises(ServerError, match="--max-batch 5"):
+        check(tmp_path / "six", Host(CARD))
+
+
+def test_a_stated_amount_is_taken_in_place_of_what_is_free(tmp_path):
+    write(tmp_path, [1008])
+    check(tmp_path, Host(CARD, stated_mb=11_000))
+    with pytest.raises(ServerError, match="the GPU has 9,000 MB, as stated"):
+        check(tmp_path, Host(H200, stated_mb=9_000))
+
+
+@pytest.mark.parametrize(
+    ("cards", "refused"),
+    [pytest.param([H200, FULL], False, id="room on the first"), pytest.param([FULL, H200], True, id="room on the second")],
+)
+def test_the_first_of_several_gpus_decides(tmp_path, monkeypatch, cards, refused):
+    write(tmp_path, [672], built_for=BUILT_FOR)
+    monkeypatch.setattr(gpu, "gpus", lambda: cards)
+    with pytest.raises(ServerError, match="3,000 of them free") if refused else nullcontext():
+        check(tmp_path, Host.here())
+
+
+def test_the_embedded_server_asks_for_one_pool(tmp_path, monkeypatch):
+    """On the GPU that its models are placed on, whatever the others are; a pool of the caller's own stays the only one."""
+    root = write(tmp_path, [672], "aoti", built_for=BUILT_FOR)
+    monkeypatch.setattr(gpu, "gpus", lambda: [H200, CARD])
+
+    def pools(*arguments: str) -> list[str]:
+        commands: list[list[str]] = []
+
+        def live(server, command, environment, started):
+            commands.append(command)
+            started.set_exception(OSError("not started here"))
+
+        monkeypatch.setattr(EmbeddedServer, "_live", live)
+        with pytest.raises(OSError, match="not started here"):
+            EmbeddedServer(root, arguments=arguments).start()
+        return [word for word in commands[0] if "memory-pool" in word]
+
+    needed = round(pool_mb([Variant(resolution=672)]) * MB)
+    assert pools() == [f"--cuda-memory-pool-byte-size=0:{needed}"]
+    assert pools("--cuda-memory-pool-byte-size=0:1000") == ["--cuda-memory-pool-byte-size=0:1000"]
+
+
+def test_a_pool_of_another_gpu_is_not_the_models():
+    other, own = (f"--cuda-memory-pool-byte-size={number}:{size << 20}" for number, size in ((1, 512), (0, 256)))
+    assert start_check.stated_pool_mb([other, own]) == pytest.approx((256 << 20) / MB)
+    assert start_check.stated_pool_mb([other]) is None
+
+
+def test_shared_weights_count_once(tmp_path):
+    root = write(tmp_path, [1008, 672])
+    weights = start_check.need_of(placement.read(root), pool_mb).weights
+    assert weights == pytest.approx(2 * (880 + 20 + 60 + 10) + 680)
+
+
+def test_without_a_gpu_the_sentence_says_so(tmp_path):
+    assert any("memory is not checked" in line for line in check(write(tmp_path, [1008]), Host(None)))
+
+
+def test_models_for_the_cpu_are_not_checked(tmp_path):
+    root = write(tmp_path, [1008], "onnxruntime")
+    assert check(root, Host(CARD, stated_mb=1.0)) == []
+
+
+def test_the_embedded_server_refuses_before_anything_runs(tmp_path):
+    server = EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=6_000)
+    with pytest.raises(ServerError, match=r"sam3_r1008: needs .* the GPU has 6,000 MB, as stated"):
+        server.start()
+    assert server.pid is None
+
+
+# ---- what was built
+def test_artifacts_that_were_never_built(tmp_path):
+    """The committed repository as it comes: configurations and no plans."""
+    committed = Path(__file__).parents[3] / "model_repository"
+    for path in committed.glob("*/config.pbtxt"):
+        (tmp_path / path.parent.name).mkdir()
+        (tmp_path / path.parent.name / "config.pbtxt").write_text(path.read_text())
+    with pytest.raises(ServerError) as refused:
+        check(tmp_path, Host(None))
+    assert "model.plan, found no such file; not built yet: sam3_vision_encoder_r1008" in str(refused.value)
+    last = str(refused.value).splitlines()[-1]
+    assert last == "docker compose run --rm build --checkpoint facebook/sam3 --resolution 1008 840 672 560"
+
+
+def test_the_command_repeats_what_is_not_usual(tmp_path):
+    served = placement.read(write(tmp_path, [672], "aoti", queries=50, max_batch=4))
+    command = placement.build_command(served, tmp_path, force=True)
+    assert command == (
+        f"sam3-export --engine aoti --repository {tmp_path} --checkpoint facebook/sam3 --queries 50 --max-batch 4 --resolution 672 --force"
+    )
+
+
+@pytest.mark.parametrize(
+    ("engine", "built_for", "card", "tensorrt", "sentence"),
+    [
+        pytest.param("tensorrt", BUILT_FOR, H200, "10.7.0", None, id="the same: the build number is not told"),
+        pytest.param("tensorrt", BUILT_FOR, H200, "11.2.0", "TensorRT 11.2.0 on NVIDIA H200", id="another TensorRT"),
+        pytest.param("tensorrt", BUILT_FOR, Gpu("NVIDIA L4", "8.9", 23_000, 22_000), "10.7.0", "on NVIDIA L4", id="another GPU"),
+        pytest.param("tensorrt", BUILT_FOR, Gpu("NVIDIA H100", "9.0", 81_000, 80_000), "10.7.0", "NVIDIA H100", id="its sister"),
+        pytest.param("tensorrt", BUILT_FOR | {"gpu": "NVIDIA H200 MIG 1g.18gb"}, H200, "10.7.0", None, id="a slice of it"),
+        pytest.param("tensorrt", BUILT_FOR | {"gpu": "unknown"}, H200, "10.7.0", None, id="nobody knew"),
+        pytest.param("aoti", BUILT_FOR, Gpu("NVIDIA H100", "9.0", 81_000, 80_000), None, None, id="packages fit sisters"),
+        pytest.param("aoti", BUILT_FOR, Gpu("NVIDIA L4", "8.9", 23_000, 22_000), None, "capability 8.9", id="not cousins"),
+    ],
+)
+def test_artifacts_of_another_machine(tmp_path, engine, built_for, card, tensorrt, sentence):
+    root = write(tmp_path, [672], engine, built_for=built_for)
+    if sentence is None:
+        assert check(root, Host(card, tensorrt)) == []
+        return
+    with pytest.raises(ServerError) as refused:
+        check(root, Host(card, tensorrt))
+    text = str(refused.value)
+    assert f"expected artifacts for {f'TensorRT {tensorrt} on ' if engine == 'tensorrt' else ''}{card.name}" in text
+    assert sentence in text
+    assert "sam3_vision_encoder_r672 was built for " in text
+    assert text.endswith("--resolution 672 --force")
+    assert ("docker compose run --rm build" in text) == (engine == "tensorrt")
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    said = check(write(tmp_path, [672], built_for=BUILT_FOR), Host(H200, None))
+    assert said == ["not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here"]
+    said = check(write(tmp_path / "old", [672]), Host(H200, "10.7.0"))
+    assert "manifests do not say what they were built for: sam3_vision_encoder_r672" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "version"), [(8600, "8.6.0"), (8601, "8.6.1"), (100_700, "10.7.0"), (101_401, "10.14.1"), (110_200, "11.2.0")]
+)
+def test_tensorrt_counts_its_version_in_two_ways(number, version):
+    assert decode_tensorrt(number) == version
+
+
+# ---- the container's first process
+def begin(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m ensemble.server.container` as the container runs it, with another program in the server's place."""
+    words = [sys.executable, "-m", "ensemble.server.container", *command]
+    return subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, check=False, timeout=60)
+
+
+def test_the_process_becomes_the_server(tmp_path):
+    write(tmp_path, [672], built_for={})
+    done = begin("echo", f"--model-repository={tmp_path}", "--exit-on-error=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"--model-repository={tmp_path} --exit-on-error=true\n"
+
+
+def test_the_server_does_not_start_where_it_cannot_fit(tmp_path):
+    write(tmp_path, [672])
+    pool = f"--cuda-memory-pool-byte-size=0:{2 << 30}"
+    done = begin("echo", f"--model-repository={tmp_path}", pool, SAM3_GPU_MEMORY_MB="4000")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "memory pool 2,048" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "links"),
+    [
+        pytest.param({}, {"sam3_r672"}, id="what is built"),
+        pytest.param({"SAM3_RESOLUTIONS": "672"}, {"sam3_r672"}, id="what is asked for"),
+    ],
+)
+def test_only_some_resolutions(tmp_path, environment, links):
+    write(tmp_path, [672])
+    variant = Variant(resolution=1008)
+    for model in (*variant.sub_models, variant.front):
+        pbtxt.write(model, variant, "tensorrt", tmp_path)
+    done = begin("sh", "-c", 'ls "${0#--model-repository=}"', f"--model-repository={tmp_path}", **environment)
+    assert done.returncode == 0, done.stderr
+    served = set(done.stdout.split())
+    assert {name for name in served if name.startswith("sam3_r")} == links
+    assert {"sam3_text_encoder", "sam3_decoder_r672_q200"} <= served
+    assert ("not served, since not built: sam3_r1008" in done.stderr) == (not environment)
+    assert ("--resolution 1008" in done.stderr) == (not environment)
+
+
+def test_other_batches_than_exported(tmp_path):
+    """The server gets a configuration of its own; the repository, which the container cannot write, stays as it is."""
+    write(tmp_path, [672])
+    settings = {"SAM3_MAX_BATCH": "4", "SAM3_FRONT_INSTANCES": "1", "SAM3_QUEUE_DELAY_US": "0"}
+    shown = 'cat "${0#--model-repository=}"/sam3_r672/config.pbtxt'
+    done = begin("sh", "-c", shown, f"--model-repository={tmp_path}", **settings)
+    assert done.returncode == 0, done.stderr
+    for line in ("max_batch_size: 4", "count: 1", "max_queue_delay_microseconds: 0"):
+        assert line in done.stdout
+    assert "max_batch_size: 8" in (tmp_path / "sam3_r672" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "status", "sentence"),
+    [
+        pytest.param([], {}, 2, "expected the server's command", id="no command"),
+        pytest.param(["echo"], {}, 1, "expected --model-repository=FOLDER", id="no repository"),
+        pytest.param(
+            ["echo", "--model-repository=/nowhere"], {}, 1, "found none; write one with sam3-export", id="nothing there"
+        ),
+        pytest.param(["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "big"}, 2, "are numbers with spaces", id="no number"),
+        pytest.param(["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "840"}, 1, "(672), got 840", id="not there"),
+        pytest.param(["echo", "--model-repository=R"], {"SAM3_MAX_BATCH": "9"}, 1, "got 9; export it with", id="large batches"),
+        pytest.param(
+            ["echo", "--model-repository=R"],
+            {"SAM3_QUEUE_DELAY_US": "soon"},
+            2,
+            "SAM3_QUEUE_DELAY_US one number each",
+            id="no delay",
+        ),
+    ],
+)
+def test_refusals(tmp_path, command, environment, status, sentence):
+    write(tmp_path, [672])
+    done = begin(*(word.replace("=R", f"={tmp_path}") for word in command), **environment)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert sentence in done.stderr
+
+
+def test_a_front_model_of_someone_else(tmp_path):
+    (tmp_path / "sam3_r672").mkdir()
+    (tmp_path / "sam3_r672" / "config.pbtxt").write_text('name: "sam3_r672"\n')
+    with pytest.raises(ServerError, match="names no variant; write the repository again"):
+        start.prepare(["tritonserver", f"--model-repository={tmp_path}"], [], None, {})

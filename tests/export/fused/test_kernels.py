@@ -1,0 +1,264 @@
+"""The GPU kernels against the same mathematics in PyTorch: by Triton's interpreter without a GPU, compiled on one, and compiled for each generation anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton comes with the GPU build of PyTorch")
+
+ROOT = Path(__file__).parents[3]
+
+
+def uniform(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape) * 2 - 1
+
+
+def heads(n: int, tokens: int, count: int, width: int) -> torch.Tensor:
+    """[n,count,tokens,width], the tokens' channels side by side in memory as a projection leaves them."""
+    return uniform(n, tokens, count, width).transpose(1, 2)
+
+
+def attention_inputs(n: int, tokens: int, keys: int, width: int, bias: bool, rotary: bool) -> tuple[Any, ...]:
+    q, k, v = heads(n, tokens, 2, width), heads(n, keys, 2, width), heads(n, keys, 2, width)
+    angles = uniform(tokens, width // 2) * 3
+    hidden = torch.zeros(n, keys)
+    hidden[:, keys // 2 :] = -1e4
+    return q, k, v, hidden if bias else None, angles.cos() if rotary else None, angles.sin() if rotary else None
+
+
+def window_inputs(patches: int, window: int, width: int) -> tuple[Any, ...]:
+    from export.sub_models.token_order import TokenOrder
+
+    order = TokenOrder(patches, window)
+    places, runs = order.padding()
+    tokens, angles = patches**2, uniform(window**2, width // 2) * 3
+    angles = angles[torch.cat([order.places(), places])]
+    q, k, v = heads(2, tokens, 3, width), heads(2, tokens, 3, width), heads(2, tokens, 3, width)
+    table = torch.tensor(runs, dtype=torch.int32)
+    return q, k, v, uniform(3, width), uniform(3, width), angles.cos(), angles.sin(), table, max(count for _, count, _, _ in runs)
+
+
+def box_inputs(grid: int) -> tuple[Any, ...]:
+    tokens, keys = 21, grid * grid
+    return heads(2, tokens, 2, 32), heads(2, keys, 2, 32), heads(2, keys, 2, 32), uniform(2, 2, 20, grid), uniform(2, 2, 20, grid)
+
+
+def bias_inputs(grid: int) -> tuple[Any, ...]:
+    low = torch.rand(2, 11)
+    low[0, 0] = 1 / grid  # an edge exactly on a coordinate
+    return low, torch.rand(2, 11), uniform(32, 2), uniform(32), uniform(4, 32), uniform(4), grid
+
+
+def upsample_inputs(side: int, channels: int) -> tuple[Any, ...]:
+    from export.fused.kernels.upsample import fold_upsampling
+
+    weight = fold_upsampling(uniform(channels, channels, 3, 3))
+    index = torch.tensor([1, 0, 1], dtype=torch.int32)
+    return uniform(3, side, side, channels), weight, uniform(2, 2 * side, 2 * side, channels), index
+
+
+def product_inputs(pixels: int, picks: int) -> tuple[Any, ...]:
+    return uniform(2, pixels, 32), torch.rand(2, 32) + 0.5, uniform(2, 32), uniform(2, picks, 32), uniform(2, picks)
+
+
+CASES: dict[str, tuple[str, str, Callable[[], tuple[Any, ...]]]] = {
+    "attention, keys fill the blocks": ("attention", "attention", lambda: attention_inputs(2, 70, 256, 32, False, False)),
+    "attention, a last block of keys, hidden tokens": (
+        "attention",
+        "attention",
+        lambda: attention_inputs(3, 130, 41, 16, True, False),
+    ),
+    "attention, turned queries": ("attention", "attention", lambda: attention_inputs(2, 36, 36, 64, False, True)),
+    "windows of 9 on a map of 14 x 14": ("window_attention", "window_attention", lambda: window_inputs(14, 9, 32)),
+    "a window larger than the map": ("window_attention", "window_attention", lambda: window_inputs(5, 9, 16)),
+    "boxes on a map of 9 x 9": ("box_attention", "box_attention", lambda: box_inputs(9)),
+    "boxes on a map of 16 x 16": ("box_attention", "box_attention", lambda: box_inputs(16)),
+    "box bias": ("box_bias", "box_bias", lambda: bias_inputs(9)),
+    "upsampling of 9 x 9": ("upsample", "upsample", lambda: upsample_inputs(9, 32)),
+    "upsampling of 16 x 16, wider": ("upsample", "upsample", lambda: upsample_inputs(16, 64)),
+    "planes of 9 x 9": ("planes", "planes", lambda: (uniform(2, 9, 9, 70).permute(0, 3, 1, 2),)),
+    "planes of 16 x 16, in C order already": ("planes", "planes", lambda: (uniform(3, 32, 16, 16),)),
+    "masks, one pick": ("mask_product", "mask_product", lambda: product_inputs(200, 1)),
+    "masks, more picks than a block": ("mask_product", "mask_product", lambda: product_inputs(130, 40)),
+}
+
+
+def compare(name: str, dtype: torch.dtype, device: str) -> list[float]:
+    """|kernel - plain| / |plain| of each output of a case."""
+    import importlib
+
+    file, operation, make = CASES[name]
+    torch.manual_seed(len(name))
+    module = importlib.import_module(f"export.fused.kernels.{file}")
+    keep = (
+        {1, 2}
+        if operation == "mask_product"
+        else {0, 1}
+        if operation == "box_bias"
+        else {3}
+        if operation == "attention"
+        else set()
+    )
+    inputs = [
+        x.to(dtype).to(device)
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and i not in keep
+        else x.to(device)
+        if isinstance(x, torch.Tensor)
+        else x
+        for i, x in enumerate(make())
+    ]  # what the kernels take in fp32 (statistics, biases, edges) stays fp32
+    found, wanted = getattr(module, operation)(*inputs), getattr(module, f"plain_{operation}")(*inputs)
+    if isinstance(found, torch.Tensor):
+        found, wanted = (found,), (wanted,)
+    else:  # sums over tiles: only their total is defined
+        found, wanted = (found[0], found[1].sum(1)), (wanted[0], wanted[1].sum(1))
+    return [float((f.float() - w.float()).norm() / w.float().norm()) for f, w in zip(found, wanted, strict=True)]
+
+
+def test_interpreted() -> None:
+    """One process for all cases: whether kernels are interpreted is settled when they are defined."""
+    script = (
+        f"import sys, importlib.util, torch; torch.set_num_threads(1); spec = importlib.util.spec_from_file_location('cases', {__file__!r});"
+        " cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases);"
+        " [print(name, *cases.compare(name, torch.float32, 'cpu'), sep='\\t') for name in cases.CASES]"
+    )
+    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = {name: [float(e) for e in rest] for name, *rest in (line.split("\t") for line in done.stdout.splitlines())}
+    assert set(errors) == set(CASES)
+    assert {name: e for name, e in errors.items() if not max(e) < 2e-6} == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", CASES)
+def test_compiled(name: str) -> None:
+    assert max(compare(name, torch.float16, "cuda")) < 2e-3
+
+
+# What ahead-of-time compilation makes of a number that varies from call to call is a 64-bit argument; of a fixed one, a 32-bit argument.
+HALF = "*fp16"
+ATTENTION = {f"{name}_ptr": HALF for name in ("q", "k", "v", "out", "key_bias", "cos", "sin")}
+KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
+    "image attention": (
+        "attention",
+        "attention_kernel",
+        ATTENTION,
+        dict(WIDTH=64, QUERIES=128, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
+        dict(num_warps=8, num_stages=3),
+    ),
+    "window attention": (
+        "attention",
+        "attention_kernel",
+        ATTENTION,
+        dict(WIDTH=64, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
+        dict(num_warps=4, num_stages=3),
+    ),
+    **{
+        f"attention in padded windows, heads of {width}": (
+            "window_attention",
+            "window_attention_kernel",
+            ATTENTION | dict(value_bias_ptr=HALF, windows_ptr="*i32"),
+            dict(WIDTH=width, QUERIES=64, KEYS=64, BLOCKS=blocks),
+            dict(num_warps=4, num_stages=3),
+        )
+        for width, blocks in ((64, 9), (16, 2))
+    },
+    "encoder attention": (
+        "attention",
+        "attention_kernel",
+        ATTENTION,
+        dict(WIDTH=32, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=False),
+        dict(num_warps=4, num_stages=3),
+    ),
+    "prompt attention": (
+        "attention",
+        "attention_kernel",
+        ATTENTION | dict(key_bias_ptr="*fp32", keys="i64"),
+        dict(WIDTH=32, QUERIES=64, KEYS=32, WHOLE=False, KEY_BIAS=True, ROTARY=False),
+        dict(num_warps=4, num_stages=1),
+    ),
+    "box attention": (
+        "box_attention",
+        "box_attention_kernel",
+        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, rows_ptr=HALF, columns_ptr=HALF),
+        dict(WIDTH=32, QUERIES=64, COLUMNS=128),
+        dict(num_warps=8, num_stages=2),
+    ),
+    "box bias": (
+        "box_bias",
+        "box_bias_kernel",
+        dict(
+            low_ptr="*fp32",
+            high_ptr="*fp32",
+            weight1_ptr=HALF,
+            bias1_ptr=HALF,
+            weight2_ptr=HALF,
+            bias2_ptr=HALF,
+            out_ptr=HALF,
+            total="i64",
+        ),
+        dict(ROWS=128, HIDDEN=256, UNITS=32, HEADS=16),
+        dict(num_warps=4),
+    ),
+    "upsampling": (
+        "upsample",
+        "upsample_kernel",
+        dict(x_ptr=HALF, weight_ptr=HALF, skip_ptr=HALF, out_ptr=HALF, index_ptr="*i32", sums_ptr="*fp32"),
+        dict(CHANNELS=256, PIXELS=128, OUTPUTS=128, INPUTS=64),
+        dict(num_warps=4, num_stages=3),
+    ),
+    "planes": (
+        "planes",
+        "planes_kernel",
+        dict(x_ptr=HALF, out_ptr=HALF),
+        dict(PIXELS=64, CHANNELS=64),
+        dict(num_warps=4),
+    ),
+    "mask product": (
+        "mask_product",
+        "mask_product_kernel",
+        dict(x_ptr=HALF, query_ptr=HALF, offset_ptr=HALF, out_ptr=HALF, scale_ptr="*fp32", shift_ptr="*fp32", picks="i64"),
+        dict(CHANNELS=256, PIXELS=128, PICKS=32),
+        dict(num_warps=4),
+    ),
+}
+
+
+GENERATIONS = (  # compute capability -> shared memory of a block in KiB (CUDA C++ Programming Guide, table of technical specifications)
+    pytest.param(80, 163, id="A100"),
+    pytest.param(86, 99, id="A10, RTX 30"),
+    pytest.param(89, 99, id="L4, RTX 40"),
+    pytest.param(90, 227, id="H100, H200"),
+    pytest.param(120, 99, id="RTX 50"),
+)
+
+
+@pytest.mark.parametrize(("capability", "most_kib"), GENERATIONS)
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_for_every_generation(name: str, capability: int, most_kib: int) -> None:
+    """The kernels at real size become machine code with matrix instructions, within a block's shared memory; needs no GPU."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    file, function, types, constants, options = KERNELS[name]
+    kernel = getattr(importlib.import_module(f"export.fused.kernels.{file}"), function)
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
+    source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    multiplies = "planes" not in function
+    assert (("wgmma.mma_async" if capability == 90 else "mma.sync") in compiled.asm["ptx"]) is multiplies
+    assert compiled.metadata.shared <= most_kib * 1024

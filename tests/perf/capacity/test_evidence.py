@@ -1,0 +1,127 @@
+"""A sweep on a GPU as evidence: memory only where one resolution was loaded, the pool and fused attention known, and the words that say where it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ensemble.server.memory import FOOTPRINTS, MB, SAM3, Footprint, need, pool_mb, server_need, weight_bytes
+from ensemble.spec import Variant
+from perf import results
+from perf.capacity import capacity, evidence
+from perf.capacity.calibrate import fit
+from perf.capacity.model import frame_flops
+from perf.report import guide
+
+POOL_MB = 1700.0
+TRUTH = Footprint(3000.0, 50.0, "made up for this test", 10.0)
+
+
+def gpu_sweep(path: Path, loaded: int = 1) -> Path:
+    """A sweep such as an aoti repository gives on a GPU, its figures computed from known coefficients."""
+    found = results.here("sam3-perf sweep --alone")
+    found.machine = {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771}
+    found.setting = {"engine": "aoti", "queries": 200, "max_batch": 8, "checkpoint": "random", "architecture": asdict(SAM3)}
+    for resolution in (1008, 840, 672, 560):
+        most = 0.0
+        for classes, cameras in ((1, 1), (1, 8), (2, 1), (4, 1), (4, 8)):
+            ms = 2.0 + 3.0 / cameras + 4.0 * frame_flops(resolution, classes) / 1e12
+            pairs = cameras * classes
+            own = need(TRUTH, resolution, cameras, plan_batch=cameras, pairs=pairs, fused=True).total + POOL_MB
+            most = memory = max(most, own)  # nothing is given back
+            row = {
+                "target": "front",
+                "resolution": resolution,
+                "cameras": cameras,
+                "classes": classes,
+                "rate": 0.0,
+                "protocol": "grpc",
+            }
+            row |= {"mean_batch": float(cameras), "fps": 1e3 / ms, "mean_ms": ms * cameras, "p95_ms": 1.2 * ms * cameras}
+            found.rows.append(row | {"gpu_memory_mb": memory, "pool_mb": POOL_MB, "loaded": loaded})
+    results.write(found, path)
+    return path
+
+
+@pytest.fixture
+def carried(tmp_path, monkeypatch):
+    """The repository as it is with a sweep on a GPU in it."""
+    folder = tmp_path / "h200"
+    folder.mkdir()
+    gpu_sweep(folder / "sweep.json")
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    return folder
+
+
+def test_the_footprint_of_a_server_is_found_again(tmp_path):
+    """840 as well: its attention scores are not kept by packages, whatever the rule says of plans. Rows that show an earlier load's memory do not count."""
+    found = fit(evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json")).samples)
+    assert found.footprint is not None
+    assert (found.footprint.base_mb, found.footprint.activation_mb) == pytest.approx((TRUTH.base_mb, TRUTH.activation_mb))
+    assert found.footprint.pair_mb == pytest.approx(TRUTH.pair_mb)
+    expected = need(TRUTH, 672, 4, plan_batch=4, pairs=16, fused=True).total
+    assert found.memory_mb(672, 4, 4) == pytest.approx(expected)
+    assert (found.per_frame_ms, found.per_call_ms, found.ms_per_tflop) == pytest.approx((2.0, 3.0, 4.0))
+
+
+def test_memory_of_several_resolutions_together_is_not_that_of_one(tmp_path):
+    samples = evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json", loaded=4)).samples
+    assert all(sample.memory_mb is None for sample in samples)
+
+
+def test_capacity_says_measured_elsewhere_and_on_what(carried, capsys):
+    argv = "--cameras 8 --memory 24GB --fps 4 --calibration h200"
+    assert capacity.main(argv.split()) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert (found["resolution"], found["basis"]) == (1008, "measured elsewhere")
+    assert found["figures"]["memory_mb"]["where"].startswith("one NVIDIA H200, this server with aoti random, sweep.json of ")
+    assert capacity.main(["--cameras", "4", "--memory", "24GB", "--calibration", "h200"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["basis"] == "modelled"
+    assert "calibrated by one NVIDIA H200" in found["figures"]["memory_mb"]["where"]
+
+
+def test_on_such_a_gpu_it_is_the_default(carried, monkeypatch):
+    assert evidence.usual() == ["rtx5090"]
+    monkeypatch.setattr(results, "gpu", lambda: {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771})
+    assert evidence.usual() == ["h200"]
+
+
+def test_a_sweep_of_the_small_checkpoint_or_of_a_processor_is_no_evidence_for_sam3(carried):
+    assert list(evidence.committed()) == ["h200"]
+    for change in ({"machine": {"cores": 2}}, {"setting": {"architecture": asdict(SAM3) | {"fpn": 128}}}):
+        (carried.parent / "other").mkdir(exist_ok=True)
+        data = json.loads((carried / "sweep.json").read_text()) | change
+        (carried.parent / "other" / "sweep.json").write_text(json.dumps(data))
+        assert list(evidence.committed()) == ["h200"]
+
+
+def test_the_guide_shows_it_beside_the_published_table(carried):
+    page = guide.published().markdown()
+    assert "this server on NVIDIA H200: fps per camera" in page
+    assert len([line for line in page.splitlines() if line.startswith("| 1008 |")]) == 2, (
+        "eight cameras at 1008 are in ours alone"
+    )
+    assert "| 1008 | 8 | - | - | - | - |" in page
+    own = guide.gpu()
+    assert "**8 cameras, 4 classes**" in own
+    assert "Measured on one NVIDIA H200 (aoti" in own
+
+
+def test_the_start_check_reckons_with_the_committed_sweep():
+    """Its footprint of packages is that sweep's, and the server under full load, which was no part of the fit, is met."""
+    footprint = evidence.published("h200").calibration().footprint
+    assert footprint is not None
+    known = FOOTPRINTS["aoti"]
+    for name in ("base_mb", "activation_mb", "pair_mb"):
+        assert getattr(known, name) == pytest.approx(getattr(footprint, name), abs=0.05)
+    measured = json.loads(guide.END_TO_END.read_text())
+    loaded = [row for row in measured["rows"] if row["in_flight"] == 2]
+    assert {row["resolution"] for row in loaded} == {1008, 672}
+    for row in loaded:
+        variant = Variant(row["resolution"])
+        reckoned = server_need([variant], "aoti", weight_bytes() / MB, pool_mb([variant]))
+        assert reckoned.total == pytest.approx(row["peak_mb"], rel=0.05)

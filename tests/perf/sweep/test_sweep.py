@@ -1,0 +1,105 @@
+"""A small sweep on the real server with the real perf_analyzer, and the sentences where there is no server or no model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ensemble.server.embedded import EmbeddedServer
+from perf import results
+from perf.sweep import sweep
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
+    """Exit status and the JSON of the last line of standard output."""
+    status = sweep.main(argv)
+    return status, json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def addresses(server: EmbeddedServer) -> list[str]:
+    return ["--grpc-url", server.grpc_url, "--http-url", server.http_url, "--metrics-url", server.metrics_url]
+
+
+@pytest.mark.server
+def test_figures_of_perf_analyzer_server_and_client(addresses: list[str], tmp_path: Path, capsys):
+    output = tmp_path / "sweep.json"
+    few = ["--resolutions", "140", "--cameras", "2", "--classes", "2", "--requests", "8", "--output", str(output)]
+    both = ["--protocols", "grpc", "http", "--check-client", "1"]
+    status, last = run(capsys, *addresses, *few, *both)
+    assert status == 0, last
+    assert last["points"] == 2
+    found = results.read(output)
+    assert found.versions["perf_analyzer"] == "2.51.0"
+    assert found.setting["architecture"]["fpn"] == 128, "the small checkpoint's"
+    for row in found.rows:
+        assert row["requests"] == 8
+        assert row["failed"] == 0
+        assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
+        assert 1 <= row["mean_batch"] <= 2
+        assert row["client_fps"] > 0
+        assert 0.5 < row["client_ratio"] < 2.0, "the client is as fast as perf_analyzer, whatever else this machine does"
+        assert row["loaded"] == 2
+        assert (row["gpu_memory_mb"], row["pool_mb"]) == (0, 0), "nothing here is on a GPU"
+        # The server's own account of a frame is part of the round trip that perf_analyzer saw.
+        assert 0 < row["stage_vision_ms"] <= row["stage_total_ms"] <= row["mean_ms"] * 1.05
+        assert 0 < row["compute_vision_encoder_ms"] < row["mean_ms"]
+    status, _ = run(capsys, *addresses, *few, *both)
+    assert status == 0
+    assert results.read(output).rows == found.rows, "nothing was measured again"
+
+
+@pytest.mark.server
+def test_the_vision_encoder_alone_in_shared_memory_and_a_fixed_rate(addresses: list[str], tmp_path: Path, capsys):
+    output = tmp_path / "sweep.json"
+    argv = ["--resolutions", "140", "--cameras", "1", "--classes", "1", "--requests", "4", "--output", str(output)]
+    status, last = run(capsys, *addresses, *argv, "--batches", "2", "--shared-memory", "system", "--rates", "5")
+    assert status == 0, last
+    rows = {(row["target"], row["rate"]): row for row in results.read(output).rows}
+    assert set(rows) == {("front", 0.0), ("front", 5.0), ("vision_encoder", 0.0)}
+    assert rows["vision_encoder", 0.0]["mean_batch"] == 2.0
+    assert rows["front", 5.0]["requests"] == 5, "perf_analyzer wants no fewer than it sends in a second"
+
+
+@pytest.mark.server
+def test_one_resolution_at_a_time(repository: Path, tmp_path: Path, capsys):
+    """Two servers, one after the other; what is asked of each frame is in the file; a finished resolution's server is not started again."""
+    output = tmp_path / "sweep.json"
+    argv = ["--repository", str(repository), "--alone", "--cameras", "1", "--classes", "2", "--requests", "4"]
+    asked = ["--threshold", "0", "--max-detections", "3", "--frame", "320x180", "--output", str(output)]
+    status, last = run(capsys, *argv, *asked)
+    assert status == 0, last
+    found = results.read(output)
+    assert [(row["resolution"], row["loaded"]) for row in found.rows] == [(252, 1), (140, 1)]
+    assert found.setting["frames"] == "16 drawn scenes, 320x180 JPEG"
+    assert (found.setting["threshold"], found.setting["max_detections"]) == (0, 3)
+    assert (found.setting["engine"], found.setting["max_batch"]) == ("onnxruntime", 8)
+    assert all(row["compute_mask_head_ms"] > 0 for row in found.rows), "with a threshold of 0 every pair has masks"
+    found.rows.pop()
+    results.write(found, output)
+    status, _ = run(capsys, *argv, *asked)
+    assert status == 0
+    assert [row["resolution"] for row in results.read(output).rows] == [252, 140]
+
+
+def test_alone_needs_a_repository(tmp_path: Path, capsys):
+    status, last = run(capsys, "--alone", "--output", str(tmp_path / "sweep.json"))
+    assert status == 2
+    assert "it needs --repository" in last["error"]
+
+
+@pytest.mark.server
+def test_a_model_that_is_not_loaded_is_named_with_what_there_is(addresses: list[str], tmp_path: Path, capsys):
+    status, last = run(capsys, *addresses, "--resolutions", "672", "--output", str(tmp_path / "sweep.json"))
+    assert status == 2
+    assert "not loaded: sam3_r672; the server has" in last["error"]
+    assert "sam3_r140" in last["error"]
+
+
+def test_no_server_is_a_sentence(tmp_path: Path, capsys):
+    status, last = run(capsys, "--http-url", "127.0.0.1:9", "--output", str(tmp_path / "sweep.json"))
+    assert status == 2
+    assert "start one with sam3-serve" in last["error"]
+    assert not list(tmp_path.iterdir())
