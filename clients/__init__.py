@@ -1,7 +1,8 @@
 """Clients: frames of a camera go out to the front model of a running server, typed `Detections` come back.
 
-Over gRPC or HTTP, blocking (`Client`) or asyncio (`AsyncClient`); `sam3-camera` is the same on the command line. Of the other
-rooms only the specification is imported, so this package installs on a camera's small computer without torch or Triton.
+Over gRPC or HTTP, blocking (`Client`) or asyncio (`AsyncClient`); `sam3-camera` is the same on the command line. Of the
+other rooms only the specification is imported, so this package installs on a camera's small computer without torch or
+Triton.
 
     with Client("localhost", model="sam3_r672") as client:
         found = client.detect("photo.jpg", ["red circle", "blue square"], mask_format="bits")

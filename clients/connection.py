@@ -1,8 +1,8 @@
-"""The connections: `Client` blocks, `AsyncClient` awaits; both carry the requests of `clients/message.py` over gRPC or HTTP with
-tritonclient.
+"""The connections: `Client` blocks, `AsyncClient` awaits; both carry the requests of `clients/message.py` over gRPC or
+HTTP with tritonclient.
 
-An image and class names flow in, `Detections` flow out, and every failure is one of `clients/errors.py`. gRPC is the default: it
-carries several requests at once over one connection, and its deadline travels with the request.
+An image and class names flow in, `Detections` flow out, and every failure is one of `clients/errors.py`. gRPC is the
+default: it carries several requests at once over one connection, and its deadline travels with the request.
 """
 
 from __future__ import annotations
@@ -24,12 +24,17 @@ if TYPE_CHECKING:
 class Client:
     """Blocking client of one server; use it as a context manager, or call `close`.
 
-    `model` is a front model's name, by default the server's only one. Over HTTP a client belongs to the thread that made it
-    (tritonclient's HTTP client is not thread-safe); over gRPC threads may share one.
+    `model` is a front model's name, by default the server's only one. Over HTTP a client belongs to the thread that
+    made it (tritonclient's HTTP client is not thread-safe); over gRPC threads may share one.
     """
 
     def __init__(
-        self, url: str = "localhost", *, protocol: str = "grpc", model: str | None = None, timeout: float = DEFAULT_TIMEOUT_S
+        self,
+        url: str = "localhost",
+        *,
+        protocol: str = "grpc",
+        model: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self.server = Server(url, protocol, timeout)
         self.model = model
@@ -67,8 +72,8 @@ class Client:
         """What of `classes` is in `image`: JPEG, PNG or WebP bytes, a path to such a file, or RGB uint8 [H,W,3].
 
         Options: `boxes`, `box_labels`, `box_classes`, `threshold`, `mask_format`, `max_detections`;
-        `clients.message.build_request` explains them. Raises InvalidRequest, ModelNotFound, ServerUnavailable, RequestTimeout, or
-        their base Sam3ServerError.
+        `clients.message.build_request` explains them. Raises InvalidRequest, ModelNotFound, ServerUnavailable,
+        RequestTimeout, or their base Sam3ServerError.
         """
         request = build_request(image, classes, **options)
         model = self.model = self.model or only_model(self.models(), self.server.address)
@@ -81,7 +86,9 @@ class Client:
 
     def _call(self, method: str, *arguments: Any, model: str | None = None, **keywords: Any) -> Any:
         if self.server.protocol == "http" and threading.get_ident() != self._thread:
-            raise RuntimeError("an HTTP client works only in the thread that made it; make one Client per thread, or use gRPC")
+            raise RuntimeError(
+                "an HTTP client works only in the thread that made it; make one Client per thread, or use gRPC"
+            )
         try:
             return getattr(self._triton, method)(*arguments, **keywords, **self.server.per_call)
         except Exception as error:
@@ -89,14 +96,19 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio: `async with AsyncClient(...) as client: await client.detect(...)`. Many requests may be under way at
-    once.
+    """The same for asyncio: `async with AsyncClient(...) as client: await client.detect(...)`. Many requests may be
+    under way at once.
 
     A client belongs to the event loop of its first request.
     """
 
     def __init__(
-        self, url: str = "localhost", *, protocol: str = "grpc", model: str | None = None, timeout: float = DEFAULT_TIMEOUT_S
+        self,
+        url: str = "localhost",
+        *,
+        protocol: str = "grpc",
+        model: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self.server = Server(url, protocol, timeout)
         self.model = model

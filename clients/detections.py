@@ -1,8 +1,8 @@
 """The one result of every client: what was found in a frame, and what it cost.
 
-The arrays of a response flow in (`clients/message.py` parses them); boxes, scores, labels and masks flow out in the units people
-work with: pixels, names, boolean masks at any size, COCO records. Masks stay packed as they came and are unpacked when someone
-asks, since most frames are only counted.
+The arrays of a response flow in (`clients/message.py` parses them); boxes, scores, labels and masks flow out in the
+units people work with: pixels, names, boolean masks at any size, COCO records. Masks stay packed as they came and are
+unpacked when someone asks, since most frames are only counted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pycocotools import mask as coco_mask
 class Detections:
     """D detections of one frame, best score first.
 
-    `boxes` float32 [D,4] xyxy in 0..1 of the frame; `scores` float32 [D]; `class_ids` int32 [D] index `classes`, the names of the
-    request; `presence` float32 [C] is the probability that each class is in the frame at all; `frame_size` is (height, width) in
-    pixels; `stage_ms` the server's milliseconds by stage; `batch` how many frames shared the server's execution; `latency_ms` the
-    round trip seen by the client. Masks lie at `mask_size` pixels a side, whatever the frame's shape: packed bits uint8 [D,
-    mask_size, row bytes] or COCO counts, by the request's `mask_format`.
+    `boxes` float32 [D,4] xyxy in 0..1 of the frame; `scores` float32 [D]; `class_ids` int32 [D] index `classes`, the
+    names of the request; `presence` float32 [C] is the probability that each class is in the frame at all; `frame_size`
+    is (height, width) in pixels; `stage_ms` the server's milliseconds by stage; `batch` how many frames shared the
+    server's execution; `latency_ms` the round trip seen by the client. Masks lie at `mask_size` pixels a side, whatever
+    the frame's shape: packed bits uint8 [D, mask_size, row bytes] or COCO counts, by the request's `mask_format`.
     """
 
     boxes: NDArray[np.float32]
@@ -46,7 +46,9 @@ class Detections:
         return len(self.scores)
 
     def __repr__(self) -> str:
-        return f"Detections({self.summary()}; frame {self.frame_size[1]}x{self.frame_size[0]}, {self.latency_ms:.1f} ms)"
+        return (
+            f"Detections({self.summary()}; frame {self.frame_size[1]}x{self.frame_size[0]}, {self.latency_ms:.1f} ms)"
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -92,15 +94,16 @@ class Detections:
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """bool [D, mask_size, mask_size], stretched over the whole frame. Raises ValueError if the request asked for none."""
+        """bool [D, mask_size, mask_size], stretched over the whole frame. Raises ValueError if the request asked for
+        none."""
         self._need_masks()
         if len(self.mask_bits) == len(self):
             return np.unpackbits(self.mask_bits, axis=2, count=self.mask_size).astype(bool)
         return coco_mask.decode(list(self.rle)).transpose(2, 0, 1).astype(bool)
 
     def masks_at(self, height: int, width: int, *, smooth: bool = True) -> NDArray[np.bool_]:
-        """bool [D, height, width]: the masks scaled to that many pixels, bilinear and cut at one half, or nearest neighbour if
-        not `smooth`.
+        """bool [D, height, width]: the masks scaled to that many pixels, bilinear and cut at one half, or nearest
+        neighbour if not `smooth`.
         """
         how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
         scaled = np.zeros((len(self), height, width), bool)
@@ -110,8 +113,8 @@ class Detections:
 
     @property
     def rle(self) -> tuple[dict[str, Any], ...]:
-        """COCO's compressed run lengths of each mask, `{"size": [mask_size, mask_size], "counts": bytes}`. Raises ValueError
-        without masks.
+        """COCO's compressed run lengths of each mask, `{"size": [mask_size, mask_size], "counts": bytes}`. Raises
+        ValueError without masks.
         """
         self._need_masks()
         if self.mask_rle:
@@ -124,8 +127,8 @@ class Detections:
 
     # ---- other people's formats
     def to_coco(self, image_id: int = 0, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
-        """COCO result records: `bbox` xywh in pixels, `score`, `category_id`, and `segmentation` at the frame's size if there are
-        masks.
+        """COCO result records: `bbox` xywh in pixels, `score`, `category_id`, and `segmentation` at the frame's size if
+        there are masks.
 
         `category_ids` maps class names to COCO's numbers; without it the index into the request's classes is used.
         """
@@ -143,8 +146,8 @@ class Detections:
         return records
 
     def to_supervision(self) -> Any:
-        """`supervision.Detections` in pixels, masks included if there are any. Raises ImportError, naming the package, if
-        supervision is missing.
+        """`supervision.Detections` in pixels, masks included if there are any. Raises ImportError, naming the package,
+        if supervision is missing.
         """
         try:
             import supervision
@@ -163,5 +166,7 @@ def encode_rle(masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> tuple[
     """COCO's compressed run lengths of bool [D,H,W]; `counts` are bytes, as pycocotools wants them."""
     if not len(masks):
         return ()
-    columns = np.asfortranarray(np.asarray(masks).transpose(1, 2, 0).astype(np.uint8))  # COCO counts down the columns: [H,W,D]
+    columns = np.asfortranarray(
+        np.asarray(masks).transpose(1, 2, 0).astype(np.uint8)
+    )  # COCO counts down the columns: [H,W,D]
     return tuple(coco_mask.encode(columns))

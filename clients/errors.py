@@ -1,8 +1,8 @@
 """What can go wrong between a client and the server, as four kinds of error.
 
 In flows whatever tritonclient, gRPC, aiohttp or a socket raised, each with its own way of saying it; out flows one
-`Sam3ServerError` that names the address or the model and what to do next. Callers catch by kind, not by transport: each kind is
-also the built-in exception that a Python programmer would expect.
+`Sam3ServerError` that names the address or the model and what to do next. Callers catch by kind, not by transport: each
+kind is also the built-in exception that a Python programmer would expect.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-START_HINT: Final = "start one (`sam3-serve --repository build/repository`, or `docker compose up`) or pass the address of one"
+START_HINT: Final = (
+    "start one (`sam3-serve --repository build/repository`, or `docker compose up`) or pass the address of one"
+)
 PORTS: Final = "Triton's usual ports: 8000 for HTTP, 8001 for gRPC"
 TRANSPORTS: Final = frozenset({"aiohttp", "gevent", "geventhttpclient", "_parser"})
 """Top packages of the exceptions that say "there is no HTTP server there", `_parser` being geventhttpclient's."""
@@ -25,8 +27,8 @@ class Sam3ServerError(Exception):
 
 
 class InvalidRequest(Sam3ServerError, ValueError):  # noqa: N818 - the name says what happened
-    """The server, or the client before it, cannot accept what was asked for; the message says what was expected. Retrying does
-    not help.
+    """The server, or the client before it, cannot accept what was asked for; the message says what was expected.
+    Retrying does not help.
     """
 
 
@@ -42,11 +44,13 @@ class RequestTimeout(Sam3ServerError, TimeoutError):  # noqa: N818 - the name sa
     """No answer within the client's time-out. The server may still be working on the request."""
 
 
-def translate(error: BaseException, *, address: str, protocol: str, model: str | None, timeout: float) -> Sam3ServerError:
+def translate(
+    error: BaseException, *, address: str, protocol: str, model: str | None, timeout: float
+) -> Sam3ServerError:
     """The `Sam3ServerError` for what a transport raised.
 
-    `address` is `host:port`, `timeout` is in seconds. A `ModelNotFound` made here does not yet list the models: asking for them
-    takes another request.
+    `address` is `host:port`, `timeout` is in seconds. A `ModelNotFound` made here does not yet list the models: asking
+    for them takes another request.
     """
     status, message = _status_and_message(error)
     where = f"{protocol}://{address}"
@@ -70,7 +74,8 @@ def translate(error: BaseException, *, address: str, protocol: str, model: str |
 
 
 def _status_and_message(error: BaseException) -> tuple[str | None, str]:
-    """tritonclient's status (`StatusCode.X` over gRPC, `400` over HTTP; None for a failure below it) and the bare message."""
+    """tritonclient's status (`StatusCode.X` over gRPC, `400` over HTTP; None for a failure below it) and the bare
+    message."""
     status = getattr(error, "status", None)
     message = getattr(error, "message", None)
     if callable(status) and callable(message):
@@ -80,7 +85,7 @@ def _status_and_message(error: BaseException) -> tuple[str | None, str]:
 
 
 def _is_unknown_model(status: str | None, message: str) -> bool:
-    """Triton answers an unknown model with `not found`, `unavailable` or `invalid`, depending on protocol and version: the words
-    decide.
+    """Triton answers an unknown model with `not found`, `unavailable` or `invalid`, depending on protocol and version:
+    the words decide.
     """
     return status is not None and (status in NOT_FOUND_STATUS or "unknown model" in message.lower())

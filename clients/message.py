@@ -1,9 +1,9 @@
 """The wire format of one request and one response, read off the specification.
 
-In flows what a caller asks for (an image, class names, exemplar boxes, limits), out flow the named arrays of the front model's
-inputs; the other way round, a response's arrays become `Detections`. Pure functions: the connections only carry what is made
-here. Every input is always present, empty where unused, because Triton puts only requests that name the same inputs into one
-batch.
+In flows what a caller asks for (an image, class names, exemplar boxes, limits), out flow the named arrays of the front
+model's inputs; the other way round, a response's arrays become `Detections`. Pure functions: the connections only carry
+what is made here. Every input is always present, empty where unused, because Triton puts only requests that name the
+same inputs into one batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,21 @@ from tritonclient.utils import triton_to_np_dtype
 
 from clients.detections import Detections
 from clients.errors import InvalidRequest, Sam3ServerError
-from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, FLOAT_DTYPES, STAGES, Axis, Model, Tensor, Variant
+from ensemble.spec import (
+    DEFAULT_MAX_DETECTIONS,
+    DEFAULT_THRESHOLD,
+    FLOAT_DTYPES,
+    STAGES,
+    Axis,
+    ModelSpec,
+    TensorSpec,
+    Variant,
+)
 
 Image = bytes | str | Path | NDArray[np.uint8]
 """An encoded image (JPEG, PNG, WebP), the path of one, or RGB pixels uint8 [H,W,3]."""
 
-FRONT: Model = Variant().front
+FRONT: ModelSpec = Variant().front
 """Names, dtypes and ranks of the front model; they are the same at every resolution, only the mask size differs."""
 
 
@@ -50,13 +59,14 @@ def build_request(
     mask_format: str = "none",
     max_detections: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of one request by input name, in the specification's order, each with the leading batch dimension of 1.
+    """The arrays of one request by input name, in the specification's order, each with the leading batch dimension of
+    1.
 
-    `boxes` [K,4] are exemplars, xyxy in 0..1 of the frame; `box_labels` [K] are 1 (like this) or 0 (unlike this), by default all
-    1; `box_classes` [K] are indices into `classes`, by default all 0, which needs at most one class. `threshold` is the least
-    score (default 0.5), `mask_format` one of `ensemble.spec.MASK_FORMATS`, `max_detections` the most answers per frame (default
-    100). Limits and values are the server's to judge; raises InvalidRequest only for what would not survive the way there
-    (dtypes, shapes, an unreadable file).
+    `boxes` [K,4] are exemplars, xyxy in 0..1 of the frame; `box_labels` [K] are 1 (like this) or 0 (unlike this), by
+    default all 1; `box_classes` [K] are indices into `classes`, by default all 0, which needs at most one class.
+    `threshold` is the least score (default 0.5), `mask_format` one of `ensemble.spec.MASK_FORMATS`, `max_detections`
+    the most answers per frame (default 100). Limits and values are the server's to judge; raises InvalidRequest only
+    for what would not survive the way there (dtypes, shapes, an unreadable file).
     """
     if isinstance(classes, (str, bytes)):
         raise InvalidRequest(f"classes must be a list of names, got the single string {classes!r}; write [{classes!r}]")
@@ -83,8 +93,8 @@ def build_request(
 def parse_response(
     output: Callable[[str], NDArray[Any] | None], classes: Sequence[str], *, model: str, latency_ms: float = 0.0
 ) -> Detections:
-    """`Detections` from the arrays of one response; `output(name)` is the array with its leading 1, or None if the response lacks
-    it.
+    """`Detections` from the arrays of one response; `output(name)` is the array with its leading 1, or None if the
+    response lacks it.
 
     Raises Sam3ServerError where an output is missing: then the model is not a front model of this version.
     """
@@ -95,7 +105,8 @@ def parse_response(
             raise Sam3ServerError(
                 f"the answer of {model!r} lacks the output {tensor.name!r}; client and server are of different versions"
             )
-        # tritonclient makes zero-size HTTP outputs float64, whatever their dtype: the specification's dtype is the true one.
+        # tritonclient makes zero-size HTTP outputs float64, whatever their dtype: the specification's dtype is the true
+        # one.
         arrays[tensor.name] = np.asarray(array).astype(triton_to_np_dtype(tensor.dtype), copy=False)[0]
     height, width = (int(side) for side in arrays["frame_size"])
     return Detections(
@@ -130,7 +141,9 @@ def _image_and_frame(image: Image) -> tuple[bytes, NDArray[np.uint8]]:
     nothing = np.zeros((0, 0, 3), np.uint8)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InvalidRequest(f"pixels must be uint8 [height, width, 3] in RGB order, got {image.dtype} {list(image.shape)}")
+            raise InvalidRequest(
+                f"pixels must be uint8 [height, width, 3] in RGB order, got {image.dtype} {list(image.shape)}"
+            )
         return b"", image
     if isinstance(image, (bytes, bytearray, memoryview)):
         return bytes(image), nothing
@@ -139,7 +152,9 @@ def _image_and_frame(image: Image) -> tuple[bytes, NDArray[np.uint8]]:
             return Path(image).read_bytes(), nothing
         except OSError as error:
             raise InvalidRequest(f"cannot read the image {str(image)!r}: {error.strerror or error}") from error
-    raise InvalidRequest(f"image must be encoded bytes, a path, or a uint8 array [height, width, 3], got {type(image).__name__}")
+    raise InvalidRequest(
+        f"image must be encoded bytes, a path, or a uint8 array [height, width, 3], got {type(image).__name__}"
+    )
 
 
 def _utf8(text: str) -> bytes:
@@ -148,13 +163,16 @@ def _utf8(text: str) -> bytes:
     return text.encode()
 
 
-def _as_tensor(tensor: Tensor, value: Any) -> NDArray[Any]:
-    """`value` in the tensor's dtype with a leading 1; raises InvalidRequest, naming the expected shape, if it does not fit."""
+def _as_tensor(tensor: TensorSpec, value: Any) -> NDArray[Any]:
+    """`value` in the tensor's dtype with a leading 1; raises InvalidRequest, naming the expected shape, if it does not
+    fit."""
     dtype = triton_to_np_dtype(tensor.dtype)
     try:
         array = np.array(value, dtype=dtype) if tensor.dtype == "BYTES" else np.ascontiguousarray(value, dtype=dtype)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"{tensor.name} must be {tensor.dtype} {_dims(tensor)}, got {value!r} ({error})") from error
+        raise InvalidRequest(
+            f"{tensor.name} must be {tensor.dtype} {_dims(tensor)}, got {value!r} ({error})"
+        ) from error
     fits = array.ndim == len(tensor.dims) and all(
         isinstance(want, Axis) or want == have for want, have in zip(tensor.dims, array.shape, strict=True)
     )
@@ -163,5 +181,5 @@ def _as_tensor(tensor: Tensor, value: Any) -> NDArray[Any]:
     return array[None]
 
 
-def _dims(tensor: Tensor) -> str:
+def _dims(tensor: TensorSpec) -> str:
     return "[" + ", ".join(d.name if isinstance(d, Axis) else str(d) for d in tensor.dims) + "]"

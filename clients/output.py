@@ -16,8 +16,8 @@ from clients.video.frames import Frame
 
 
 class Output:
-    """Where annotated frames go, by the suffix of a path: a video, the picture with the most detections, or a JSON line per
-    frame.
+    """Where annotated frames go, by the suffix of a path: a video, the picture with the most detections, or a JSON line
+    per frame.
     """
 
     suffixes = (".mp4", ".png", ".jpg", ".jsonl")

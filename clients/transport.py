@@ -1,5 +1,5 @@
-"""How to reach a server: protocol, address and deadline flow in, tritonclient's objects flow out, and what it raises becomes one
-of `clients/errors.py`.
+"""How to reach a server: protocol, address and deadline flow in, tritonclient's objects flow out, and what it raises
+becomes one of `clients/errors.py`.
 
 The blocking and the asyncio client share this, so that a protocol's peculiarities are written down once.
 """
@@ -27,8 +27,8 @@ CHANNEL_ARGUMENTS = [
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where to send requests: `url` is `host:port` (a bare host gets the protocol's default port), `timeout` seconds for each
-    request.
+    """Where to send requests: `url` is `host:port` (a bare host gets the protocol's default port), `timeout` seconds
+    for each request.
     """
 
     url: str = "localhost"
@@ -40,7 +40,8 @@ class Server:
             raise ValueError(f"protocol must be one of {', '.join(DEFAULT_PORTS)}, got {self.protocol!r}")
         if "://" in self.url:
             raise ValueError(
-                f"url must be host:port without a scheme, got {self.url!r}; write {self.url.split('://', 1)[1].strip('/')!r}"
+                f"url must be host:port without a scheme, got {self.url!r}; write"
+                f" {self.url.split('://', 1)[1].strip('/')!r}"
             )
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
@@ -53,7 +54,8 @@ class Server:
 
     @property
     def per_call(self) -> dict[str, float]:
-        """tritonclient's keyword for the deadline of one call; its HTTP clients take the time-out once, when they are made."""
+        """tritonclient's keyword for the deadline of one call; its HTTP clients take the time-out once, when they are
+        made."""
         return {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
 
     def connect(self, *, asyncio: bool) -> Any:
@@ -80,11 +82,13 @@ class Server:
 
 
 def front_models(index: Any) -> tuple[str, ...]:
-    """Names of the loaded front models in a repository index, smallest resolution first; HTTP gives the bare list, gRPC a record
-    of it.
+    """Names of the loaded front models in a repository index, smallest resolution first; HTTP gives the bare list, gRPC
+    a record of it.
     """
     entries = index if isinstance(index, list) else index.get("models", [])
-    names = {entry["name"] for entry in entries if entry.get("state", "READY") == "READY" and is_front_model(entry["name"])}
+    names = {
+        entry["name"] for entry in entries if entry.get("state", "READY") == "READY" and is_front_model(entry["name"])
+    }
     return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 
@@ -94,7 +98,8 @@ def only_model(models: tuple[str, ...], address: str) -> str:
         return models[0]
     if not models:
         raise ModelNotFound(
-            f"{address} serves no front model yet; wait until it is ready, or check the repository that it was started with"
+            f"{address} serves no front model yet; wait until it is ready, or check the repository that it was started"
+            " with"
         )
     raise ModelNotFound(f"{address} serves several front models, choose one: {', '.join(models)}")
 

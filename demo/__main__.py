@@ -1,7 +1,8 @@
 """`python -m demo`: eight cameras, one server, no Docker and no GPU needed.
 
-Nothing but the small checkpoint of the repository flows in. Films are drawn, the checkpoint is exported, the embedded Triton is
-started, all films are streamed at once; a mosaic video, a PNG, a table and, as the last line of stdout, one JSON object flow out.
+Nothing but the small checkpoint of the repository flows in. Films are drawn, the checkpoint is exported, the embedded
+Triton is started, all films are streamed at once; a mosaic video, a PNG, a table and, as the last line of stdout, one
+JSON object flow out.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--output", type=Path, default=Path("build/demo"), help="folder for films and results (default: %(default)s)")
+    p.add_argument(
+        "--output", type=Path, default=Path("build/demo"), help="folder for films and results (default: %(default)s)"
+    )
     p.add_argument("--cameras", type=int, default=8, help="default: %(default)s")
     p.add_argument("--frames", type=int, default=40, help="of each camera (default: %(default)s)")
-    p.add_argument("--in-flight", type=int, default=1, help="frames of each camera under way at once (default: %(default)s)")
+    p.add_argument(
+        "--in-flight", type=int, default=1, help="frames of each camera under way at once (default: %(default)s)"
+    )
     p.add_argument("--size", default="640x360", help="of the films (default: %(default)s)")
     p.add_argument("--seed", type=int, default=7, help="of the films (default: %(default)s)")
     p.add_argument("--resolution", type=int, default=252, help="of the model, a multiple of 14 (default: %(default)s)")
@@ -85,7 +90,9 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
                 exported = steps.repository(a.repository, a.checkpoint, a.resolution, a.queries)
                 model = model or exported
             with step("embedded Triton server"):
-                server = stack.enter_context(EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow")))
+                server = stack.enter_context(
+                    EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow"))
+                )
                 url = server.grpc_url if a.protocol == "grpc" else server.http_url
         cameras_file = steps.configuration(films, model, a.output)
         with (
@@ -93,7 +100,9 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
             bars(films, a.frames) as progress,
         ):
             reels, seconds = asyncio.run(
-                cameras.stream(films, url, model, protocol=a.protocol, limit=a.frames, in_flight=a.in_flight, progress=progress)
+                cameras.stream(
+                    films, url, model, protocol=a.protocol, limit=a.frames, in_flight=a.in_flight, progress=progress
+                )
             )
     model = next((shot.found.model for reel in reels for shot in reel.shots), model or "no model")
     with step("score against the films' ground truth"):
@@ -106,7 +115,11 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
         for error in reel.errors[:3]:
             console.print(f"{reel.film.name}: {error}", style="red", markup=False)
     result |= {"seconds": round(time.perf_counter() - began, 1), "cpus": os.cpu_count(), "model": model}
-    result |= {"video": str(a.output / "mosaic.mp4"), "picture": str(a.output / "mosaic.png"), "cameras_file": str(cameras_file)}
+    result |= {
+        "video": str(a.output / "mosaic.mp4"),
+        "picture": str(a.output / "mosaic.png"),
+        "cameras_file": str(cameras_file),
+    }
     (a.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result), flush=True)
     return 1 if result["failed"] or not result["frames"] else 0

@@ -1,7 +1,8 @@
-"""Many cameras at once: each film is decoded, its frames go to the server as JPEG, and the answers are kept with what they cost.
+"""Many cameras at once: each film is decoded, its frames go to the server as JPEG, and the answers are kept with what
+they cost.
 
-Films and one asyncio client flow in, a `Reel` per camera flows out. Every camera has its own class list and waits only for its
-own answers; one that fails loses frames, and the others go on.
+Films and one asyncio client flow in, a `Reel` per camera flows out. Every camera has its own class list and waits only
+for its own answers; one that fails loses frames, and the others go on.
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ async def stream(
     timeout: float = 60.0,
     progress: Progress = lambda reel: None,
 ) -> tuple[list[Reel], float]:
-    """Plays all films at once, as fast as answers come, `in_flight` frames of each under way; returns the reels and the seconds
-    it took. `model` None is the server's only one.
+    """Plays all films at once, as fast as answers come, `in_flight` frames of each under way; returns the reels and the
+    seconds it took. `model` None is the server's only one.
 
-    Before the clock starts every camera sends its first frame once: a server that has just started allocates its memory and
-    encodes the prompts then.
+    Before the clock starts every camera sends its first frame once: a server that has just started allocates its memory
+    and encodes the prompts then.
     """
     async with AsyncClient(url, protocol=protocol, model=model, timeout=timeout) as client:
         await asyncio.gather(*(play(film, client, limit=1) for film in films))
@@ -108,10 +109,13 @@ async def play(
             frames = iter(source)
 
             def read() -> tuple[int, bytes] | None:
-                """Decoding and JPEG take milliseconds: done in a thread, so that the other cameras' answers are not held up."""
+                """Decoding and JPEG take milliseconds: done in a thread, so that the other cameras' answers are not
+                held up."""
                 frame = next(frames, None)
                 return (
-                    None if frame is None or (limit is not None and frame.index >= limit) else (frame.index, to_jpeg(frame.rgb))
+                    None
+                    if frame is None or (limit is not None and frame.index >= limit)
+                    else (frame.index, to_jpeg(frame.rgb))
                 )
 
             turn = asyncio.Lock()  # a film has one reading head

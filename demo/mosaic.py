@@ -1,7 +1,8 @@
 """The cameras side by side: one picture per moment, all of them a video, the fullest one a PNG.
 
-Reels flow in and are drawn after the clock has stopped, so that drawing costs the measured run nothing. Each panel shows a
-camera's frame with what was found, its classes in their colours and its rate; the last panel holds the figures of the whole run.
+Reels flow in and are drawn after the clock has stopped, so that drawing costs the measured run nothing. Each panel
+shows a camera's frame with what was found, its classes in their colours and its rate; the last panel holds the figures
+of the whole run.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Figures:
 def write(
     reels: Sequence[Reel], figures: Figures, video: Path, picture: Path, progress: Callable[[], None] = lambda: None
 ) -> int:
-    """Writes the mosaic video and its fullest moment as PNG; returns the number of moments. A camera that lacks a frame shows its
-    last one, darkened.
+    """Writes the mosaic video and its fullest moment as PNG; returns the number of moments. A camera that lacks a frame
+    shows its last one, darkened.
     """
     moments = max((len(reel.shots) for reel in reels), default=0)
     if not moments:
@@ -99,11 +100,14 @@ def _camera_panel(reel: Reel, moment: int, size: tuple[int, int]) -> Image.Image
 
 
 def _header(panel: Image.Image, reel: Reel, colours: dict[str, Colour]) -> None:
-    """Name on the left and rate on the right, below them a dot and a name per class; classes that do not fit become a number."""
+    """Name on the left and rate on the right, below them a dot and a name per class; classes that do not fit become a
+    number."""
     draw = ImageDraw.Draw(panel)
     upper, lower, margin = HEADER * 0.30, HEADER * 0.72, 16
     draw.text((margin, upper), reel.film.name, font=font(25), fill=INK, anchor="lm")
-    draw.text((panel.width - margin, upper), f"{reel.frames_per_second:.1f} fps", font=font(25), fill=ACCENT, anchor="rm")
+    draw.text(
+        (panel.width - margin, upper), f"{reel.frames_per_second:.1f} fps", font=font(25), fill=ACCENT, anchor="rm"
+    )
     x = float(margin)
     for i, (name, colour) in enumerate(colours.items()):
         wide = 20 + draw.textlength(name, font=font(20))

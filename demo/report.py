@@ -1,4 +1,5 @@
-"""The end of the run for people and for machines: reels, times and scores flow in, a table and one JSON line flow out."""
+"""The end of the run for people and for machines: reels, times and scores flow in, a table and one JSON line flow
+out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Average precision of what the cameras brought home, with pycocotools.
 
-Reels and their films' ground truth flow in, AP at IoU 0.5 of boxes and masks flows out, for all cameras together and for each.
-Classes are scored over the frames in which a camera asked for them; masks are compared at the frame's own size.
+Reels and their films' ground truth flow in, AP at IoU 0.5 of boxes and masks flows out, for all cameras together and
+for each. Classes are scored over the frames in which a camera asked for them; masks are compared at the frame's own
+size.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Runs one sub-model's artifact inside Triton's python backend, for the engines that have no Triton backend where this server runs.
+"""Runs one sub-model's artifact inside Triton's python backend, for the engines that have no Triton backend where this
+server runs.
 
-The model's own configuration says what flows in and out, and which engine: `onnxruntime` opens `model.onnx`, `aoti` opens `model.pt2`.
+The model's own configuration says what flows in and out, and which engine: `onnxruntime` opens `model.onnx`, `aoti`
+opens `model.pt2`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from ensemble.spec import ARTIFACTS
 
 
 class Runner(Protocol):
-    """Runs one artifact: Triton tensors by input name in; of the wanted outputs NumPy arrays, or whatever has `__dlpack__`, out."""
+    """Runs one artifact: Triton tensors by input name in; of the wanted outputs NumPy arrays, or whatever has
+    `__dlpack__`, out."""
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]: ...
 
@@ -32,13 +35,15 @@ class OnnxRuntimeRunner:
 
         options = ort.SessionOptions()
         options.intra_op_num_threads = os.cpu_count() or 1
-        # Five sessions share the cores: threads that spin while they wait would take them from the session that has work.
+        # Five sessions share the cores: threads that spin while they wait would take them from the session that has
+        # work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         cuda = [("CUDAExecutionProvider", {"device_id": device_id})] if on_gpu else []
         self._session = ort.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
         if on_gpu and "CUDAExecutionProvider" not in self._session.get_providers():
             raise RuntimeError(
-                f"{path}: expected ONNX Runtime's CUDA provider, got {self._session.get_providers()}; install onnxruntime-gpu"
+                f"{path}: expected ONNX Runtime's CUDA provider, got {self._session.get_providers()}; install"
+                " onnxruntime-gpu"
             )
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
@@ -46,7 +51,8 @@ class OnnxRuntimeRunner:
 
 
 class TritonPythonModel:
-    """Triton calls `initialize` once and `execute` for each batch of requests; each request is one call of the artifact."""
+    """Triton calls `initialize` once and `execute` for each batch of requests; each request is one call of the
+    artifact."""
 
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
@@ -71,20 +77,27 @@ class TritonPythonModel:
                 results = self.runner.run({tensor.name(): tensor for tensor in request.inputs()}, wanted)
         except Exception as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
-        return pb_utils.InferenceResponse([to_triton(name, result) for name, result in zip(wanted, results, strict=True)])
+        return pb_utils.InferenceResponse(
+            [to_triton(name, result) for name, result in zip(wanted, results, strict=True)]
+        )
 
 
 def open_artifact(engine: str, path: Path, device_id: int | None) -> Runner:
-    """The runner of `path` on that GPU, or on the CPU for None. Raises ValueError for an engine that has a Triton backend of its own."""
+    """The runner of `path` on that GPU, or on the CPU for None. Raises ValueError for an engine that has a Triton
+    backend of its own."""
     if engine == "onnxruntime":
         return OnnxRuntimeRunner(path, device_id is not None, device_id or 0)
     if engine == "aoti":
         from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
 
         return AotiRunner(path, device_id)
-    raise ValueError(f"{path}: expected engine onnxruntime or aoti, got {engine!r}; export again with an engine this server runs")
+    raise ValueError(
+        f"{path}: expected engine onnxruntime or aoti, got {engine!r}; export again with an engine this server runs"
+    )
 
 
 def to_triton(name: str, result: Any) -> Any:
     """An output as a Triton tensor; one on a GPU is handed over where it lies."""
-    return pb_utils.Tensor(name, result) if isinstance(result, np.ndarray) else pb_utils.Tensor.from_dlpack(name, result)
+    return (
+        pb_utils.Tensor(name, result) if isinstance(result, np.ndarray) else pb_utils.Tensor.from_dlpack(name, result)
+    )

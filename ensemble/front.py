@@ -1,7 +1,8 @@
-"""The front model: requests of many cameras in, one response each out. Triton's python backend runs this class in every instance's own process.
+"""The front model: requests of many cameras in, one response each out. Triton's python backend runs this class in every
+instance's own process.
 
-It only adapts: `request` checks, `preprocess` decodes, `pipeline` does the work, `triton_io` talks to Triton. A frame that cannot be answered gets its
-own error; the others of its batch go on without it.
+It only adapts: `request` checks, `preprocess` decodes, `pipeline` does the work, `triton_io` talks to Triton. A frame
+that cannot be answered gets its own error; the others of its batch go on without it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class TritonPythonModel:
             parameters["preprocess"]["string_value"],
             self.variant.resolution,
             self.decoders,
-            int(args["model_instance_device_id"] or 0),  # the instance is one of the CPU, for which Triton says 0: the first GPU
+            int(
+                args["model_instance_device_id"] or 0
+            ),  # the instance is one of the CPU, for which Triton says 0: the first GPU
             lambda message: triton_io.log_info(f"{args['model_name']}: {message}"),
             lambda message: triton_io.log_warning(f"{args['model_name']}: {message}"),
         )
@@ -57,7 +60,9 @@ class TritonPythonModel:
             decoded = time.perf_counter()
             jobs = [p for p in prepared if isinstance(p, Job)]
             found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])
-        except Exception as error:  # the GPU or a sub-model failed: say so to the frames that were in the call, keep serving
+        except (
+            Exception
+        ) as error:  # the GPU or a sub-model failed: say so to the frames that were in the call, keep serving
             return [self._refuse(p) if not isinstance(p, Job) else self._refuse(error) for p in prepared]
         responses = []
         for item in prepared:

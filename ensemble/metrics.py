@@ -1,4 +1,5 @@
-"""What the front model tells Prometheus beside Triton's own metrics: time per stage, frames per execution, text-cache hits, calls of sub-models.
+"""What the front model tells Prometheus beside Triton's own metrics: time per stage, frames per execution, text-cache
+hits, calls of sub-models.
 
 Every instance of a front model adds to the same series; Triton joins families of one name.
 """
@@ -26,17 +27,28 @@ class Metrics:
         batch = _family("sam3_batch_frames", "Frames that shared one execution of the front model", kinds.HISTOGRAM)
         self._batch = batch.Metric(labels={"model": model}, buckets=[float(n) for n in range(1, max_batch + 1)])
         frames = _family(
-            "sam3_frames_total", "Frames by outcome: ok, rejected (the request was wrong), failed (the server was)", kinds.COUNTER
+            "sam3_frames_total",
+            "Frames by outcome: ok, rejected (the request was wrong), failed (the server was)",
+            kinds.COUNTER,
         )
         self._frames = {o: frames.Metric(labels={"model": model, "outcome": o}) for o in OUTCOMES}
         found = _family("sam3_detections_total", "Detections returned", kinds.COUNTER)
         self._detections = found.Metric(labels={"model": model})
-        cache = _family("sam3_text_cache_total", "Class names looked up in the text-feature cache, by result", kinds.COUNTER)
+        cache = _family(
+            "sam3_text_cache_total", "Class names looked up in the text-feature cache, by result", kinds.COUNTER
+        )
         self._cache = {r: cache.Metric(labels={"model": model, "result": r}) for r in ("hit", "miss")}
         calls = _family("sam3_sub_model_calls_total", "Calls from the front model to a sub-model", kinds.COUNTER)
         self._calls: dict[str, Any] = {}
         self._call_family, self._model = calls, model
-        self._families = (seconds, batch, frames, found, cache, calls)  # a family that is collected takes its metrics with it
+        self._families = (
+            seconds,
+            batch,
+            frames,
+            found,
+            cache,
+            calls,
+        )  # a family that is collected takes its metrics with it
         self._seen: dict[str, int] = {}
 
     def batch(self, frames: int) -> None:

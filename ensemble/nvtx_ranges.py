@@ -1,6 +1,8 @@
-"""Names of stages for Nsight Systems: an environment variable goes in, a context manager per stage comes out, which does nothing unless asked for.
+"""Names of stages for Nsight Systems: an environment variable goes in, a context manager per stage comes out, which
+does nothing unless asked for.
 
-`SAM3_NVTX=1 nsys profile -t cuda,nvtx sam3-serve ...` shows the stages of every front model on its own line, above the kernels of the sub-models.
+`SAM3_NVTX=1 nsys profile -t cuda,nvtx sam3-serve ...` shows the stages of every front model on its own line, above the
+kernels of the sub-models.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ def unmarked(stage: str) -> AbstractContextManager[object]:
 
 
 def from_environment() -> Annotate:
-    """NVTX ranges where SAM3_NVTX is 1, nothing otherwise. Raises RuntimeError where they are asked for and the nvtx package is not installed."""
+    """NVTX ranges where SAM3_NVTX is 1, nothing otherwise. Raises RuntimeError where they are asked for and the nvtx
+    package is not installed."""
     if os.environ.get(VARIABLE, "0") != "1":
         return unmarked
     try:
         import nvtx
     except ImportError:
-        raise RuntimeError(f"{VARIABLE}=1 needs the nvtx package in the front model's environment: pip install nvtx") from None
+        raise RuntimeError(
+            f"{VARIABLE}=1 needs the nvtx package in the front model's environment: pip install nvtx"
+        ) from None
     return lambda stage: nvtx.annotate(stage, domain="sam3")

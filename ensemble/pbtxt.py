@@ -1,6 +1,8 @@
-"""Model records in, the text of `config.pbtxt` and of the python backend's `model.py` out, so that no configuration is written by hand.
+"""Model records in, the text of `config.pbtxt` and of the python backend's `model.py` out, so that no configuration is
+written by hand.
 
-The rendering is checked against Triton's own protobuf schema in the tests, and the committed repository against this rendering.
+The rendering is checked against Triton's own protobuf schema in the tests, and the committed repository against this
+rendering.
 """
 
 from __future__ import annotations
@@ -10,21 +12,24 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, Model, Tensor, Variant
+from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, ModelSpec, TensorSpec, Variant
 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _GPU_ENGINES = ("tensorrt", "aoti")
 PREPROCESS = {"tensorrt": "auto", "onnxruntime": "cpu", "aoti": "auto"}
-"""Where the front model decodes and resizes, by engine; the modes are those of `ensemble/preprocess/gpu.py`. Only a GPU engine reads the pixels there."""
+"""Where the front model decodes and resizes, by engine; the modes are those of `ensemble/preprocess/gpu.py`. Only a GPU
+engine reads the pixels there."""
 
 
-def render(model: Model, variant: Variant, engine: str) -> str:
-    """The `config.pbtxt` of `model` when `engine` (one of `spec.ENGINES`) runs the sub-models. Raises ValueError on an unknown engine."""
+def render(model: ModelSpec, variant: Variant, engine: str) -> str:
+    """The `config.pbtxt` of `model` when `engine` (one of `spec.ENGINES`) runs the sub-models. Raises ValueError on an
+    unknown engine."""
     return "\n".join(_lines(model, variant, _known(engine))) + "\n"
 
 
 def model_py(part: str, engine: str) -> str | None:
-    """The text of `1/model.py`: the front model and every engine without a Triton backend of its own need one; None where there is none."""
+    """The text of `1/model.py`: the front model and every engine without a Triton backend of its own need one; None
+    where there is none."""
     if part == "front":
         return 'from ensemble.front import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
     if _known(engine) == "tensorrt":
@@ -32,7 +37,7 @@ def model_py(part: str, engine: str) -> str | None:
     return 'from ensemble.engine import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 
 
-def write(model: Model, variant: Variant, engine: str, repository: Path) -> Path:
+def write(model: ModelSpec, variant: Variant, engine: str, repository: Path) -> Path:
     """Writes `config.pbtxt`, and `1/model.py` where there is one, below `repository`; returns the model's folder."""
     folder = repository / model.name
     (folder / "1").mkdir(parents=True, exist_ok=True)
@@ -46,7 +51,8 @@ def write(model: Model, variant: Variant, engine: str, repository: Path) -> Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the configurations of the committed repository: every real resolution, TensorRT plans, artifacts left to sam3-export."""
+    """Writes the configurations of the committed repository: every real resolution, TensorRT plans, artifacts left to
+    sam3-export."""
     parser = argparse.ArgumentParser(prog="python -m ensemble.pbtxt", description=main.__doc__)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     options = parser.parse_args(argv)
@@ -64,7 +70,7 @@ def _known(engine: str) -> str:
     return engine
 
 
-def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
+def _lines(model: ModelSpec, variant: Variant, engine: str) -> Iterator[str]:
     front = model.part == "front"
     yield "# Generated from ensemble/spec.py; `python -m ensemble.pbtxt` writes the committed ones again."
     yield f'name: "{model.name}"'
@@ -74,7 +80,8 @@ def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
     yield f"max_batch_size: {model.max_batch_size}"
     yield from _tensors("input", model.inputs, model)
     yield from _tensors("output", model.outputs, model)
-    # Left to itself Triton puts an instance on every GPU, and features would travel between them: a second GPU gets a server of its own.
+    # Left to itself Triton puts an instance on every GPU, and features would travel between them: a second GPU gets a
+    # server of its own.
     place = "KIND_GPU, gpus: [ 0 ]" if engine in _GPU_ENGINES and not front else "KIND_CPU"
     yield f"instance_group [{{ kind: {place}, count: {variant.front_instances if front else 1} }}]"
     if front:
@@ -87,7 +94,7 @@ def _lines(model: Model, variant: Variant, engine: str) -> Iterator[str]:
         yield from _parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
 
 
-def _tensors(kind: str, tensors: tuple[Tensor, ...], model: Model) -> Iterator[str]:
+def _tensors(kind: str, tensors: tuple[TensorSpec, ...], model: ModelSpec) -> Iterator[str]:
     yield f"{kind} ["
     for i, tensor in enumerate(tensors):
         dims = tensor.dims[1:] if model.batch_axis else tensor.dims
@@ -95,7 +102,10 @@ def _tensors(kind: str, tensors: tuple[Tensor, ...], model: Model) -> Iterator[s
         flags = ", optional: true" if tensor.optional else ""
         flags += ", allow_ragged_batch: true" if model.ragged and kind == "input" else ""
         comma = "," if i + 1 < len(tensors) else ""
-        yield f'  {{ name: "{tensor.name}", data_type: {_TYPES.get(tensor.dtype, f"TYPE_{tensor.dtype}")}, dims: [ {sizes} ]{flags} }}{comma}'
+        yield (
+            f'  {{ name: "{tensor.name}", data_type: {_TYPES.get(tensor.dtype, f"TYPE_{tensor.dtype}")}, dims: ['
+            f" {sizes} ]{flags} }}{comma}"
+        )
     yield "]"
 
 

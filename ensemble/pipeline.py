@@ -1,8 +1,9 @@
-"""Frames of several cameras in, their detections out: the whole flow between the sub-models, without Triton and without torch.
+"""Frames of several cameras in, their detections out: the whole flow between the sub-models, without Triton and without
+torch.
 
-`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays where the specification says that the
-front model reads them (`Tensor.host`), opaque handles otherwise, which are passed on as they are. That keeps features where they were made, and lets
-the flow be tested without a server.
+`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays where
+the specification says that the front model reads them (`Tensor.host`), opaque handles otherwise, which are passed on as
+they are. That keeps features where they were made, and lets the flow be tested without a server.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from ensemble.nvtx_ranges import Annotate, unmarked
 from ensemble.postprocess import Detections, best_first, scores, select, sigmoid, to_rle
 from ensemble.prompts import Prompt, PromptCache, PromptTokenizer
 from ensemble.request import FrameRequest
-from ensemble.spec import FLOAT_DTYPES, Model, Variant
+from ensemble.spec import FLOAT_DTYPES, ModelSpec, Variant
 
-Call = Callable[[Model, Mapping[str, Any], Sequence[str]], dict[str, Any]]
+Call = Callable[[ModelSpec, Mapping[str, Any], Sequence[str]], dict[str, Any]]
 _NUMPY = {"FP32": np.float32, "FP16": np.float16}
 PADDING_LABEL = -10
 """SAM3's label of an unused box slot."""
@@ -29,8 +30,8 @@ PADDING_LABEL = -10
 
 @dataclass(slots=True)
 class Job:
-    """One frame of a batch: its request, its pixels uint8 [3,R,R] (None where `run` gets the whole batch), its tokens, its size, and the milliseconds
-    each stage took."""
+    """One frame of a batch: its request, its pixels uint8 [3,R,R] (None where `run` gets the whole batch), its tokens,
+    its size, and the milliseconds each stage took."""
 
     request: FrameRequest
     pixel_values: Any
@@ -65,13 +66,15 @@ class Pipeline:
         self._float = _NUMPY[FLOAT_DTYPES[variant.precision]]
 
     def prepare(self, request: FrameRequest, pixel_values: Any = None, frame_size: tuple[int, int] = (0, 0)) -> Job:
-        """A `Job`; raises RequestError where a name is too long for the text encoder. Safe to call from several threads."""
+        """A `Job`; raises RequestError where a name is too long for the text encoder. Safe to call from several
+        threads."""
         return Job(request, pixel_values, self.prompts.tokenize(request.classes), frame_size)
 
     def run(self, jobs: Sequence[Job], pixel_values: Any = None) -> list[Detections]:
         """Detections of each job, in order. At most `variant.max_batch` jobs. Whatever `call` raises passes through.
 
-        `pixel_values` is the batch of all jobs, uint8 [B,3,R,R], where it is made already: an array, or whatever `call` takes for one that lies on a GPU.
+        `pixel_values` is the batch of all jobs, uint8 [B,3,R,R], where it is made already: an array, or whatever `call`
+        takes for one that lies on a GPU.
         """
         times: dict[str, float] = {}
         with self._timed(times, "text"):
@@ -79,7 +82,9 @@ class Pipeline:
         with self._timed(times, "vision"):
             if pixel_values is None:
                 pixel_values = np.stack([job.pixel_values for job in jobs])
-            features = self._run(self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2"))
+            features = self._run(
+                self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2")
+            )
         with self._timed(times, "geometry"):
             self._add_exemplars(jobs, pairs, features)
         found: list[list[Detections]] = [[] for _ in jobs]
@@ -95,7 +100,11 @@ class Pipeline:
     # ---- prompts
     def _pairs(self, jobs: Sequence[Job]) -> list[Pair]:
         prompts = iter(self.prompts.lookup([tokens for job in jobs for tokens in job.tokens]))
-        return [Pair(image, class_id, next(prompts)) for image, job in enumerate(jobs) for class_id in range(len(job.tokens))]
+        return [
+            Pair(image, class_id, next(prompts))
+            for image, job in enumerate(jobs)
+            for class_id in range(len(job.tokens))
+        ]
 
     def _encode_text(self, input_ids: np.ndarray) -> np.ndarray:
         model = self.variant.text_encoder
@@ -133,7 +142,8 @@ class Pipeline:
         presence: list[np.ndarray],
         times: dict[str, float],
     ) -> None:
-        """Decodes one chunk of pairs, and its masks while the decoder's memory is at hand; it is released before the next chunk."""
+        """Decodes one chunk of pairs, and its masks while the decoder's memory is at hand; it is released before the
+        next chunk."""
         with self._timed(times, "decoder"):
             length = max(len(pair.prompt.mask) for pair in chunk)
             prompt_features = np.zeros((len(chunk), length, self.variant.checkpoint.hidden_size), self._float)
@@ -145,7 +155,11 @@ class Pipeline:
             outputs = self._run(
                 self.variant.decoder,
                 {"fpn_2": features["fpn_2"], "image_index": _images(chunk), **prompt},
-                tuple(tensor.name for tensor in self.variant.decoder.outputs if tensor.host or self._wants_masks(jobs, chunk)),
+                tuple(
+                    tensor.name
+                    for tensor in self.variant.decoder.outputs
+                    if tensor.host or self._wants_masks(jobs, chunk)
+                ),
             )
             values = scores(outputs["pred_logits"], outputs["presence_logits"])
             picks = [
@@ -161,7 +175,9 @@ class Pipeline:
             if len(picks[row]):
                 class_ids = np.full(len(picks[row]), pair.class_id, np.int32)
                 boxes = outputs["pred_boxes"][row, picks[row]].astype(np.float32)
-                found[pair.image].append(Detections(boxes, values[row, picks[row]], class_ids, presence[pair.image], masks[row]))
+                found[pair.image].append(
+                    Detections(boxes, values[row, picks[row]], class_ids, presence[pair.image], masks[row])
+                )
 
     @staticmethod
     def _drop_surplus(
@@ -171,7 +187,8 @@ class Pipeline:
         picks: list[np.ndarray],
         found: Sequence[Sequence[Detections]],
     ) -> None:
-        """Takes from `picks` what cannot be among the best `max_detections` of its frame: no mask is made that nobody gets. Ties stay."""
+        """Takes from `picks` what cannot be among the best `max_detections` of its frame: no mask is made that nobody
+        gets. Ties stay."""
         rows: dict[int, list[int]] = {}
         for row, pair in enumerate(chunk):
             rows.setdefault(pair.image, []).append(row)
@@ -195,7 +212,8 @@ class Pipeline:
         features: Mapping[str, Any],
         decoded: Mapping[str, Any],
     ) -> list[np.ndarray]:
-        """Packed masks of each pair's picks, empty for frames that want none. A row of the mask head is up to `max_picks` queries of one pair."""
+        """Packed masks of each pair's picks, empty for frames that want none. A row of the mask head is up to
+        `max_picks` queries of one pair."""
         variant = self.variant
         empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
         masks: list[list[np.ndarray]] = [[empty] for _ in chunk]
@@ -241,7 +259,7 @@ class Pipeline:
         finally:
             times[stage] = times.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
 
-    def _run(self, model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    def _run(self, model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         self.calls[model.part] = self.calls.get(model.part, 0) + 1
         return self._call(model, inputs, outputs)
 

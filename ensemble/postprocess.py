@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 
 @dataclass(slots=True)
 class Detections:
-    """What was found in one frame, best first. Boxes are xyxy in 0..1 of the frame; masks are packed bits, most significant bit first."""
+    """What was found in one frame, best first. Boxes are xyxy in 0..1 of the frame; masks are packed bits, most
+    significant bit first."""
 
     boxes: np.ndarray  # float32 [D,4]
     scores: np.ndarray  # float32 [D]
@@ -27,20 +28,25 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def scores(pred_logits: np.ndarray, presence_logits: np.ndarray) -> np.ndarray:
-    """Score of each query, [N,Q]: sigmoid(logit) times sigmoid(presence of the class), as in SAM3's own post-processing."""
+    """Score of each query, [N,Q]: sigmoid(logit) times sigmoid(presence of the class), as in SAM3's own
+    post-processing."""
     return sigmoid(pred_logits) * sigmoid(presence_logits)
 
 
 def select(pair_scores: np.ndarray, threshold: float, limit: int) -> np.ndarray:
-    """Indices of at most `limit` queries of one pair with a score above `threshold`, best first. Raises nothing; NaN is never above."""
+    """Indices of at most `limit` queries of one pair with a score above `threshold`, best first. Raises nothing; NaN is
+    never above."""
     chosen = np.flatnonzero(pair_scores > threshold)
     return chosen[np.argsort(-pair_scores[chosen], kind="stable")][:limit]
 
 
 def best_first(parts: Sequence[Detections], presence: np.ndarray, limit: int, empty_masks: np.ndarray) -> Detections:
-    """One frame's `Detections` from those of its classes: the best `limit`, ties in class order. Without parts `empty_masks` gives the mask shape."""
+    """One frame's `Detections` from those of its classes: the best `limit`, ties in class order. Without parts
+    `empty_masks` gives the mask shape."""
     if not parts:
-        return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), presence, empty_masks)
+        return Detections(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), presence, empty_masks
+        )
     boxes, values, ids, bits = (
         np.concatenate([getattr(p, name) for p in parts]) for name in ("boxes", "scores", "class_ids", "mask_bits")
     )

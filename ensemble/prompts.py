@@ -1,7 +1,7 @@
 """Class names in, text features out, encoded once: a camera asks for the same few words in every frame.
 
-The cache is least-recently-used and lives in one front-model instance; its key is the token ids, so "Dog " and "dog" share an entry where the tokenizer
-treats them alike.
+The cache is least-recently-used and lives in one front-model instance; its key is the token ids, so "Dog " and "dog"
+share an entry where the tokenizer treats them alike.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ class PromptTokenizer:
     """Turns names into fixed-length token ids with the checkpoint's own tokenizer file."""
 
     def __init__(self, path: Path, context_length: int) -> None:
-        """`path` is a Hugging Face `tokenizer.json` whose padding is `context_length`. Raises FileNotFoundError naming the command that writes it."""
+        """`path` is a Hugging Face `tokenizer.json` whose padding is `context_length`. Raises FileNotFoundError naming
+        the command that writes it."""
         if not path.is_file():
-            raise FileNotFoundError(f"expected the checkpoint's tokenizer at {path}; run sam3-export for this repository again")
+            raise FileNotFoundError(
+                f"expected the checkpoint's tokenizer at {path}; run sam3-export for this repository again"
+            )
         self._tokenizer = Tokenizer.from_file(str(path))
         self._length = context_length
 
     def __call__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(ids int32 [L], mask int32 [L]). Raises RequestError where the name has more tokens than the text encoder reads."""
+        """(ids int32 [L], mask int32 [L]). Raises RequestError where the name has more tokens than the text encoder
+        reads."""
         encoding = self._tokenizer.encode(name)
         tokens = sum(encoding.attention_mask)
         if tokens > self._length:
             raise RequestError(
-                f"classes: {name[:40]!r}... is {tokens} tokens long, the text encoder reads {self._length}; use fewer words"
+                f"classes: {name[:40]!r}... is {tokens} tokens long, the text encoder reads {self._length}; use fewer"
+                " words"
             )
         return np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, np.int32)
 
@@ -49,7 +54,9 @@ class PromptTokenizer:
 class PromptCache:
     """Least-recently-used text features, filled by one text-encoder call for all the names that are missing."""
 
-    def __init__(self, tokenizer: PromptTokenizer, encode: Callable[[np.ndarray], np.ndarray], capacity: int = 1024) -> None:
+    def __init__(
+        self, tokenizer: PromptTokenizer, encode: Callable[[np.ndarray], np.ndarray], capacity: int = 1024
+    ) -> None:
         """`encode` maps ids int32 [N,L] to features [N,L,C]."""
         self._tokenizer, self._encode, self._capacity = tokenizer, encode, capacity
         self._entries: OrderedDict[bytes, Prompt] = OrderedDict()
@@ -68,7 +75,9 @@ class PromptCache:
         found = {key: self._entries[key] for key in wanted if key in self._entries}
         if missing:
             features = self._encode(np.stack([wanted[key][0] for key in missing]))
-            found |= {key: Prompt(feature.copy(), wanted[key][1]) for key, feature in zip(missing, features, strict=True)}
+            found |= {
+                key: Prompt(feature.copy(), wanted[key][1]) for key, feature in zip(missing, features, strict=True)
+            }
         for key, prompt in found.items():
             self._entries[key] = prompt
             self._entries.move_to_end(key)

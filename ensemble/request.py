@@ -1,6 +1,8 @@
-"""The arrays of one inference request in, a checked `FrameRequest` out, or a `RequestError` whose sentence goes to that caller alone.
+"""The arrays of one inference request in, a checked `FrameRequest` out, or a `RequestError` whose sentence goes to that
+caller alone.
 
-Nothing is decoded here and no model is called: whatever can be refused by looking at sizes and values is refused before it costs anything.
+Nothing is decoded here and no model is called: whatever can be refused by looking at sizes and values is refused before
+it costs anything.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class RequestError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Exemplars:
-    """Boxes that show what is meant: `boxes` float32 [K,4] cxcywh in 0..1, `labels` int32 [K], 1 like this and 0 unlike this."""
+    """Boxes that show what is meant: `boxes` float32 [K,4] cxcywh in 0..1, `labels` int32 [K], 1 like this and 0 unlike
+    this."""
 
     boxes: np.ndarray
     labels: np.ndarray
@@ -38,7 +41,8 @@ class Exemplars:
 
 @dataclass(frozen=True, slots=True)
 class FrameRequest:
-    """One frame and what to look for in it. Exactly one of `image` (an encoded file) and `frame` (uint8 [H,W,3] RGB) is given."""
+    """One frame and what to look for in it. Exactly one of `image` (an encoded file) and `frame` (uint8 [H,W,3] RGB) is
+    given."""
 
     classes: tuple[str, ...]
     image: bytes | None = None
@@ -57,7 +61,8 @@ def parse(arrays: Mapping[str, np.ndarray], max_boxes: int) -> FrameRequest:
     for name, array in arrays.items():
         if array.ndim == 0 or array.shape[0] != 1:
             raise RequestError(
-                f"{name}: the leading dimension is the batch and must be 1 (one frame a request), got shape {list(array.shape)}"
+                f"{name}: the leading dimension is the batch and must be 1 (one frame a request), got shape"
+                f" {list(array.shape)}"
             )
     values = {name: array[0] for name, array in arrays.items() if array.size}
     classes = _classes(values.get("classes"))
@@ -97,7 +102,8 @@ def _classes(array: np.ndarray | None) -> tuple[str, ...]:
             raise RequestError(f"classes[{i}]: expected a word or phrase, got an empty string")
         if len(name) > MAX_PROMPT_CHARACTERS:
             raise RequestError(
-                f"classes[{i}]: at most {MAX_PROMPT_CHARACTERS} characters, got {len(name)}; name the thing in a few words"
+                f"classes[{i}]: at most {MAX_PROMPT_CHARACTERS} characters, got {len(name)}; name the thing in a few"
+                " words"
             )
         names.append(name)
     return tuple(names)
@@ -109,18 +115,21 @@ def _picture(values: Mapping[str, np.ndarray]) -> tuple[bytes | None, np.ndarray
     if (image is None) == (frame is None):
         got = "neither" if image is None else "both"
         raise RequestError(
-            f"expected exactly one of image (JPEG, PNG or WebP file) and frame (uint8 [height, width, 3] RGB), got {got}"
+            "expected exactly one of image (JPEG, PNG or WebP file) and frame (uint8 [height, width, 3] RGB), got"
+            f" {got}"
         )
     if image is not None and len(image) > MAX_IMAGE_BYTES:
         raise RequestError(
-            f"image: at most {MAX_IMAGE_BYTES >> 20} MB, got {len(image) / 2**20:.0f} MB; compress or scale it down first"
+            f"image: at most {MAX_IMAGE_BYTES >> 20} MB, got {len(image) / 2**20:.0f} MB; compress or scale it down"
+            " first"
         )
     if frame is not None:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
             raise RequestError(f"frame: expected uint8 [height, width, 3], got {frame.dtype} {list(frame.shape)}")
         if frame.shape[0] * frame.shape[1] > MAX_IMAGE_PIXELS:
             raise RequestError(
-                f"frame: at most {MAX_IMAGE_PIXELS:,} pixels, got {frame.shape[1]}x{frame.shape[0]}; scale it down first"
+                f"frame: at most {MAX_IMAGE_PIXELS:,} pixels, got {frame.shape[1]}x{frame.shape[0]}; scale it down"
+                " first"
             )
     return image, frame
 
@@ -140,10 +149,13 @@ def _exemplars(values: Mapping[str, np.ndarray], classes: int, max_boxes: int) -
     for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):  # NaN fails every comparison
             raise RequestError(
-                f"boxes[{i}]: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got {[x0, y0, x1, y1]}"
+                f"boxes[{i}]: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got"
+                f" {[x0, y0, x1, y1]}"
             )
     if not np.isin(labels, (0, 1)).all():
-        raise RequestError(f"box_labels: expected 1 (like this) or 0 (unlike this), got {sorted(set(labels.tolist()) - {0, 1})}")
+        raise RequestError(
+            f"box_labels: expected 1 (like this) or 0 (unlike this), got {sorted(set(labels.tolist()) - {0, 1})}"
+        )
     if owners.min() < 0 or owners.max() >= classes:
         raise RequestError(f"box_classes: expected indices into classes (0 to {classes - 1}), got {owners.tolist()}")
     cxcywh = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float32)
@@ -152,7 +164,8 @@ def _exemplars(values: Mapping[str, np.ndarray], classes: int, max_boxes: int) -
         mine = owners == owner
         if mine.sum() > max_boxes:
             raise RequestError(
-                f"boxes: at most {max_boxes} a class, got {int(mine.sum())} for class {owner}; keep the clearest examples"
+                f"boxes: at most {max_boxes} a class, got {int(mine.sum())} for class {owner}; keep the clearest"
+                " examples"
             )
         result[owner] = Exemplars(cxcywh[mine], labels[mine].astype(np.int32))
     return result

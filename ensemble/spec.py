@@ -1,8 +1,9 @@
 """The one source of names, shapes and dtypes.
 
-A `Variant` (resolution, queries, precision, limits, checkpoint) goes in; the `Model` records of everything Triton serves for it come out. ONNX names and
-dynamic axes, the TensorRT profile, `config.pbtxt`, the requests between models, perf_analyzer's input and the documentation tables are all read from
-these records, so a name, a shape or a dtype is spelled once. Standard library only: every room may import this one.
+A `Variant` (resolution, queries, precision, limits, checkpoint) goes in; the `ModelSpec` records of everything Triton
+serves for it come out. ONNX names and dynamic axes, the TensorRT profile, `config.pbtxt`, the requests between models,
+perf_analyzer's input and the documentation tables are all read from these records, so a name, a shape or a dtype is
+spelled once. Standard library only: every room may import this one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MAX_IMAGE_BYTES = 48 * 1024 * 1024
 
 MASK_FORMATS = ("none", "bits", "rle")
 STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
-"""Order of `stage_ms`: milliseconds that a frame spent in each stage of the front model, the wait for its batch's other frames and for a turn
-(`ensemble/engines/turns.py`) included."""
+"""Order of `stage_ms`: milliseconds that a frame spent in each stage of the front model, the wait for its batch's other
+frames and for a turn (`ensemble/engines/turns.py`) included."""
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MAX_DETECTIONS = 100
 
@@ -59,8 +60,9 @@ class Axis:
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One input or output. `dtype` is Triton's name. `host` says that the front model reads the values; the rest stay where they were made."""
+class TensorSpec:
+    """One input or output. `dtype` is Triton's name. `host` says that the front model reads the values; the rest stay
+    where they were made."""
 
     name: str
     dtype: str
@@ -79,13 +81,13 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ModelSpec:
     """One Triton model: name, part of SAM3 it is (`front` for the front model), inputs and outputs."""
 
     name: str
     part: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
     ragged: bool = False  # requests of different shapes share a batch (front model only)
     front_batch: int = 0
 
@@ -93,7 +95,7 @@ class Model:
     def batch_axis(self) -> Axis | None:
         """The axis that leads every tensor, if there is one: then it is Triton's batch dimension."""
         leading = {t.dims[0] if t.dims else None for t in (*self.inputs, *self.outputs)}
-        (first, *rest) = leading
+        first, *rest = leading
         return first if not rest and isinstance(first, Axis) else None
 
     @property
@@ -102,14 +104,14 @@ class Model:
         axis = self.batch_axis
         return self.front_batch or (axis.maximum if axis else 0)
 
-    def input(self, name: str) -> Tensor:
+    def input(self, name: str) -> TensorSpec:
         return _named(self.inputs, name, self.name)
 
-    def output(self, name: str) -> Tensor:
+    def output(self, name: str) -> TensorSpec:
         return _named(self.outputs, name, self.name)
 
 
-def _named(tensors: tuple[Tensor, ...], name: str, model: str) -> Tensor:
+def _named(tensors: tuple[TensorSpec, ...], name: str, model: str) -> TensorSpec:
     for tensor in tensors:
         if tensor.name == name:
             return tensor
@@ -120,10 +122,11 @@ def _named(tensors: tuple[Tensor, ...], name: str, model: str) -> Tensor:
 class Variant:
     """One deployable configuration: everything else is derived from it.
 
-    `resolution` is in pixels a side; `queries` is how many object queries the decoder keeps (at most the checkpoint's); `precision` is one of
-    `FLOAT_DTYPES`; `max_batch` is frames per vision-encoder call; `max_pairs` is (image, class) pairs per decoder call; `max_boxes` is exemplar
-    boxes per class; `max_picks` is selected queries per mask-head row. `front_instances` front models work side by side, so that one decodes and
-    packs while the other's frames are on the GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames.
+    `resolution` is in pixels a side; `queries` is how many object queries the decoder keeps (at most the checkpoint's);
+    `precision` is one of `FLOAT_DTYPES`; `max_batch` is frames per vision-encoder call; `max_pairs` is (image, class)
+    pairs per decoder call; `max_boxes` is exemplar boxes per class; `max_picks` is selected queries per mask-head row.
+    `front_instances` front models work side by side, so that one decodes and packs while the other's frames are on the
+    GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames.
     """
 
     resolution: int = 1008
@@ -141,7 +144,8 @@ class Variant:
         check_resolution(self.resolution, self.checkpoint.patch_size)
         if not 1 <= self.queries <= self.checkpoint.num_queries:
             raise ValueError(
-                f"queries must be 1 to {self.checkpoint.num_queries} (what {self.checkpoint.name} was trained with), got {self.queries}"
+                f"queries must be 1 to {self.checkpoint.num_queries} (what {self.checkpoint.name} was trained with),"
+                f" got {self.queries}"
             )
         if self.precision not in FLOAT_DTYPES:
             raise ValueError(f"precision must be one of {', '.join(FLOAT_DTYPES)}, got {self.precision!r}")
@@ -181,7 +185,8 @@ class Variant:
         return f"sam3_r{self.resolution}{self._suffix}"
 
     def model_name(self, part: str) -> str:
-        """`sam3_<part>[_r<resolution>][_q<queries>][_<precision>]`; the text encoder has no resolution: one serves all."""
+        """`sam3_<part>[_r<resolution>][_q<queries>][_<precision>]`; the text encoder has no resolution: one serves
+        all."""
         if part == "text_encoder":
             return "sam3_text_encoder"
         queries = f"_q{self.queries}" if part in ("decoder", "mask_head") else ""
@@ -202,36 +207,43 @@ class Variant:
 
     # ---- sub-models
     @cached_property
-    def vision_encoder(self) -> Model:
+    def vision_encoder(self) -> ModelSpec:
         """Frames -> feature pyramid. uint8 RGB in; normalisation is inside."""
-        b, r, c, p, f = self._axes["images"], self.resolution, self.checkpoint.hidden_size, self.patches, self.float_dtype
-        return Model(
+        b, r, c, p, f = (
+            self._axes["images"],
+            self.resolution,
+            self.checkpoint.hidden_size,
+            self.patches,
+            self.float_dtype,
+        )
+        return ModelSpec(
             self.model_name("vision_encoder"),
             "vision_encoder",
-            inputs=(Tensor("pixel_values", "UINT8", (b, 3, r, r)),),
+            inputs=(TensorSpec("pixel_values", "UINT8", (b, 3, r, r)),),
             outputs=(
-                Tensor("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
-                Tensor("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
-                Tensor("fpn_2", f, (b, c, p, p), host=False),
+                TensorSpec("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
+                TensorSpec("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
+                TensorSpec("fpn_2", f, (b, c, p, p), host=False),
             ),
         )
 
     @cached_property
-    def text_encoder(self) -> Model:
+    def text_encoder(self) -> ModelSpec:
         """Token ids (right-padded) -> text features. Attention is causal, so padding needs no mask here."""
         n, length = self._axes["prompts"], self.checkpoint.context_length
-        return Model(
+        return ModelSpec(
             self.model_name("text_encoder"),
             "text_encoder",
-            inputs=(Tensor("input_ids", "INT32", (n, length)),),
-            outputs=(Tensor("text_features", self.float_dtype, (n, length, self.checkpoint.hidden_size)),),
+            inputs=(TensorSpec("input_ids", "INT32", (n, length)),),
+            outputs=(TensorSpec("text_features", self.float_dtype, (n, length, self.checkpoint.hidden_size)),),
         )
 
     @cached_property
-    def geometry_encoder(self) -> Model:
+    def geometry_encoder(self) -> ModelSpec:
         """Exemplar boxes -> prompt features; token 0 is the class token, token k+1 is box k.
 
-        `boxes` are cxcywh in 0..1; `box_labels` 1 positive, 0 negative, -10 padding. Attention mask of the result: 1 for token 0 and each real box.
+        `boxes` are cxcywh in 0..1; `box_labels` 1 positive, 0 negative, -10 padding. Attention mask of the result: 1
+        for token 0 and each real box.
         """
         b, n, k, c, p, f = (
             self._axes["images"],
@@ -241,23 +253,24 @@ class Variant:
             self.patches,
             self.float_dtype,
         )
-        return Model(
+        return ModelSpec(
             self.model_name("geometry_encoder"),
             "geometry_encoder",
             inputs=(
-                Tensor("fpn_2", f, (b, c, p, p), host=False),
-                Tensor("image_index", "INT32", (n,)),
-                Tensor("boxes", "FP32", (n, k, 4)),
-                Tensor("box_labels", "INT32", (n, k)),
+                TensorSpec("fpn_2", f, (b, c, p, p), host=False),
+                TensorSpec("image_index", "INT32", (n,)),
+                TensorSpec("boxes", "FP32", (n, k, 4)),
+                TensorSpec("box_labels", "INT32", (n, k)),
             ),
-            outputs=(Tensor("geometry_features", f, (n, k + 1, c)),),
+            outputs=(TensorSpec("geometry_features", f, (n, k + 1, c)),),
         )
 
     @cached_property
-    def decoder(self) -> Model:
+    def decoder(self) -> ModelSpec:
         """N (image, class) pairs in one call: features of B images enter once, `image_index` says whose they are.
 
-        `pred_boxes` are xyxy in 0..1 of the frame. `memory` is the text-conditioned DETR-encoder output, kept for the mask head.
+        `pred_boxes` are xyxy in 0..1 of the frame. `memory` is the text-conditioned DETR-encoder output, kept for the
+        mask head.
         """
         b, n, s, c, p, q, f = (
             self._axes["images"],
@@ -268,90 +281,100 @@ class Variant:
             self.queries,
             self.float_dtype,
         )
-        return Model(
+        return ModelSpec(
             self.model_name("decoder"),
             "decoder",
             inputs=(
-                Tensor("fpn_2", f, (b, c, p, p), host=False),
-                Tensor("image_index", "INT32", (n,)),
-                Tensor("prompt_features", f, (n, s, c)),
-                Tensor("prompt_mask", "INT32", (n, s)),
+                TensorSpec("fpn_2", f, (b, c, p, p), host=False),
+                TensorSpec("image_index", "INT32", (n,)),
+                TensorSpec("prompt_features", f, (n, s, c)),
+                TensorSpec("prompt_mask", "INT32", (n, s)),
             ),
             outputs=(
-                Tensor("pred_logits", "FP32", (n, q)),
-                Tensor("pred_boxes", "FP32", (n, q, 4)),
-                Tensor("presence_logits", "FP32", (n, 1)),
-                Tensor("query_features", f, (n, q, c), host=False),
-                Tensor("memory", f, (n, p * p, c), host=False),
+                TensorSpec("pred_logits", "FP32", (n, q)),
+                TensorSpec("pred_boxes", "FP32", (n, q, 4)),
+                TensorSpec("presence_logits", "FP32", (n, 1)),
+                TensorSpec("query_features", f, (n, q, c), host=False),
+                TensorSpec("memory", f, (n, p * p, c), host=False),
             ),
         )
 
     @cached_property
-    def mask_head(self) -> Model:
-        """Masks of chosen queries of chosen pairs: row m is pair `pair_index[m]` of the decoder call, its picks are `query_index[m]`.
+    def mask_head(self) -> ModelSpec:
+        """Masks of chosen queries of chosen pairs: row m is pair `pair_index[m]` of the decoder call, its picks are
+        `query_index[m]`.
 
-        `mask_logits` [M,T,4p,4p] are for whoever wants them; `mask_bits` are the logits above 0, packed along x, most significant bit first.
+        `mask_logits` [M,T,4p,4p] are for whoever wants them; `mask_bits` are the logits above 0, packed along x, most
+        significant bit first.
         """
         b, n, s, m, t = (self._axes[a] for a in ("images", "pairs", "tokens", "rows", "picks"))
         c, p, q, f = self.checkpoint.hidden_size, self.patches, self.queries, self.float_dtype
-        return Model(
+        return ModelSpec(
             self.model_name("mask_head"),
             "mask_head",
             inputs=(
-                Tensor("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
-                Tensor("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
-                Tensor("memory", f, (n, p * p, c), host=False),
-                Tensor("query_features", f, (n, q, c), host=False),
-                Tensor("prompt_features", f, (n, s, c)),
-                Tensor("prompt_mask", "INT32", (n, s)),
-                Tensor("image_index", "INT32", (m,)),
-                Tensor("pair_index", "INT32", (m,)),
-                Tensor("query_index", "INT32", (m, t)),
+                TensorSpec("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
+                TensorSpec("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
+                TensorSpec("memory", f, (n, p * p, c), host=False),
+                TensorSpec("query_features", f, (n, q, c), host=False),
+                TensorSpec("prompt_features", f, (n, s, c)),
+                TensorSpec("prompt_mask", "INT32", (n, s)),
+                TensorSpec("image_index", "INT32", (m,)),
+                TensorSpec("pair_index", "INT32", (m,)),
+                TensorSpec("query_index", "INT32", (m, t)),
             ),
             outputs=(
-                Tensor("mask_logits", f, (m, t, 4 * p, 4 * p), host=False),
-                Tensor("mask_bits", "UINT8", (m, t, 4 * p, self.mask_row_bytes)),
+                TensorSpec("mask_logits", f, (m, t, 4 * p, 4 * p), host=False),
+                TensorSpec("mask_bits", "UINT8", (m, t, 4 * p, self.mask_row_bytes)),
             ),
         )
 
     @cached_property
-    def sub_models(self) -> tuple[Model, ...]:
+    def sub_models(self) -> tuple[ModelSpec, ...]:
         """The five sub-models, in the order in which a frame meets them."""
         return (self.vision_encoder, self.text_encoder, self.geometry_encoder, self.decoder, self.mask_head)
 
     @cached_property
-    def front(self) -> Model:
-        """What a client sends and gets; every tensor has a leading batch dimension of 1 on the wire (one frame a request).
+    def front(self) -> ModelSpec:
+        """What a client sends and gets; every tensor has a leading batch dimension of 1 on the wire (one frame a
+        request).
 
-        Triton batches requests that name the same inputs, so a client that always sends all of them (empty where unused) batches best.
+        Triton batches requests that name the same inputs, so a client that always sends all of them (empty where
+        unused) batches best.
         """
         many = Axis("n", 0, 1, 2**31 - 1)
         height, width = Axis("height", 0, 1080, 2**31 - 1), Axis("width", 0, 1920, 2**31 - 1)
         found = Axis("detections", 0, 8, 2**31 - 1)
-        return Model(
+        return ModelSpec(
             self.front_name,
             "front",
             inputs=(
-                Tensor("image", "BYTES", (1,), optional=True),  # JPEG, PNG or WebP file; empty if `frame` is given
-                Tensor("frame", "UINT8", (height, width, 3), optional=True),  # RGB; empty if `image` is given
-                Tensor("classes", "BYTES", (many,), optional=True),  # UTF-8
-                Tensor("boxes", "FP32", (many, 4), optional=True),  # exemplars, xyxy in 0..1 of the frame
-                Tensor("box_labels", "INT32", (many,), optional=True),  # 1 like this, 0 unlike this
-                Tensor("box_classes", "INT32", (many,), optional=True),  # index into `classes`
-                Tensor("threshold", "FP32", (1,), optional=True),
-                Tensor("mask_format", "BYTES", (1,), optional=True),  # one of MASK_FORMATS
-                Tensor("max_detections", "INT32", (1,), optional=True),
+                TensorSpec("image", "BYTES", (1,), optional=True),  # JPEG, PNG or WebP file; empty if `frame` is given
+                TensorSpec("frame", "UINT8", (height, width, 3), optional=True),  # RGB; empty if `image` is given
+                TensorSpec("classes", "BYTES", (many,), optional=True),  # UTF-8
+                TensorSpec("boxes", "FP32", (many, 4), optional=True),  # exemplars, xyxy in 0..1 of the frame
+                TensorSpec("box_labels", "INT32", (many,), optional=True),  # 1 like this, 0 unlike this
+                TensorSpec("box_classes", "INT32", (many,), optional=True),  # index into `classes`
+                TensorSpec("threshold", "FP32", (1,), optional=True),
+                TensorSpec("mask_format", "BYTES", (1,), optional=True),  # one of MASK_FORMATS
+                TensorSpec("max_detections", "INT32", (1,), optional=True),
             ),
             outputs=(
-                Tensor("boxes", "FP32", (found, 4)),  # xyxy in 0..1 of the frame; SAM3's own may reach a little beyond it
-                Tensor("scores", "FP32", (found,)),  # descending
-                Tensor("class_ids", "INT32", (found,)),  # index into `classes`
-                Tensor("presence", "FP32", (many,)),  # probability that each class is in the frame
-                Tensor("mask_bits", "UINT8", (found, self.mask_size, self.mask_row_bytes)),  # empty unless asked for
-                Tensor("mask_rle", "BYTES", (found,)),  # COCO compressed RLE of size [4p, 4p]; empty unless asked for
-                Tensor("frame_size", "INT32", (2,)),  # height, width after EXIF orientation
-                Tensor("stage_ms", "FP32", (len(STAGES),)),  # milliseconds, in the order of STAGES
-                Tensor("batch", "INT32", (1,)),  # frames that shared this execution
+                TensorSpec(
+                    "boxes", "FP32", (found, 4)
+                ),  # xyxy in 0..1 of the frame; SAM3's own may reach a little beyond it
+                TensorSpec("scores", "FP32", (found,)),  # descending
+                TensorSpec("class_ids", "INT32", (found,)),  # index into `classes`
+                TensorSpec("presence", "FP32", (many,)),  # probability that each class is in the frame
+                TensorSpec(
+                    "mask_bits", "UINT8", (found, self.mask_size, self.mask_row_bytes)
+                ),  # empty unless asked for
+                TensorSpec(
+                    "mask_rle", "BYTES", (found,)
+                ),  # COCO compressed RLE of size [4p, 4p]; empty unless asked for
+                TensorSpec("frame_size", "INT32", (2,)),  # height, width after EXIF orientation
+                TensorSpec("stage_ms", "FP32", (len(STAGES),)),  # milliseconds, in the order of STAGES
+                TensorSpec("batch", "INT32", (1,)),  # frames that shared this execution
             ),
             ragged=True,
             front_batch=self.max_batch,
@@ -373,7 +396,9 @@ def check_resolution(resolution: int, patch_size: int = 14) -> None:
         return
     lower = max(patch_size, resolution // patch_size * patch_size)
     nearest = sorted({lower, lower + patch_size} if resolution > 0 else {patch_size})
-    raise ValueError(f"resolution must be a multiple of {patch_size}, got {resolution}; nearest: {', '.join(map(str, nearest))}")
+    raise ValueError(
+        f"resolution must be a multiple of {patch_size}, got {resolution}; nearest: {', '.join(map(str, nearest))}"
+    )
 
 
 def is_front_name(name: str) -> bool:

@@ -1,4 +1,5 @@
-"""The only module beside `front` and `engine` that knows Triton's Python API: arrays of a request, and calls from the front model to sub-models (BLS).
+"""The only module beside `front` and `engine` that knows Triton's Python API: arrays of a request, and calls from the
+front model to sub-models (BLS).
 
 `triton_python_backend_utils` exists only inside Triton's stub process, so this module is imported there alone.
 """
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-from ensemble.spec import STAGES, Model
+from ensemble.spec import STAGES, ModelSpec
 
 if TYPE_CHECKING:
     from ensemble.postprocess import Detections
@@ -29,9 +30,9 @@ def request_arrays(request: Any) -> dict[str, np.ndarray]:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
-def call_sub_model(model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
-    """`pipeline.Call` over BLS: arrays are wrapped, those on a GPU where they lie, handles from an earlier call are passed on, host outputs come back as
-    NumPy arrays."""
+def call_sub_model(model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    """`pipeline.Call` over BLS: arrays are wrapped, those on a GPU where they lie, handles from an earlier call are
+    passed on, host outputs come back as NumPy arrays."""
     tensors = [to_triton(name, value) for name, value in inputs.items()]
     request = pb_utils.InferenceRequest(
         model_name=model.name, requested_output_names=list(outputs), inputs=tensors, timeout=CALL_TIMEOUT_US
@@ -47,7 +48,8 @@ def call_sub_model(model: Model, inputs: Mapping[str, Any], outputs: Sequence[st
 
 
 def to_triton(name: str, value: Any) -> Any:
-    """A Triton tensor of a NumPy array, of an array on a GPU (anything with `__dlpack__`, finished and not copied), or of a Triton tensor, as it is."""
+    """A Triton tensor of a NumPy array, of an array on a GPU (anything with `__dlpack__`, finished and not copied), or
+    of a Triton tensor, as it is."""
     if isinstance(value, pb_utils.Tensor):
         return value
     return pb_utils.Tensor(name, value) if isinstance(value, np.ndarray) else pb_utils.Tensor.from_dlpack(name, value)
@@ -64,8 +66,8 @@ def to_numpy(tensor: Any, model_name: str) -> np.ndarray:
         import cupy
     except ImportError as error:
         raise SubModelError(
-            f"{model_name}: expected output {tensor.name()!r} in host memory, got it on the GPU, and CuPy, which would fetch it, cannot be imported;"
-            " install cupy-cuda13x<14 in the front model's environment"
+            f"{model_name}: expected output {tensor.name()!r} in host memory, got it on the GPU, and CuPy, which would"
+            " fetch it, cannot be imported; install cupy-cuda13x<14 in the front model's environment"
         ) from error
     return cupy.from_dlpack(tensor.to_dlpack()).get()
 

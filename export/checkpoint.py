@@ -1,7 +1,7 @@
 """A checkpoint folder or hub name in; the fp32 model, its tokenizer, its sizes and its fingerprint out.
 
-transformers loads, in fp32, once. A resolution and a number of queries then make a second `Sam3Model` around the same weights, so that several variants cost
-the memory of one and the loaded model is never changed.
+transformers loads, in fp32, once. A resolution and a number of queries then make a second `Sam3Model` around the same
+weights, so that several variants cost the memory of one and the loaded model is never changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from transformers.initialization import no_init_weights
 from ensemble.spec import Checkpoint
 
 RANDOM = "random"
-"""In place of a checkpoint: the real-size configuration with random weights, for load tests without the gated weights."""
+"""In place of a checkpoint: the real-size configuration with random weights, for load tests without the gated
+weights."""
 MODEL_TYPES = ("sam3", "sam3_video")
 
 
@@ -31,7 +32,8 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded checkpoint: `name` for people, the `model` in fp32 and eval mode at the size it was trained at, and its `tokenizer` (see `fixed_length`)."""
+    """A loaded checkpoint: `name` for people, the `model` in fp32 and eval mode at the size it was trained at, and its
+    `tokenizer` (see `fixed_length`)."""
 
     name: str
     model: Sam3Model
@@ -63,7 +65,8 @@ class Source:
 
 
 def load(name: str) -> Source:
-    """Loads a folder in transformers' format, a hub name (`owner/model`), or `random`. Raises CheckpointError with the remedy."""
+    """Loads a folder in transformers' format, a hub name (`owner/model`), or `random`. Raises CheckpointError with the
+    remedy."""
     if name == RANDOM:
         return random_source()
     folder = Path(name).expanduser()
@@ -71,7 +74,8 @@ def load(name: str) -> Source:
         _check_folder(folder)
     elif name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"expected a checkpoint folder or a hub name like facebook/sam3, got {name!r}, which is no folder; check the path, or pass a hub name"
+            f"expected a checkpoint folder or a hub name like facebook/sam3, got {name!r}, which is no folder; check"
+            " the path, or pass a hub name"
         )
     path = str(folder) if folder.is_dir() else name
     try:
@@ -83,16 +87,19 @@ def load(name: str) -> Source:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CheckpointError(
-            f"{name}: {len(missing)} weights of Sam3Model are missing, {missing[0]} first; download the checkpoint again, the file is incomplete"
+            f"{name}: {len(missing)} weights of Sam3Model are missing, {missing[0]} first; download the checkpoint"
+            " again, the file is incomplete"
         )
     shown = "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else name
     return Source(shown, model.eval(), fixed_length(tokenizer, model.config.text_config.max_position_embeddings))
 
 
 def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:
-    """`model` at another resolution (pixels a side) and with its first `queries` queries: a new Sam3Model that shares all other weights.
+    """`model` at another resolution (pixels a side) and with its first `queries` queries: a new Sam3Model that shares
+    all other weights.
 
-    The rotary positions of global layers follow the configuration's image size, so they are made anew; nothing of `model` changes.
+    The rotary positions of global layers follow the configuration's image size, so they are made anew; nothing of
+    `model` changes.
     """
     config = copy.deepcopy(model.config)
     config.image_size = resolution
@@ -107,7 +114,8 @@ def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:
 
 
 def fixed_length(tokenizer: PreTrainedTokenizerBase, length: int) -> Tokenizer:
-    """The checkpoint's tokenizer as the `tokenizers` library alone loads it: padded on the right to `length` tokens, never cut off.
+    """The checkpoint's tokenizer as the `tokenizers` library alone loads it: padded on the right to `length` tokens,
+    never cut off.
 
     A prompt that is too long gives more than `length` ids, which whoever asks can see and refuse.
     """
@@ -118,9 +126,11 @@ def fixed_length(tokenizer: PreTrainedTokenizerBase, length: int) -> Tokenizer:
 
 
 def random_source(config: Sam3Config | None = None, seed: int = 0) -> Source:
-    """Random weights for `config` (by default the real-size one, 840 million parameters, 3.4 GB) with the small checkpoint's tokenizer.
+    """Random weights for `config` (by default the real-size one, 840 million parameters, 3.4 GB) with the small
+    checkpoint's tokenizer.
 
-    Weights are drawn so that signals neither vanish nor explode; transformers' own initialisation is meant to be overwritten.
+    Weights are drawn so that signals neither vanish nor explode; transformers' own initialisation is meant to be
+    overwritten.
     """
     from export.tiny.tokenizer import build_tokenizer
 
@@ -130,7 +140,9 @@ def random_source(config: Sam3Config | None = None, seed: int = 0) -> Source:
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             _draw(module, name, weight.data)
-    return Source(RANDOM, model.eval(), fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings))
+    return Source(
+        RANDOM, model.eval(), fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings)
+    )
 
 
 def _draw(module: nn.Module, name: str, weight: torch.Tensor) -> None:
@@ -139,7 +151,9 @@ def _draw(module: nn.Module, name: str, weight: torch.Tensor) -> None:
     elif name == "bias":
         weight.normal_(0, 0.1)
     elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-        weight.normal_(0, (weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else weight.shape[0]) ** -0.5)
+        weight.normal_(
+            0, (weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else weight.shape[0]) ** -0.5
+        )
     else:
         weight.normal_(0, 1.0 if weight.shape[-1] == 4 else 0.5)  # embeddings; reference points spread over the frame
 
@@ -148,7 +162,8 @@ def _check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
         raise CheckpointError(
-            f"expected config.json and *.safetensors of a transformers checkpoint in {folder}, found {found}; pass the folder that save_pretrained wrote"
+            f"expected config.json and *.safetensors of a transformers checkpoint in {folder}, found {found}; pass the"
+            " folder that save_pretrained wrote"
         )
 
 
@@ -156,7 +171,8 @@ def _check_type(path: str) -> None:
     model_type = AutoConfig.from_pretrained(path).model_type
     if model_type not in MODEL_TYPES:
         raise CheckpointError(
-            f"{path}: expected a checkpoint of type {' or '.join(MODEL_TYPES)}, got {model_type!r}; pass a SAM3 checkpoint"
+            f"{path}: expected a checkpoint of type {' or '.join(MODEL_TYPES)}, got {model_type!r}; pass a SAM3"
+            " checkpoint"
         )
 
 
@@ -168,14 +184,23 @@ def _explain(name: str, error: Exception) -> str:
     text = " ".join(str(e) for e in chain)
     if "GatedRepoError" in kinds or "gated repo" in text:
         return (
-            f"{name} is gated: accept its licence at https://huggingface.co/{name}, then run `hf auth login` (or set HF_TOKEN) and export again,"
-            " or pass a folder with the downloaded weights"
+            f"{name} is gated: accept its licence at https://huggingface.co/{name}, then run `hf auth login` (or set"
+            " HF_TOKEN) and export again, or pass a folder with the downloaded weights"
         )
     if "RepositoryNotFoundError" in kinds or "not a valid model identifier" in text:
-        return f"{name}: expected a folder or a public hub name, the hub knows no such model; check the spelling, or run `hf auth login` if it is private"
+        return (
+            f"{name}: expected a folder or a public hub name, the hub knows no such model; check the spelling, or run"
+            " `hf auth login` if it is private"
+        )
     if (
         kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}
         or "couldn't connect" in text.lower()
     ):
-        return f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; download it elsewhere and pass the folder"
-    return f"{name}: transformers could not load it ({type(error).__name__}: {str(error).splitlines()[0]}); pass a folder that save_pretrained wrote"
+        return (
+            f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; download it"
+            " elsewhere and pass the folder"
+        )
+    return (
+        f"{name}: transformers could not load it ({type(error).__name__}: {str(error).splitlines()[0]}); pass a folder"
+        " that save_pretrained wrote"
+    )

@@ -1,4 +1,5 @@
-"""`sam3-export`: a checkpoint and a few choices in, a Triton model repository out, with progress, a table of what was written and one line of JSON.
+"""`sam3-export`: a checkpoint and a few choices in, a Triton model repository out, with progress, a table of what was
+written and one line of JSON.
 
 Refusals come before the long work and say what would have worked.
 """
@@ -43,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `sam3-export`."""
     parser = argparse.ArgumentParser(
         "sam3-export",
-        description="From a SAM3 checkpoint to a Triton model repository: five verified sub-models and the front model.",
+        description=(
+            "From a SAM3 checkpoint to a Triton model repository: five verified sub-models and the front model."
+        ),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,7 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--engine", default="onnxruntime", help=f"one of {', '.join(ENGINES)}; default %(default)s")
     add("--precision", help="fp32 or fp16; default: fp32 for onnxruntime, fp16 for the GPU engines")
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
-    add("--max-batch", type=int, default=usual.max_batch, help="most frames in one vision-encoder call; default %(default)s")
+    add(
+        "--max-batch",
+        type=int,
+        default=usual.max_batch,
+        help="most frames in one vision-encoder call; default %(default)s",
+    )
     add(
         "--max-pairs",
         type=int,
@@ -110,7 +118,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=str(Path("~/.cache/sam3-export").expanduser()),
         help="folder that keeps kernel timings between builds, empty for none; default %(default)s",
     )
-    add("--staging", type=Path, help="folder in which artifacts wait for the gate; default: the one that --repository is in")
+    add(
+        "--staging",
+        type=Path,
+        help="folder in which artifacts wait for the gate; default: the one that --repository is in",
+    )
     return parser
 
 
@@ -119,7 +131,8 @@ def check_staging(folder: Path) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ValueError(
-            f"expected a folder that can be written, got {folder}: artifacts wait there for the gate; name another with --staging"
+            f"expected a folder that can be written, got {folder}: artifacts wait there for the gate; name another with"
+            " --staging"
         )
 
 
@@ -165,11 +178,15 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     tool = engine(arguments.engine, _tensorrt(arguments))
     precision = arguments.precision or tool.precisions[0]
     if precision not in tool.precisions:
-        raise EngineError(f"engine {arguments.engine} makes {' or '.join(tool.precisions)}, got precision {precision!r}")
+        raise EngineError(
+            f"engine {arguments.engine} makes {' or '.join(tool.precisions)}, got precision {precision!r}"
+        )
     if arguments.frame_count < 1:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():
-        raise ValueError(f"expected a folder to write the repository to, got the file {arguments.repository}; name a folder")
+        raise ValueError(
+            f"expected a folder to write the repository to, got the file {arguments.repository}; name a folder"
+        )
     check_staging(arguments.staging or arguments.repository.resolve().parent)
     if arguments.frames:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
@@ -198,7 +215,13 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
     from export.variant import export_variant
 
     written: dict[str, Written] = {}
-    columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        SpinnerColumn(),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
     console = Console(stderr=True)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("starting", total=STEPS * len(variants))
@@ -242,7 +265,9 @@ def _table(written: Iterable[Written]) -> Table:
         "cosine",
         "error",
     ):  # least cosine and largest relative error of its outputs
-        table.add_column(heading, no_wrap=heading == "model", justify="left" if heading in ("model", "state") else "right")
+        table.add_column(
+            heading, no_wrap=heading == "model", justify="left" if heading in ("model", "state") else "right"
+        )
     for entry in written:
         size, seconds = f"{entry.megabytes:.1f}", f"{entry.seconds:.1f}"
         table.add_row(entry.model, size, entry.state, seconds, f"{entry.cosine:.7f}", f"{entry.relative_error:.1e}")

@@ -1,4 +1,5 @@
-"""A checkpoint, a variant and an engine go in; out come one hash of everything that an artifact is made from, and the manifest that tells it to people.
+"""A checkpoint, a variant and an engine go in; out come one hash of everything that an artifact is made from, and the
+manifest that tells it to people.
 
 The hash decides whether the next run keeps an artifact: whatever changes what is built has to be in it.
 """
@@ -34,8 +35,8 @@ def code_files(engine: str, room: Path = Path(__file__).parent) -> list[Path]:
 
 
 def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engine) -> str:
-    """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for, library versions and the code that
-    makes graphs."""
+    """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for,
+    library versions and the code that makes graphs."""
     model = getattr(variant, part)
     code = [file_sha256(path) for path in code_files(engine)]
     facts = [
@@ -79,7 +80,9 @@ def manifest(
         "build": facts["build"],
         "gate": {
             "outputs": {
-                c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in gate.outputs if c.model == model.name
+                c.output: {"cosine": c.cosine, "relative_error": c.relative}
+                for c in gate.outputs
+                if c.model == model.name
             },
             "detections": asdict(gate.detections),
         },

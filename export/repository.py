@@ -1,6 +1,8 @@
-"""Staged files, their manifests and a variant's configurations go in, folders of a Triton model repository come out; and what a folder holds now, again.
+"""Staged files, their manifests and a variant's configurations go in, folders of a Triton model repository come out;
+and what a folder holds now, again.
 
-The one place that knows how a model's folder is laid out. A manifest names its files' hashes and comes last, so a folder is never current before it is whole.
+The one place that knows how a model's folder is laid out. A manifest names its files' hashes and comes last, so a
+folder is never current before it is whole.
 """
 
 from __future__ import annotations
@@ -60,21 +62,26 @@ def is_current(folder: Path, recipe: str) -> bool:
 
 
 def publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
-    """Moves the staged files into the model's folder; the manifest comes last, so a folder is never current before it is whole."""
+    """Moves the staged files into the model's folder; the manifest comes last, so a folder is never current before it
+    is whole."""
     (folder / VERSION).mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {}
     for path in sorted((staged / VERSION).iterdir()):
         files[path.name] = file_sha256(path)
-        shutil.move(path, folder / VERSION / path.name)  # a rename, or a copy where the repository is a mount of its own
+        shutil.move(
+            path, folder / VERSION / path.name
+        )  # a rename, or a copy where the repository is a mount of its own
     size = sum((folder / VERSION / name).stat().st_size for name in files)
     (folder / MANIFEST).write_text(json.dumps({**data, "bytes": size, "files": files}, indent=2) + "\n")
 
 
 def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path]:
-    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the front, whose configurations it returns;
-    needs no checkpoint."""
-    return [pbtxt.write(model, variant, engine, root) / "config.pbtxt" for model in (*variant.sub_models, variant.front)]
+    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the
+    front, whose configurations it returns; needs no checkpoint."""
+    return [
+        pbtxt.write(model, variant, engine, root) / "config.pbtxt" for model in (*variant.sub_models, variant.front)
+    ]
 
 
 def file_sha256(path: Path) -> str:

@@ -1,7 +1,8 @@
-"""A loaded checkpoint and a variant in, that variant's part of a Triton model repository out: five verified sub-models and the front's configuration.
+"""A loaded checkpoint and a variant in, that variant's part of a Triton model repository out: five verified sub-models
+and the front's configuration.
 
-Every artifact is built beside the repository, measured by the gate, and moved in only when all of a variant's artifacts passed. What has not changed
-since the last run is kept.
+Every artifact is built beside the repository, measured by the gate, and moved in only when all of a variant's artifacts
+passed. What has not changed since the last run is kept.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ def export_variant(
 ) -> list[Written]:
     """Writes `variant` for `engine` into the repository at `root` and returns what is there now.
 
-    Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the gate together. `report` hears
-    of each step, `detail` what an engine says while it builds. With `locate` a failure of the gate names the first layer that is off. Artifacts wait
-    for the gate in the folder `staging` (default: beside the repository), where the next export takes up what an interrupted one had built and, after a
-    failure, what was not at fault.
-    Raises EngineError before anything is built, GateError before anything is moved in.
+    Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the
+    gate together. `report` hears of each step, `detail` what an engine says while it builds. With `locate` a failure of
+    the gate names the first layer that is off. Artifacts wait for the gate in the folder `staging` (default: beside the
+    repository), where the next export takes up what an interrupted one had built and, after a failure, what was not at
+    fault. Raises EngineError before anything is built, GateError before anything is moved in.
     """
     tool = find_engine(engine, tensorrt)
     names = {part: getattr(variant, part).name for part in PARTS}
@@ -73,7 +74,9 @@ def export_variant(
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
-        paths = {part: (root if part in kept else staging) / names[part] / VERSION / ARTIFACTS[engine] for part in PARTS}
+        paths = {
+            part: (root if part in kept else staging) / names[part] / VERSION / ARTIFACTS[engine] for part in PARTS
+        }
         gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
         if gate.failures:
             discard(staging, [names[part] for part in missing], gate)
@@ -107,8 +110,9 @@ def measured(
     report: Report,
     locate: str | None,
 ) -> GateReport:
-    """How near the artifacts at `paths` (by part) come to `Sam3Model` on the frames. With `locate`, the engine's name, failures name the first layer that is
-    off. Raises GateError where an answer has another shape than the reference's."""
+    """How near the artifacts at `paths` (by part) come to `Sam3Model` on the frames. With `locate`, the engine's name,
+    failures name the first layer that is off. Raises GateError where an answer has another shape than the
+    reference's."""
     report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
     samples = gate_samples(frames, source.tokenizer, variant)
     truths = all_expected_outputs(sized, samples, reference_device())
@@ -127,7 +131,8 @@ def measured(
 
 
 def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side: bool) -> list[Facts]:
-    """`build` of each part, in order. One after another they stay in this thread: `torch.export` crashes the process in a second one (2.11)."""
+    """`build` of each part, in order. One after another they stay in this thread: `torch.export` crashes the process in
+    a second one (2.11)."""
     if not side_by_side:
         return [build(part) for part in parts]
     with ThreadPoolExecutor(len(parts)) as pool:
@@ -145,7 +150,8 @@ def _build(
     force: bool,
     detail: Report,
 ) -> Facts:
-    """Builds one artifact into `staging`, unless an interrupted export left it there; what the manifest will say about that."""
+    """Builds one artifact into `staging`, unless an interrupted export left it there; what the manifest will say about
+    that."""
     model = getattr(variant, part)
     folder = staging / model.name
     note = folder / "built.json"

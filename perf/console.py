@@ -1,4 +1,5 @@
-"""What all commands share: the console (people read stderr, machines the last line of stdout) and arguments of more than one number."""
+"""What all commands share: the console (people read stderr, machines the last line of stdout) and arguments of more
+than one number."""
 
 import re
 

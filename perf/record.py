@@ -1,4 +1,5 @@
-"""The rows of one benchmark go in; a table for people on stderr, a file where one was asked for, and one JSON line on stdout come out.
+"""The rows of one benchmark go in; a table for people on stderr, a file where one was asked for, and one JSON line on
+stdout come out.
 
 What a figure needs to be believed is added here, once: the command, the date and the machine.
 """
@@ -20,9 +21,15 @@ from perf.console import wide_console
 
 
 def publish(
-    name: str, argv: Sequence[str] | None, title: str, rows: Sequence[dict[str, Any]], output: Path | None, **fields: Any
+    name: str,
+    argv: Sequence[str] | None,
+    title: str,
+    rows: Sequence[dict[str, Any]],
+    output: Path | None,
+    **fields: Any,
 ) -> None:
-    """`name` is the module that was run and `argv` its arguments (None: the process's own); the first column of `rows` is text; `fields` go before them."""
+    """`name` is the module that was run and `argv` its arguments (None: the process's own); the first column of `rows`
+    is text; `fields` go before them."""
     table = Table(title=title)
     for number, column in enumerate(rows[0]):
         table.add_column(column, justify="right" if number else "left")

@@ -1,6 +1,8 @@
-"""The file of a sweep: rows with their versions and their hardware go in and out, as JSON (all of it) and CSV (the rows).
+"""The file of a sweep: rows with their versions and their hardware go in and out, as JSON (all of it) and CSV (the
+rows).
 
-Both are replaced whole after every point, so that an interruption leaves complete files; a CSV that broke all the same is read up to the break.
+Both are replaced whole after every point, so that an interruption leaves complete files; a CSV that broke all the same
+is read up to the break.
 """
 
 from __future__ import annotations
@@ -102,11 +104,14 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> Results:
-    """A sweep's JSON or CSV. A CSV that breaks off in a row keeps the rows before it and says so in `note`. Raises ResultsError."""
+    """A sweep's JSON or CSV. A CSV that breaks off in a row keeps the rows before it and says so in `note`. Raises
+    ResultsError."""
     try:
         text = path.read_text()
     except OSError as error:
-        raise ResultsError(f"cannot read {path} ({error.strerror}); write one with sam3-perf sweep --output {path}") from None
+        raise ResultsError(
+            f"cannot read {path} ({error.strerror}); write one with sam3-perf sweep --output {path}"
+        ) from None
     if path.suffix == ".csv":
         return _read_csv(path, text)
     try:
@@ -122,7 +127,9 @@ def read(path: Path) -> Results:
 def _read_csv(path: Path, text: str) -> Results:
     lines = text.splitlines()
     if not lines or not {"target", "resolution", "fps"} <= set(lines[0].split(",")):
-        raise ResultsError(f"{path} does not begin with a sweep's column names; expected the CSV that sam3-perf sweep writes")
+        raise ResultsError(
+            f"{path} does not begin with a sweep's column names; expected the CSV that sam3-perf sweep writes"
+        )
     columns, rows = lines[0].split(","), []
     whole = lines[1:] if text.endswith("\n") else lines[1:-1]
     for cells in csv.reader(whole):

@@ -1,4 +1,5 @@
-"""The real thing, once a session: the small checkpoint exported for ONNX Runtime, and the embedded Triton that serves it."""
+"""The real thing, once a session: the small checkpoint exported for ONNX Runtime, and the embedded Triton that serves
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
-    """A repository with the small checkpoint at 252 (windows fill it) and 140 (windows are padded). The export skips what is up to date."""
+    """A repository with the small checkpoint at 252 (windows fill it) and 140 (windows are padded). The export skips
+    what is up to date."""
     folder = ROOT / "build" / "test-repository"
     command = [
         sys.executable,

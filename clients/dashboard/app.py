@@ -1,7 +1,8 @@
 """`sam3-dashboard --config cameras.yaml`: the fleet and its page in one process.
 
-A configuration flows in, HTTP flows out: the page, the figures, a JPEG per camera, and a way to change what a camera looks for.
-Bound to this machine unless told otherwise; elsewhere a token is needed, since cameras show more than strangers should see.
+A configuration flows in, HTTP flows out: the page, the figures, a JPEG per camera, and a way to change what a camera
+looks for. Bound to this machine unless told otherwise; elsewhere a token is needed, since cameras show more than
+strangers should see.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ COOKIE = "sam3-token"
 
 
 def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
-    """The web application. With a `token` every request must bring it: as `?token=` once, which sets a cookie, or as a bearer.
+    """The web application. With a `token` every request must bring it: as `?token=` once, which sets a cookie, or as a
+    bearer.
 
     Errors are JSON with one sentence as `detail`: 404 for no such camera, 422 for what a camera cannot be asked.
     """
@@ -48,7 +50,9 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         offered = (given, bearer, request.cookies.get(COOKIE, ""))
         if token and not any(secrets.compare_digest(word.encode(), token.encode()) for word in offered):
-            return Response("a token is needed: open the address that sam3-dashboard printed\n", 401, media_type="text/plain")
+            return Response(
+                "a token is needed: open the address that sam3-dashboard printed\n", 401, media_type="text/plain"
+            )
         response = await go_on(request)
         if token and given:
             response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
@@ -101,7 +105,9 @@ async def serve(config: FleetConfig, load: Load, host: str, port: int, token: st
     server = uvicorn.Server(uvicorn.Config(build_app(board, load, token), host=host, port=port, log_level="warning"))
     page = asyncio.create_task(server.serve())  # uvicorn takes Ctrl-C
     page.add_done_callback(lambda _: stop.set())
-    summary = await run_fleet(cameras, open_pool(config, lambda line: print(line, file=sys.stderr)), board, stop, keep=True)
+    summary = await run_fleet(
+        cameras, open_pool(config, lambda line: print(line, file=sys.stderr)), board, stop, keep=True
+    )
     await page
     return summary
 

@@ -1,4 +1,5 @@
-"""What the page knows of a fleet: answers flow in as they come, figures and annotated JPEGs flow out when somebody looks."""
+"""What the page knows of a fleet: answers flow in as they come, figures and annotated JPEGs flow out when somebody
+looks."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ DEAD_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class View:
-    """The latest answer of one camera, its drawing once somebody asked for it, when answers came, and what is wrong since."""
+    """The latest answer of one camera, its drawing once somebody asked for it, when answers came, and what is wrong
+    since."""
 
     answer: Answer | None = None
     jpeg: bytes = b""
@@ -63,7 +65,9 @@ class Board:
         if answer is None or (found := answer.found) is None:
             return None
         if view.drawn != answer.picture.index:
-            view.jpeg = await asyncio.to_thread(lambda: to_jpeg(annotate(answer.picture.rgb, found, tracks=answer.tracks), 80))
+            view.jpeg = await asyncio.to_thread(
+                lambda: to_jpeg(annotate(answer.picture.rgb, found, tracks=answer.tracks), 80)
+            )
             view.drawn = answer.picture.index
         return view.jpeg
 
@@ -73,8 +77,8 @@ class Board:
         return [self._figures(camera, self.views[name], now) for name, camera in self.cameras.items()]
 
     def set_classes(self, name: str, names: Sequence[str]) -> None:
-        """From its next frame on the camera looks for these; a class that stays keeps its threshold and its exemplars. Raises
-        NoSuchCamera, or Refused for unusable names.
+        """From its next frame on the camera looks for these; a class that stays keeps its threshold and its exemplars.
+        Raises NoSuchCamera, or Refused for unusable names.
         """
         camera = self.camera(name)
         classes, config = checked_classes(names), camera.config
@@ -84,8 +88,8 @@ class Board:
         camera.exemplars = tuple(e for e in camera.exemplars if e.name in classes)
 
     def set_exemplars(self, name: str, exemplars: Sequence[Exemplar]) -> None:
-        """From its next frame on what lies in these boxes, in each frame anew, are the camera's examples; none clears them. Raises
-        NoSuchCamera, or Refused for unusable boxes.
+        """From its next frame on what lies in these boxes, in each frame anew, are the camera's examples; none clears
+        them. Raises NoSuchCamera, or Refused for unusable boxes.
         """
         camera = self.camera(name)
         camera.exemplars = checked_exemplars(camera.config, exemplars)
@@ -98,7 +102,9 @@ class Board:
         colours = colour_map(camera.config.classes)
         return {
             "name": camera.config.name,
-            "classes": [{"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)} for name, colour in colours.items()],
+            "classes": [
+                {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)} for name, colour in colours.items()
+            ],
             "exemplars": [asdict(exemplar) for exemplar in camera.exemplars],
             "state": "silent" if silent else reader.state,
             "error": view.error or reader.error,

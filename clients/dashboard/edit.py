@@ -1,7 +1,7 @@
 """What a browser asks a running camera to look for: names and boxes as they were sent flow in, checked ones flow out.
 
-Whatever the server would refuse by looking at it is refused here, while somebody is there to read why: a camera that asks what
-cannot be answered finds nothing any more.
+Whatever the server would refuse by looking at it is refused here, while somebody is there to read why: a camera that
+asks what cannot be answered finds nothing any more.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tu
             raise Refused(f"expected one of the camera's classes ({', '.join(config.classes)}), got {exemplar.name!r}")
         x0, y0, x1, y1 = exemplar.box
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):  # NaN fails every comparison
-            raise Refused(f"expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got {list(exemplar.box)}")
+            raise Refused(
+                f"expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got {list(exemplar.box)}"
+            )
         if min(x1 - x0, y1 - y0) < LEAST_SIDE:
             raise Refused(f"expected a box of at least {LEAST_SIDE:.1%} of the frame a side, got {list(exemplar.box)}")
     for name, count in Counter(e.name for e in exemplars).items():

@@ -1,4 +1,5 @@
-"""How busy the machines are: Triton's metrics pages and the kernel's counters flow in, a few figures for the page's head flow out.
+"""How busy the machines are: Triton's metrics pages and the kernel's counters flow in, a few figures for the page's
+head flow out.
 
 A figure that nobody can give is None and never 0: a server without a GPU is not a GPU without work.
 """
@@ -20,7 +21,8 @@ FRESH_S = 2.0
 """Figures are asked for no more often, however many browsers look."""
 TIMEOUT_S = 2.0
 GPU_LINE = re.compile(
-    r'^nv_gpu_(?P<metric>utilization|memory_used_bytes|memory_total_bytes)\{[^}]*gpu_uuid="(?P<gpu>[^"]+)"[^}]*\} (?P<value>\S+)$',
+    r'^nv_gpu_(?P<metric>utilization|memory_used_bytes|memory_total_bytes)\{[^}]*gpu_uuid="(?P<gpu>[^"]+)"[^}]*\}'
+    r" (?P<value>\S+)$",
     re.MULTILINE,
 )
 
@@ -45,7 +47,8 @@ def gpus(page: str) -> list[dict[str, Any]]:
 
 
 def cpu_times(stat: Path = Path("/proc/stat")) -> tuple[int, int] | None:
-    """Ticks that this machine's processors were busy, and ticks in all, since it started; None where the kernel does not tell."""
+    """Ticks that this machine's processors were busy, and ticks in all, since it started; None where the kernel does
+    not tell."""
     try:
         ticks = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]  # the guests' are in the user's
     except (OSError, ValueError):
@@ -64,7 +67,8 @@ class Load:
         self._figures: dict[str, Any] | None = None
 
     async def figures(self) -> dict[str, Any]:
-        """`cpu` in 0..1 since the last time, and for each server its `address`, its `gpus` and, where it does not tell, an `error`."""
+        """`cpu` in 0..1 since the last time, and for each server its `address`, its `gpus` and, where it does not tell,
+        an `error`."""
         async with self._lock:
             if self._figures is None or time.monotonic() - self._asked > FRESH_S:
                 servers = await asyncio.gather(*(asyncio.to_thread(_ask, address) for address in self.addresses))

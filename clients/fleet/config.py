@@ -1,7 +1,7 @@
 """The fleet's configuration: a YAML file flows in, frozen records flow out, and every mistake is named with its line.
 
-What stands under `defaults` holds for each camera that does not say otherwise. Nothing is looked up on a server here: a file can
-be checked before anything runs.
+What stands under `defaults` holds for each camera that does not say otherwise. Nothing is looked up on a server here: a
+file can be checked before anything runs.
 """
 
 from __future__ import annotations
@@ -39,11 +39,10 @@ FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "camer
 
 @dataclass(frozen=True, slots=True)
 class CameraConfig:
-    """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most frames a
-    second (None: all of them); `deadline_s` from capture to answer (infinite: none); `in_flight` frames under way at once;
-    `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix; `track`
-    gives things ids, and so do `zones`; `zoom` looks at small things again;
-    `webhook` is where events are posted.
+    """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most
+    frames a second (None: all of them); `deadline_s` from capture to answer (infinite: none); `in_flight` frames under
+    way at once; `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix; `track` gives
+    things ids, and so do `zones`; `zoom` looks at small things again; `webhook` is where events are posted.
     """
 
     name: str
@@ -87,7 +86,9 @@ def read_config(path: Path | str) -> FleetConfig:
     protocol = top["protocol"].choice("grpc", "http") if "protocol" in top else "grpc"
     servers = ["localhost"]
     if "servers" in top:
-        entries = top["servers"].items("a list of host:port") if isinstance(top["servers"].value, list) else [top["servers"]]
+        entries = (
+            top["servers"].items("a list of host:port") if isinstance(top["servers"].value, list) else [top["servers"]]
+        )
         servers = [_server(entry, protocol) for entry in entries]
     defaults = top["defaults"].mapping(CAMERA_KEYS) if "defaults" in top else {}
     cameras: list[CameraConfig] = []
@@ -96,18 +97,21 @@ def read_config(path: Path | str) -> FleetConfig:
         given = entry.mapping(CAMERA_KEYS | {"name", "source", "classes"}, ("name", "source", "classes"))
         # a camera that names its model means it, whatever resolution the others have, and the other way round
         inherited = {
-            k: v for k, v in defaults.items() if k not in ("model", "resolution") or not {"model", "resolution"} & set(given)
+            k: v
+            for k, v in defaults.items()
+            if k not in ("model", "resolution") or not {"model", "resolution"} & set(given)
         }
         camera = _camera(inherited | given, Path(path).parent)
         if camera.name in lines:
             raise ConfigError(
-                f"{given['name'].file}:{given['name'].line}: the name {camera.name!r} is on line {lines[camera.name]} already"
+                f"{given['name'].file}:{given['name'].line}: the name {camera.name!r} is on line {lines[camera.name]}"
+                " already"
             )
         lines[camera.name] = given["name"].line
         if shared := [str(p) for c in cameras for p in c.outputs if p in camera.outputs and p.suffix != ".jsonl"]:
             raise ConfigError(
-                f"{entry.file}:{entry.line}: {camera.name!r} would write the same {shared[0]} as another camera, which only "
-                "works for .jsonl; put {name} into the file's name"
+                f"{entry.file}:{entry.line}: {camera.name!r} would write the same {shared[0]} as another camera, which"
+                " only works for .jsonl; put {name} into the file's name"
             )
         cameras.append(camera)
     timeout, flight = top.get("timeout_s"), top.get("in_flight")

@@ -1,4 +1,5 @@
-"""What a camera's entry in the YAML is made of: one `Entry` flows in, the value it stands for flows out, or its ConfigError."""
+"""What a camera's entry in the YAML is made of: one `Entry` flows in, the value it stands for flows out, or its
+ConfigError."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
         corners.append((x, y))
     if len(corners) < 3:
         raise ConfigError(
-            f"{entry.file}:{given['polygon'].line}: {given['polygon'].what}: expected at least three corners, got {len(corners)}"
+            f"{entry.file}:{given['polygon'].line}: {given['polygon'].what}: expected at least three corners, got"
+            f" {len(corners)}"
         )
     wanted: list[str] = []
     for name in given["classes"].items("a list of class names") if "classes" in given else []:
@@ -58,7 +60,9 @@ def read_zoom(entry: Entry, classes: tuple[str, ...]) -> Zoom:
     given = entry.mapping({"resolution", "model", "classes", "suspect", "crops", "margin", "least", "largest"})
     model = read_model(given)
     if model is None:
-        raise ConfigError(f"{entry.file}:{entry.line}: {entry.what}: 'resolution' or 'model' of the second pass is missing")
+        raise ConfigError(
+            f"{entry.file}:{entry.line}: {entry.what}: 'resolution' or 'model' of the second pass is missing"
+        )
     options: dict[str, Any] = {}
     if "classes" in given:
         options["classes"] = tuple(name.choice(*classes) for name in given["classes"].items("a list of class names"))

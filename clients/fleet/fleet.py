@@ -1,9 +1,10 @@
 """The fleet: cameras and servers flow in, every camera's answers flow out in order, and an account of every frame.
 
-Each camera is three things: a reading thread, a feeder that sends the newest frame when it is the camera's turn, and a deliverer
-that hands answers on in the order of the frames. A camera has at most `in_flight` frames under way; an answer that comes after
-the deadline is discarded, but waited for, since a server that is behind would only fall further behind if its cameras asked
-again before it answered. The server's answers never wait for a camera, nor a camera for another one.
+Each camera is three things: a reading thread, a feeder that sends the newest frame when it is the camera's turn, and a
+deliverer that hands answers on in the order of the frames. A camera has at most `in_flight` frames under way; an answer
+that comes after the deadline is discarded, but waited for, since a server that is behind would only fall further behind
+if its cameras asked again before it answered. The server's answers never wait for a camera, nor a camera for another
+one.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3Se
 from clients.fleet.ask import Answer, Exemplar, detect
 from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.follow import Follower
-from clients.fleet.pool import Place, Pool
-from clients.fleet.stats import Tally, summary
-from clients.video.reader import Picture, Reader
+from clients.fleet.pool import Endpoint, Pool
+from clients.fleet.stats import CameraStats, summary
+from clients.video.reader import CapturedFrame, Reader
 
 GRACE_S = 5.0
 """What frames under way get to come home when the fleet is stopped."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 2.0
 """A camera whose frames fail sends more slowly: a film would be used up on a server that cannot answer."""
 
-KINDS = {RequestTimeout: "timeout", ServerUnavailable: "unavailable", InvalidRequest: "refused", ModelNotFound: "no_model"}
+KINDS = {
+    RequestTimeout: "timeout",
+    ServerUnavailable: "unavailable",
+    InvalidRequest: "refused",
+    ModelNotFound: "no_model",
+}
 """What failures are called in the account; any other one is a `server_error`."""
 
 
@@ -39,15 +45,15 @@ Handler = Callable[["Camera", Answer], Awaitable[None] | None]
 
 
 class Camera:
-    """One camera of the fleet. `config` and `exemplars` may be replaced while it runs: the next frame that is sent is asked with the
-    new ones, so that at most the `in_flight` frames under way are still answered for the old. Each exemplar is of one of
-    `config.classes`.
+    """One camera of the fleet. `config` and `exemplars` may be replaced while it runs: the next frame that is sent is
+    asked with the new ones, so that at most the `in_flight` frames under way are still answered for the old. Each
+    exemplar is of one of `config.classes`.
     """
 
     def __init__(self, config: CameraConfig, reader: Reader | None = None) -> None:
         self.config = config
         self.exemplars: tuple[Exemplar, ...] = ()
-        self.tally = Tally(config.name)
+        self.tally = CameraStats(config.name)
         self.reader = reader or Reader(config.source, fps=config.fps, realtime=config.realtime, loop=config.loop)
         self._under_way: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
         self._asking: set[asyncio.Task[Answer]] = set()
@@ -57,7 +63,8 @@ class Camera:
         self._feeder: asyncio.Task[None] | None = None
 
     async def run(self, pool: Pool, handler: Handler) -> None:
-        """Until the source ends or `stop`: then what is under way is waited for, after `stop` no longer than `GRACE_S`."""
+        """Until the source ends or `stop`: then what is under way is waited for, after `stop` no longer than
+        `GRACE_S`."""
         self.reader.start()
         self._feeder = asyncio.create_task(self._feed(pool))
         deliverer = asyncio.create_task(self._deliver(handler))
@@ -98,7 +105,7 @@ class Camera:
             if self._failures:
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_S))
 
-    async def _ask(self, pool: Pool, place: Place, picture: Picture) -> Answer:
+    async def _ask(self, pool: Pool, place: Endpoint, picture: CapturedFrame) -> Answer:
         config, exemplars = self.config, self.exemplars
         try:
             # what waited too long is not sent: its answer would come later still
@@ -152,8 +159,10 @@ class Camera:
 def open_pool(config: FleetConfig, say: Callable[[str], None] = lambda line: None) -> Pool:
     """The configuration's servers. Connects nowhere yet."""
 
-    def place(address: str) -> Place:
-        return Place(lambda model: AsyncClient(address, protocol=config.protocol, model=model, timeout=config.timeout_s), address)
+    def place(address: str) -> Endpoint:
+        return Endpoint(
+            lambda model: AsyncClient(address, protocol=config.protocol, model=model, timeout=config.timeout_s), address
+        )
 
     return Pool([place(address) for address in config.servers], config.in_flight, say)
 
@@ -161,8 +170,8 @@ def open_pool(config: FleetConfig, say: Callable[[str], None] = lambda line: Non
 async def run_fleet(
     cameras: Sequence[Camera], pool: Pool, handler: Handler, stop: asyncio.Event, *, keep: bool = False
 ) -> dict[str, Any]:
-    """All cameras until their sources end (unless `keep`) or `stop` is set; the summary of `clients/fleet/stats.py`, with an account per
-    camera.
+    """All cameras until their sources end (unless `keep`) or `stop` is set; the summary of `clients/fleet/stats.py`,
+    with an account per camera.
     """
     start = time.monotonic()
     running = [asyncio.create_task(camera.run(pool, handler)) for camera in cameras]

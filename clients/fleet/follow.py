@@ -21,6 +21,7 @@ class Follower:
         self._watch = Watch(config.zones)
 
     def __call__(self, found: Detections, time_s: float) -> tuple[tuple[int, ...], tuple[dict[str, Any], ...]]:
-        """The track of each detection (-1: none yet) and the events of the frame, `time_s` seconds from the camera's start."""
+        """The track of each detection (-1: none yet) and the events of the frame, `time_s` seconds from the camera's
+        start."""
         tracks = self._tracker.update(found)
         return tuple(tracks.tolist()), tuple(self._watch.update(found, tracks, time_s))

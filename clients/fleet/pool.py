@@ -1,8 +1,9 @@
-"""The servers of a fleet: cameras that want to send flow in, turns at a server that answers flow out, in the order of asking.
+"""The servers of a fleet: cameras that want to send flow in, turns at a server that answers flow out, in the order of
+asking.
 
-Each server has so many places. Who asks first is served first, and a camera asks for one frame at a time, so under overload
-every camera gets its share. A server that goes away is left out and looked for until it answers again; meanwhile the others take
-its frames, and where there is no other the cameras wait.
+Each server has so many places. Who asks first is served first, and a camera asks for one frame at a time, so under
+overload every camera gets its share. A server that goes away is left out and looked for until it answers again;
+meanwhile the others take its frames, and where there is no other the cameras wait.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ MEMORY = 0.1
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class Endpoint:
     """One server as the pool sees it: a client per front model in use, frames under way, and how often it went away.
 
-    `limit` is how many frames it may have at once. A queue that is longer than the deadlines makes every answer late, however
-    fast the server is, so the limit follows the answers: a third less when too many are late, one more per round when they are
-    not. One camera with a deadline that cannot be met does not make many.
+    `limit` is how many frames it may have at once. A queue that is longer than the deadlines makes every answer late,
+    however fast the server is, so the limit follows the answers: a third less when too many are late, one more per
+    round when they are not. One camera with a deadline that cannot be met does not make many.
     """
 
     connect: Callable[[str | None], AsyncClient]
@@ -55,11 +56,13 @@ class Place:
         return self.clients[model]
 
     def note(self, share: float, sent: float, most: int) -> None:
-        """An answer came after that share of its deadline (above 1: late) to what was sent then (`time.monotonic`). The limit stays
-        within 1 and `most`.
+        """An answer came after that share of its deadline (above 1: late) to what was sent then (`time.monotonic`). The
+        limit stays within 1 and `most`.
         """
         self.late += MEMORY * ((share > 1) - self.late)
-        if share > 1 and self.late > TOO_LATE and sent > self.lowered:  # what was under way when it was lowered tells nothing new
+        if (
+            share > 1 and self.late > TOO_LATE and sent > self.lowered
+        ):  # what was under way when it was lowered tells nothing new
             self.limit, self.lowered = max(1.0, self.limit * 2 / 3), time.monotonic()
         elif share < ROOM and self.late < IN_TIME:
             self.limit = min(float(most), self.limit + 1 / self.limit)
@@ -74,7 +77,7 @@ class Pool:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        places: Sequence[Endpoint],
         in_flight: int,
         say: Callable[[str], None] = lambda line: None,
         look_every: float = LOOK_EVERY_S,
@@ -83,11 +86,11 @@ class Pool:
         for place in self.places:
             place.limit = float(min(in_flight, FIRST_LIMIT))
         self.in_flight, self._say, self._look_every = in_flight, say, look_every
-        self._waiting: deque[asyncio.Future[Place]] = deque()
+        self._waiting: deque[asyncio.Future[Endpoint]] = deque()
 
-    async def acquire(self) -> Place:
+    async def acquire(self) -> Endpoint:
         """A place, as soon as one is free and all who asked before have theirs; give it back with `release`."""
-        future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
         self._serve()
         try:
@@ -97,19 +100,19 @@ class Pool:
                 self.release(future.result())
             raise
 
-    def release(self, place: Place) -> None:
+    def release(self, place: Endpoint) -> None:
         place.busy -= 1
         self._serve()
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[Place]:
+    async def turn(self) -> AsyncIterator[Endpoint]:
         place = await self.acquire()
         try:
             yield place
         finally:
             self.release(place)
 
-    def lost(self, place: Place) -> None:
+    def lost(self, place: Endpoint) -> None:
         """Nothing answers there: no more turns until it does."""
         if place.away:
             return
@@ -125,7 +128,7 @@ class Pool:
             for client in place.clients.values():
                 await client.close()
 
-    async def _look_for(self, place: Place) -> None:
+    async def _look_for(self, place: Endpoint) -> None:
         while not await place.ready():
             await asyncio.sleep(self._look_every)
         place.away = False

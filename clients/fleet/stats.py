@@ -1,7 +1,7 @@
 """What became of every frame: outcomes flow in one by one, a summary flows out in which nothing is missing.
 
-For each camera read = answered + dropped + failed holds at the end, with the reasons of the last two. Latencies are kept for the
-latest frames only, so that a run of weeks takes no more memory than one of minutes.
+For each camera read = answered + dropped + failed holds at the end, with the reasons of the last two. Latencies are
+kept for the latest frames only, so that a run of weeks takes no more memory than one of minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LATEST = 2048
 
 
 @dataclass(slots=True)
-class Tally:
+class CameraStats:
     """One camera's account. `dropped` and `failed` count by reason; `latencies_ms` are from capture to answer."""
 
     name: str
@@ -46,8 +46,9 @@ class Tally:
         } | ({"error": self.error} if self.error else {})
 
 
-def summary(tallies: Sequence[Tally], seconds: float) -> dict[str, Any]:
-    """All cameras together. `fairness` is the answers of the least served camera over those of the most served one, 1 at best."""
+def summary(tallies: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
+    """All cameras together. `fairness` is the answers of the least served camera over those of the most served one, 1
+    at best."""
     latencies = [ms for t in tallies for ms in t.latencies_ms]
     answered = [t.answered for t in tallies]
     dropped, failed = sum((t.dropped for t in tallies), Counter()), sum((t.failed for t in tallies), Counter())

@@ -1,8 +1,8 @@
-"""Stable ids: the detections of a camera's frames flow in one after the other, an id for each flows out, the same for the same
-thing.
+"""Stable ids: the detections of a camera's frames flow in one after the other, an id for each flows out, the same for
+the same thing.
 
-ByteTrack, as the package supervision has it, one for each class, since a dog never becomes a person. The package comes with the
-extra `tracks`; a camera without tracks does not need it.
+ByteTrack, as the package supervision has it, one for each class, since a dog never becomes a person. The package comes
+with the extra `tracks`; a camera without tracks does not need it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LOST_S = 2.0
 class Tracker:
     """The tracks of one camera whose frames come `fps` times a second.
 
-    `threshold` is the score that begins a track; the unsure detections below it only continue one. Raises ImportError, naming
-    the extra, if supervision is missing.
+    `threshold` is the score that begins a track; the unsure detections below it only continue one. Raises ImportError,
+    naming the extra, if supervision is missing.
     """
 
     def __init__(self, fps: float, threshold: float = 0.5, lost_s: float = LOST_S) -> None:
@@ -67,9 +67,12 @@ def _supervision() -> Any:
             warnings.simplefilter("ignore")  # that OpenCV is missing: nothing here needs it
             import supervision
     except ImportError as error:
-        raise ImportError("tracks need the package supervision below 0.31: pip install 'sam3-triton[tracks]'") from error
+        raise ImportError(
+            "tracks need the package supervision below 0.31: pip install 'sam3-triton[tracks]'"
+        ) from error
     if not hasattr(supervision, "ByteTrack"):
         raise ImportError(
-            f"tracks need supervision.ByteTrack, which {supervision.__version__} no longer has: pip install 'sam3-triton[tracks]'"
+            f"tracks need supervision.ByteTrack, which {supervision.__version__} no longer has: pip install"
+            " 'sam3-triton[tracks]'"
         )
     return supervision

@@ -1,7 +1,7 @@
 """`sam3-camera --config cameras.yaml`: a fleet on the command line.
 
-A configuration flows in; JSON lines, COCO results, pictures, annotated videos and events flow out, a status line now and then on stderr, and as the
-last line of stdout one JSON object in which every frame is accounted for, on Ctrl-C too.
+A configuration flows in; JSON lines, COCO results, pictures, annotated videos and events flow out, a status line now
+and then on stderr, and as the last line of stdout one JSON object in which every frame is accounted for, on Ctrl-C too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ STATUS_EVERY_S = 5.0
 
 
 class Lines:
-    """A JSON-lines file to which several may append: each line goes to the system in one piece, so that none is ever cut."""
+    """A JSON-lines file to which several may append: each line goes to the system in one piece, so that none is ever
+    cut."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +43,9 @@ class Lines:
 
 
 class CocoResults:
-    """A JSON array of COCO result records, as pycocotools' `loadRes` reads it; `image_id` is the frame's number, `category_id` the
-    class's place in the camera's list, masks are RLE at the frame's size. The array is complete once it is closed.
+    """A JSON array of COCO result records, as pycocotools' `loadRes` reads it; `image_id` is the frame's number,
+    `category_id` the class's place in the camera's list, masks are RLE at the frame's size. The array is complete once
+    it is closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,8 +115,8 @@ def wall_clock(answer: Answer) -> float:
 
 
 def record(camera: Camera, answer: Answer) -> dict[str, Any]:
-    """One frame as plain data. `captured` is the wall clock in seconds, `replaced` the frames that this one replaced, `latency_ms` from
-    capture to answer, `request_ms` of that the request.
+    """One frame as plain data. `captured` is the wall clock in seconds, `replaced` the frames that this one replaced,
+    `latency_ms` from capture to answer, `request_ms` of that the request.
     """
     picture = answer.picture
     line: dict[str, Any] = {
@@ -176,7 +178,8 @@ async def watch(config: FleetConfig, seconds: float | None = None) -> dict[str, 
 
 
 def run(path: Path, seconds: float | None = None) -> int:
-    """0: every frame was answered or dropped; 1: some failed, or none was answered; 2: the configuration cannot be used."""
+    """0: every frame was answered or dropped; 1: some failed, or none was answered; 2: the configuration cannot be
+    used."""
     try:
         config = read_config(path)
     except ConfigError as error:
@@ -186,8 +189,8 @@ def run(path: Path, seconds: float | None = None) -> int:
     result = asyncio.run(watch(config, seconds))
     for each in result["each"]:
         print(
-            f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())} dropped "
-            f"+ {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
+            f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())}"
+            f" dropped + {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
             + (f"; {each['error']}" if "error" in each else "")
         )
     print(json.dumps(result))

@@ -1,7 +1,7 @@
 """Events to somebody else's program: records flow in, HTTP POSTs of JSON flow out, and no camera waits for them.
 
-Each address has one queue and one request at a time, so events arrive in order. A receiver that is away gets a few attempts; what
-cannot be delivered, or comes while the queue is full, is counted as lost.
+Each address has one queue and one request at a time, so events arrive in order. A receiver that is away gets a few
+attempts; what cannot be delivered, or comes while the queue is full, is counted as lost.
 """
 
 from __future__ import annotations

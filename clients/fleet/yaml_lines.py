@@ -1,8 +1,8 @@
-"""YAML that remembers where it stood: a file flows in, plain values and the line of each flow out, so that a mistake can be
-pointed at.
+"""YAML that remembers where it stood: a file flows in, plain values and the line of each flow out, so that a mistake
+can be pointed at.
 
-Only what configurations need: mappings with text keys, lists, and scalars. Keys that stand twice are refused, since YAML's own
-loader would silently keep the last.
+Only what configurations need: mappings with text keys, lists, and scalars. Keys that stand twice are refused, since
+YAML's own loader would silently keep the last.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One value of the file: `value` is a scalar, a list of entries or a dictionary of entries by key; `what` is its name for
-    people, such as `cameras[2].fps`.
+    """One value of the file: `value` is a scalar, a list of entries or a dictionary of entries by key; `what` is its
+    name for people, such as `cameras[2].fps`.
     """
 
     value: Any
@@ -38,7 +38,8 @@ class Entry:
         raise ConfigError(f"{self.file}:{self.line}: {self.what}: expected {expected}, got {got}")
 
     def mapping(self, known: set[str], needed: tuple[str, ...] = ()) -> dict[str, Entry]:
-        """The entries by key; fails for keys that are not `known`, with the nearest one that is, and where a `needed` one is missing."""
+        """The entries by key; fails for keys that are not `known`, with the nearest one that is, and where a `needed`
+        one is missing."""
         if not isinstance(self.value, dict):
             self.fail(f"a mapping with {', '.join(sorted(known))}")
         for key, entry in self.value.items():
@@ -46,7 +47,8 @@ class Entry:
                 near = get_close_matches(key, known, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(
-                    f"{self.file}:{entry.line}: {self.what}: unknown key {key!r}{hint} (known: {', '.join(sorted(known))})"
+                    f"{self.file}:{entry.line}: {self.what}: unknown key {key!r}{hint} (known:"
+                    f" {', '.join(sorted(known))})"
                 )
         if missing := [key for key in needed if key not in self.value]:
             raise ConfigError(f"{self.file}:{self.line}: {self.what}: {missing[0]!r} is missing")
@@ -114,7 +116,9 @@ def load(path: Path | str) -> Entry:
 def _entry(node: yaml.Node, what: str, file: str, loader: yaml.SafeLoader) -> Entry:
     line = node.start_mark.line + 1
     if isinstance(node, yaml.SequenceNode):
-        return Entry([_entry(item, f"{what}[{i}]", file, loader) for i, item in enumerate(node.value)], line, what, file)
+        return Entry(
+            [_entry(item, f"{what}[{i}]", file, loader) for i, item in enumerate(node.value)], line, what, file
+        )
     if not isinstance(node, yaml.MappingNode):
         try:
             return Entry(loader.construct_object(node), line, what, file)
@@ -127,7 +131,9 @@ def _entry(node: yaml.Node, what: str, file: str, loader: yaml.SafeLoader) -> En
             raise ConfigError(f"{file}:{here}: {what}: keys must be words")
         key = str(key_node.value)
         if key in entries:
-            raise ConfigError(f"{file}:{here}: {what}: {key!r} stands here again; it is on line {entries[key].line} already")
+            raise ConfigError(
+                f"{file}:{here}: {what}: {key!r} stands here again; it is on line {entries[key].line} already"
+            )
         entry = _entry(value_node, key if what == "the file" else f"{what}.{key}", file, loader)
         # a value that is a block begins below its key, and the key is where people look
         entries[key] = Entry(entry.value, here, entry.what, file)

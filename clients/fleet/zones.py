@@ -1,7 +1,7 @@
 """Zones: tracked detections of a camera flow in, events flow out: "person 7 has been in `gate` for 5 seconds".
 
-A thing is where it stands: the middle of its box's lower edge. An event comes once for each stay; who is not seen for longer than
-`GAP_S` has left.
+A thing is where it stands: the middle of its box's lower edge. An event comes once for each stay; who is not seen for
+longer than `GAP_S` has left.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Watch:
         self._stays: dict[tuple[str, int], _Stay] = {}
 
     def update(self, found: Detections, tracks: NDArray[np.int64], time_s: float) -> list[dict[str, Any]]:
-        """The events of one frame, `time_s` seconds after the camera's start: zone, class, track, and seconds in the zone.
-        `tracks` [D] are the ids of `clients.fleet.tracks.Tracker`; detections without one make no event.
+        """The events of one frame, `time_s` seconds after the camera's start: zone, class, track, and seconds in the
+        zone. `tracks` [D] are the ids of `clients.fleet.tracks.Tracker`; detections without one make no event.
         """
         feet = np.stack([(found.boxes[:, 0] + found.boxes[:, 2]) / 2, found.boxes[:, 3]], axis=1)
         events = []
@@ -71,7 +71,12 @@ class Watch:
                 if not stay.told and time_s - stay.since >= zone.seconds:
                     stay.told = True
                     events.append(
-                        {"zone": zone.name, "label": label, "track": int(tracks[i]), "seconds": round(time_s - stay.since, 2)}
+                        {
+                            "zone": zone.name,
+                            "label": label,
+                            "track": int(tracks[i]),
+                            "seconds": round(time_s - stay.since, 2),
+                        }
                     )
         self._stays = {key: stay for key, stay in self._stays.items() if time_s - stay.seen <= GAP_S}
         return events

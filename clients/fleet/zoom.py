@@ -1,9 +1,10 @@
-"""Zoom: a frame flows in, a low resolution looks at all of it and a high one at what it may have found; one `Detections` flows out.
+"""Zoom: a frame flows in, a low resolution looks at all of it and a high one at what it may have found; one
+`Detections` flows out.
 
-Small things need a high resolution, but most of a frame is empty: the first pass, with a threshold so low that it mostly
-suspects, says where to look, and only crops around the suspects go to the expensive model. They are requests like any other, so
-the server batches the crops of all cameras together. What is found in a crop is mapped back; where both passes found the same
-thing, the second one knows better.
+Small things need a high resolution, but most of a frame is empty: the first pass, with a threshold so low that it
+mostly suspects, says where to look, and only crops around the suspects go to the expensive model. They are requests
+like any other, so the server batches the crops of all cameras together. What is found in a crop is mapped back; where
+both passes found the same thing, the second one knows better.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ EDGE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Zoom:
-    """The second pass: `model` looks at up to `crops` crops around suspects of `classes` (empty: all) with a score of at least
-    `suspect`. A crop is `margin` times as wide and high as its suspects and not smaller than `least` of the frame's sides;
-    suspects larger than `largest` of the frame's sides are large enough for the first pass.
+    """The second pass: `model` looks at up to `crops` crops around suspects of `classes` (empty: all) with a score of
+    at least `suspect`. A crop is `margin` times as wide and high as its suspects and not smaller than `least` of the
+    frame's sides; suspects larger than `largest` of the frame's sides are large enough for the first pass.
     """
 
     model: str
@@ -46,7 +47,8 @@ class Zoom:
 
 
 def regions(found: Detections, zoom: Zoom) -> list[Box]:
-    """Where to look again, the best suspects first; a suspect that an earlier crop holds already gets none of its own."""
+    """Where to look again, the best suspects first; a suspect that an earlier crop holds already gets none of its
+    own."""
     chosen: list[Box] = []
     for label, score, (x0, y0, x1, y1) in zip(found.labels, found.scores, found.boxes.tolist(), strict=True):
         if (zoom.classes and label not in zoom.classes) or score < zoom.suspect or max(x1 - x0, y1 - y0) > zoom.largest:
@@ -70,7 +72,8 @@ def crop(rgb: NDArray[np.uint8], region: Box) -> tuple[NDArray[np.uint8], Box]:
 
 
 async def look_closer(rgb: NDArray[np.uint8], first: Detections, zoom: Zoom, ask: Ask) -> Detections:
-    """`first` with what the crops of the frame uint8 [H,W,3] add to it. All crops are under way at once; raises what `ask` raises."""
+    """`first` with what the crops of the frame uint8 [H,W,3] add to it. All crops are under way at once; raises what
+    `ask` raises."""
     where = regions(first, zoom)
     if not where:
         return first
@@ -84,8 +87,8 @@ async def look_closer(rgb: NDArray[np.uint8], first: Detections, zoom: Zoom, ask
 
 
 def merge(first: Detections, seconds: Sequence[tuple[Detections, Box]]) -> Detections:
-    """Both passes in the frame's coordinates, best first. Things that a crop's edge cuts are left to the first pass; of boxes of one
-    class that overlap by `SAME` the second pass's best stays.
+    """Both passes in the frame's coordinates, best first. Things that a crop's edge cuts are left to the first pass; of
+    boxes of one class that overlap by `SAME` the second pass's best stays.
     """
     parts = [(_mapped(found, region), region) for found, region in seconds]
     everything = [first, *(found for found, _ in parts)]
@@ -127,7 +130,8 @@ def iou(box: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.f
 
 
 def _mapped(found: Detections, region: Box) -> Detections:
-    """Those that no edge of the crop cuts (the frame's own edges do not count), with boxes in the frame's coordinates."""
+    """Those that no edge of the crop cuts (the frame's own edges do not count), with boxes in the frame's
+    coordinates."""
     low, high = np.array(region[:2], np.float32), np.array(region[2:], np.float32)
     cut_low = (found.boxes[:, :2] < EDGE) & (low > 0)
     cut_high = (found.boxes[:, 2:] > 1 - EDGE) & (high < 1)

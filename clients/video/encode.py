@@ -1,7 +1,7 @@
 """Pixels to files: JPEG for the way to the server, H.264 for people.
 
-RGB arrays flow in, encoded bytes or a video file flow out. A 1080p frame as JPEG is a tenth of its pixels, and over the wire that
-costs less than raw.
+RGB arrays flow in, encoded bytes or a video file flow out. A 1080p frame as JPEG is a tenth of its pixels, and over the
+wire that costs less than raw.
 """
 
 from __future__ import annotations

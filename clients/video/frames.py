@@ -1,8 +1,9 @@
-"""Frames and where they come from: a video file, a folder of images, or one image (`clients/video/streams.py` has the live sources).
+"""Frames and where they come from: a video file, a folder of images, or one image (`clients/video/streams.py` has the
+live sources).
 
-A path flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame.
-Every source is an iterator with a rate and an end to close. Decoding blocks and live sources fail: `clients/video/reader.py` gives each
-camera a thread for the one and starts again after the other.
+A path flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame. Every
+source is an iterator with a rate and an end to close. Decoding blocks and live sources fail: `clients/video/reader.py`
+gives each camera a thread for the one and starts again after the other.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Frame:
 
 
 class Source(Protocol):
-    """An iterator of frames. `fps` is the rate they were taken at; `count` how many there are, None where nobody can say; `live`
-    whether frames come when they happen and not when they are asked for.
+    """An iterator of frames. `fps` is the rate they were taken at; `count` how many there are, None where nobody can
+    say; `live` whether frames come when they happen and not when they are asked for.
     """
 
     fps: float
@@ -52,7 +53,8 @@ class Source(Protocol):
     live: bool
 
     def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
-        """The frames whose time in seconds is `wanted`: the others are decoded, since later ones need them, but not converted."""
+        """The frames whose time in seconds is `wanted`: the others are decoded, since later ones need them, but not
+        converted."""
         ...
 
     def __iter__(self) -> Iterator[Frame]: ...
@@ -130,7 +132,9 @@ class Video:
                     yield Frame(index, time_s, upright(picture))
                 index += 1
         except av.FFmpegError as error:
-            raise SourceError(f"{public(self.path)!r} cannot be decoded after {index} frames ({public(str(error))})") from error
+            raise SourceError(
+                f"{public(self.path)!r} cannot be decoded after {index} frames ({public(str(error))})"
+            ) from error
         if not index:
             raise SourceError(f"{public(self.path)!r} holds no frames")
 

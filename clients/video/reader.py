@@ -1,8 +1,10 @@
-"""One camera's reading thread: an address flows in, encoded frames flow out to the event loop, decoded ahead and never waited for.
+"""One camera's reading thread: an address flows in, encoded frames flow out to the event loop, decoded ahead and never
+waited for.
 
-Decoding, conversion and JPEG take milliseconds and a camera may hang for seconds, so all of it happens in a thread; the loop only
-takes what lies ready. A live camera keeps its newest frame, because an old one is of no use, and counts those that were replaced;
-a file waits until its frames are taken. A live camera that ends, hangs or sends garbage is opened again, at growing intervals.
+Decoding, conversion and JPEG take milliseconds and a camera may hang for seconds, so all of it happens in a thread; the
+loop only takes what lies ready. A live camera keeps its newest frame, because an old one is of no use, and counts those
+that were replaced; a file waits until its frames are taken. A live camera that ends, hangs or sends garbage is opened
+again, at growing intervals.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ AHEAD = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class CapturedFrame:
     """A frame on its way: its number among the camera's frames, seconds from the camera's start, when it was there
-    (`time.monotonic`), how many newer ones replaced before it since the last one taken, pixels uint8 [H,W,3], and its JPEG.
+    (`time.monotonic`), how many newer ones replaced before it since the last one taken, pixels uint8 [H,W,3], and its
+    JPEG.
     """
 
     index: int
@@ -46,10 +49,10 @@ class Picture:
 class Reader:
     """Reads `address` in a thread of its own; belongs to the event loop it was started in.
 
-    `fps` is the most frames a second that are taken of the source (None: all); the others are not counted. `realtime` plays a
-    file at its own speed, as if it were live; `loop` plays it for ever. The counts: `read` frames were offered, `replaced` of them
-    by newer ones before anybody took them; `reconnects` are the times that a live camera was opened again; `state` is a word for
-    people.
+    `fps` is the most frames a second that are taken of the source (None: all); the others are not counted. `realtime`
+    plays a file at its own speed, as if it were live; `loop` plays it for ever. The counts: `read` frames were offered,
+    `replaced` of them by newer ones before anybody took them; `reconnects` are the times that a live camera was opened
+    again; `state` is a word for people.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Reader:
         self.read = self.replaced = self.reconnects = 0
         self.state, self.error = "connecting", ""
         self._opener, self._first_pause = opener, first_pause
-        self._ready: deque[Picture] = deque()
+        self._ready: deque[CapturedFrame] = deque()
         self._change = threading.Condition()
         self._stopping = threading.Event()
         self._ended = False
@@ -94,19 +97,20 @@ class Reader:
             await self._wake.wait()
         return True
 
-    def take(self) -> Picture | None:
+    def take(self) -> CapturedFrame | None:
         """The next frame of a file, the newest one of a live camera; None if there is none. Never waits."""
         with self._change:
             picture = self._ready.popleft() if self._ready else None
             self._change.notify()
         return picture
 
-    async def next(self) -> Picture | None:
+    async def next(self) -> CapturedFrame | None:
         """`available`, then `take`."""
         return self.take() if await self.available() else None
 
     def stop(self) -> int:
-        """Ends the reading and returns how many frames lay ready and will not be taken. The thread itself ends by and by."""
+        """Ends the reading and returns how many frames lay ready and will not be taken. The thread itself ends by and
+        by."""
         self._stopping.set()
         with self._change:
             left = len(self._ready)
@@ -117,7 +121,8 @@ class Reader:
         return left
 
     def join(self, timeout: float) -> bool:
-        """Waits for the thread at most `timeout` seconds; whether it has ended. A hanging camera's thread does not keep Python alive."""
+        """Waits for the thread at most `timeout` seconds; whether it has ended. A hanging camera's thread does not keep
+        Python alive."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -125,7 +130,10 @@ class Reader:
     def _run(self) -> None:
         pause = self._first_pause
         while not self._stopping.is_set():
-            before, live = self._seen, self._seen > 0  # who has delivered and then fails to open is a camera that is away
+            before, live = (
+                self._seen,
+                self._seen > 0,
+            )  # who has delivered and then fails to open is a camera that is away
             try:
                 with self._opener(self.address) as source:
                     live = source.live
@@ -150,7 +158,9 @@ class Reader:
     def _play(self, source: Source) -> None:
         newest_only = source.live or self.realtime
         start = time.monotonic()
-        began = start - self._born if newest_only else self._film_s  # times go on where another connection or round left them
+        began = (
+            start - self._born if newest_only else self._film_s
+        )  # times go on where another connection or round left them
         for frame in source.read(lambda time_s: self._wanted(began + time_s, 1 / source.fps)):
             if self.realtime and not source.live:
                 self._stopping.wait(max(0.0, start + frame.time_s - time.monotonic()))
@@ -169,7 +179,8 @@ class Reader:
             return True
         if time_s + 1e-3 < self._next_due:
             return False
-        # from the schedule and not from this frame, or 10 of 25 fps becomes 8.3; from this frame where the schedule was left behind
+        # from the schedule and not from this frame, or 10 of 25 fps becomes 8.3; from this frame where the schedule was
+        # left behind
         self._next_due = max(self._next_due + 1 / self.fps, time_s + 1e-3)
         return True
 
@@ -186,7 +197,7 @@ class Reader:
                     self._change.wait()
             if self._stopping.is_set():
                 return
-            self._ready.append(Picture(self.read, time_s, captured, replaced, frame.rgb, jpeg))
+            self._ready.append(CapturedFrame(self.read, time_s, captured, replaced, frame.rgb, jpeg))
             self.read += 1
         self._notify()
 

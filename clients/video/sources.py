@@ -1,4 +1,5 @@
-"""The source behind a path or an address: a string in, a `Source` of `clients/video/frames.py` or a live one of `clients/video/streams.py` out."""
+"""The source behind a path or an address: a string in, a `Source` of `clients/video/frames.py` or a live one of
+`clients/video/streams.py` out."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from clients.video.streams import Stream
 def open_source(path: str | Path) -> Source:
     """The source behind a path or an address: folders and images by Pillow, anything else by PyAV. Raises SourceError.
 
-    Addresses are FFmpeg's (`rtsp://`, `http://`, `udp://`, `tcp://` and so on) and `webcam:0`. Opening a live one takes up to
-    `clients.video.streams.OPEN_TIMEOUT_S`.
+    Addresses are FFmpeg's (`rtsp://`, `http://`, `udp://`, `tcp://` and so on) and `webcam:0`. Opening a live one takes
+    up to `clients.video.streams.OPEN_TIMEOUT_S`.
     """
     address = str(path)
     if "://" in address or address.startswith("webcam:"):

@@ -1,7 +1,8 @@
 """Live video: an address flows in, frames flow out until the camera or the network ends them.
 
-What a network does to a stream is dealt with here as far as the stream itself survives it: lost and broken packets are passed
-over, silence ends in an error, a change of size is just another size. Starting again is `clients/video/reader.py`'s part.
+What a network does to a stream is dealt with here as far as the stream itself survives it: lost and broken packets are
+passed over, silence ends in an error, a change of size is just another size. Starting again is
+`clients/video/reader.py`'s part.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ BAD_PACKETS = 100
 class Stream(Video):
     """What arrives over a network, or from a webcam (`webcam:0` is /dev/video0, or the first camera of macOS).
 
-    Live unless it is a file that a web server hands out. A live stream cannot start over, its times count from the first frame,
-    and packets that cannot be decoded are passed over up to `BAD_PACKETS` in a row.
+    Live unless it is a file that a web server hands out. A live stream cannot start over, its times count from the
+    first frame, and packets that cannot be decoded are passed over up to `BAD_PACKETS` in a row.
     """
 
     def __init__(self, address: str) -> None:

@@ -1,10 +1,12 @@
-"""One sub-model at a time: the processes of a server that compute on one GPU, or on the same cores, ask for a turn and get it one after the other.
+"""One sub-model at a time: the processes of a server that compute on one GPU, or on the same cores, ask for a turn and
+get it one after the other.
 
-Where every sub-model is a process of its own (`ensemble/engine.py`), two of them are not computed beside each other: the GPU changes between the processes'
-contexts every few milliseconds, and both take longer than one after the other (on an H200 at 1008 with 16 frames under way, a frame's vision encoder 16.4 ms
-instead of 10.9). A turn is one call of one sub-model, so that one batch's calls fill the gaps in which the other's are prepared, its frames decoded and its
-masks packed. TensorRT's plans share one context, in which batches do run beside each other, and take no turns. The lock is a file's, which the system
-releases when a process dies.
+Where every sub-model is a process of its own (`ensemble/engine.py`), two of them are not computed beside each other:
+the GPU changes between the processes' contexts every few milliseconds, and both take longer than one after the other
+(on an H200 at 1008 with 16 frames under way, a frame's vision encoder 16.4 ms instead of 10.9). A turn is one call of
+one sub-model, so that one batch's calls fill the gaps in which the other's are prepared, its frames decoded and its
+masks packed. TensorRT's plans share one context, in which batches do run beside each other, and take no turns. The lock
+is a file's, which the system releases when a process dies.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class Turns(AbstractContextManager[None]):
     def __enter__(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
 

@@ -1,8 +1,10 @@
-"""Frames as their cameras sent them in, one batch uint8 [B,3,R,R] as the vision encoder wants it out, on the CPU or on a GPU.
+"""Frames as their cameras sent them in, one batch uint8 [B,3,R,R] as the vision encoder wants it out, on the CPU or on
+a GPU.
 
-Matches the checkpoint's own processor: RGB, stretched to a square with antialiased bilinear filtering; scaling to -1..1 is inside the vision encoder.
-Whether a file is a picture at all is Pillow's decision in both ways, so a bad one gets the same sentence from both. `ensemble/preprocess/gpu.py` is the
-`Device` of the second way; this module needs no GPU library.
+Matches the checkpoint's own processor: RGB, stretched to a square with antialiased bilinear filtering; scaling to -1..1
+is inside the vision encoder. Whether a file is a picture at all is Pillow's decision in both ways, so a bad one gets
+the same sentence from both. `ensemble/preprocess/gpu.py` is the `Device` of the second way; this module needs no GPU
+library.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from ensemble.spec import MAX_IMAGE_PIXELS
 Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size() refuses what Pillow only warns of
 MAX_IMAGE_SIDE = 32_768
-"""Pixels of a frame's longer side. Between its two passes the resize holds side × R pixels: 50 million in one column would be 50 gigapixels."""
+"""Pixels of a frame's longer side. Between its two passes the resize holds side × R pixels: 50 million in one column
+would be 50 gigapixels."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 ORIENTATION = 0x0112
 END_OF_IMAGE = b"\xff\xd9"
@@ -34,7 +37,8 @@ TRAILER_BYTES = 64
 Size = tuple[int, int]
 """Height and width of the upright frame, in pixels."""
 Prepared = tuple[Any, list[Size | Exception]]
-"""The batch uint8 [B,3,R,R] of the frames that could be read, in order, and for every frame its size or why it could not."""
+"""The batch uint8 [B,3,R,R] of the frames that could be read, in order, and for every frame its size or why it could
+not."""
 Preprocessor = Callable[[Sequence[FrameRequest]], Prepared]
 
 
@@ -66,7 +70,8 @@ class CpuPreprocessor:
 
 
 class DevicePreprocessor:
-    """Decodes the plain JPEG files of a batch in one call of `device`, everything else with Pillow in `pool`, and resizes all frames on `device`."""
+    """Decodes the plain JPEG files of a batch in one call of `device`, everything else with Pillow in `pool`, and
+    resizes all frames on `device`."""
 
     def __init__(self, device: Device, pool: Executor) -> None:
         self._device, self._pool = device, pool
@@ -74,7 +79,9 @@ class DevicePreprocessor:
     def __call__(self, requests: Sequence[FrameRequest]) -> Prepared:
         pictures = list(self._pool.map(lambda request: attempt(_open, request), requests))
         files = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, PlainJpeg)}
-        decoded = dict(zip(files, self._device.decode([file.data for file in files.values()]), strict=True)) if files else {}
+        decoded = (
+            dict(zip(files, self._device.decode([file.data for file in files.values()]), strict=True)) if files else {}
+        )
         for i, file in files.items():
             if getattr(decoded[i], "shape", None) == (*file.size, 3):
                 pictures[i] = decoded[i]
@@ -111,7 +118,8 @@ def load(request: FrameRequest) -> Image.Image:
 
 
 def decode(data: bytes) -> Image.Image:
-    """A JPEG, PNG or WebP file as an upright RGB image: grey, palette, alpha, CMYK and 16-bit files are converted, EXIF orientation is applied.
+    """A JPEG, PNG or WebP file as an upright RGB image: grey, palette, alpha, CMYK and 16-bit files are converted, EXIF
+    orientation is applied.
 
     Raises RequestError for anything else, for truncated files, and before decoding for more than `MAX_IMAGE_PIXELS`.
     """
@@ -122,7 +130,8 @@ def decode(data: bytes) -> Image.Image:
 
 
 def plain_jpeg(data: bytes) -> PlainJpeg | None:
-    """The file, if any decoder may read it; None where Pillow has to. Reads the header alone. Raises RequestError as `decode` does."""
+    """The file, if any decoder may read it; None where Pillow has to. Reads the header alone. Raises RequestError as
+    `decode` does."""
     with _one_sentence(data):
         image = _open_header(data)
         if image.format != "JPEG" or image.mode not in ("RGB", "L"):
@@ -136,7 +145,8 @@ def plain_jpeg(data: bytes) -> PlainJpeg | None:
 
 
 def to_pixel_values(image: Image.Image, resolution: int) -> np.ndarray:
-    """uint8 [3,R,R]: the image stretched to a square. Bilinear with antialiasing, as Pillow does whenever it scales down."""
+    """uint8 [3,R,R]: the image stretched to a square. Bilinear with antialiasing, as Pillow does whenever it scales
+    down."""
     if image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
@@ -174,7 +184,9 @@ def _one_sentence(data: bytes) -> Iterator[None]:
         ) from None
     except RequestError:
         raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error ... on broken files
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise RequestError(f"image: the file cannot be decoded ({error}); send it whole") from None
 
 
@@ -182,7 +194,9 @@ def _check_size(width: int, height: int, name: str) -> None:
     if width * height > MAX_IMAGE_PIXELS:
         raise RequestError(_too_large(f"{width}x{height}"))
     if max(width, height) > MAX_IMAGE_SIDE:
-        raise RequestError(f"{name}: at most {MAX_IMAGE_SIDE:,} pixels a side, got {width}x{height}; scale it down first")
+        raise RequestError(
+            f"{name}: at most {MAX_IMAGE_SIDE:,} pixels a side, got {width}x{height}; scale it down first"
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,7 +1,9 @@
-"""Pre-processing on a GPU: JPEG files and RGB frames in, one batch uint8 [B,3,R,R] in GPU memory out, which the vision encoder reads where it lies.
+"""Pre-processing on a GPU: JPEG files and RGB frames in, one batch uint8 [B,3,R,R] in GPU memory out, which the vision
+encoder reads where it lies.
 
-nvImageCodec decodes all files of a batch in one call, on the card's JPEG engines where it has some; two kernels resize as Pillow does
-(`ensemble/preprocess/resample.py`). `open_preprocessor` says which way a front model takes, after a test of the whole way on this very card.
+nvImageCodec decodes all files of a batch in one call, on the card's JPEG engines where it has some; two kernels resize
+as Pillow does (`ensemble/preprocess/resample.py`). `open_preprocessor` says which way a front model takes, after a test
+of the whole way on this very card.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from ensemble.request import FrameRequest
 MODES = ("cpu", "gpu", "auto")
 MEAN_LIMIT = 1.0
 """Grey levels by which pixels decoded and resized on the GPU may differ from Pillow's, on average over a frame."""
-REMEDY = 'pip install ".[gpu]", or cupy-cuda13x<14 and nvidia-nvimgcodec-cu13[nvjpeg], in the front model\'s environment'
+REMEDY = (
+    'pip install ".[gpu]", or cupy-cuda13x<14 and nvidia-nvimgcodec-cu13[nvjpeg], in the front model\'s environment'
+)
 THREADS = 128
 MAX_GRID_ROWS = 65_535
 POOL_BYTES = 256 << 20
@@ -60,7 +64,8 @@ def open_preprocessor(
 
 
 def check(device: GpuDevice, resolution: int, pool: Executor) -> None:
-    """Raises GpuUnavailableError unless a file and a raw frame come out of `device` as they come out of Pillow, within `MEAN_LIMIT`."""
+    """Raises GpuUnavailableError unless a file and a raw frame come out of `device` as they come out of Pillow, within
+    `MEAN_LIMIT`."""
     y, x = np.mgrid[:96, :160]
     frame = np.stack([x, 2 * y, x + y], axis=-1).astype(np.uint8)
     stream = io.BytesIO()
@@ -70,7 +75,9 @@ def check(device: GpuDevice, resolution: int, pool: Executor) -> None:
         decoded = device.decode([stream.getvalue()])[0]
         ours, _ = DevicePreprocessor(device, pool)(requests)
         pixels = ours.get()
-    except Exception as error:  # CuPy and nvImageCodec raise errors of many kinds; what they say is all there is to know
+    except (
+        Exception
+    ) as error:  # CuPy and nvImageCodec raise errors of many kinds; what they say is all there is to know
         raise GpuUnavailableError(f"{_one_line(error)}; needs a working NVIDIA GPU and driver, and {REMEDY}") from error
     if getattr(decoded, "shape", None) != frame.shape:
         raise GpuUnavailableError(
@@ -81,15 +88,16 @@ def check(device: GpuDevice, resolution: int, pool: Executor) -> None:
     difference = np.abs(pixels.astype(int) - theirs).mean(axis=(1, 2, 3))
     if not (difference <= MEAN_LIMIT).all():
         raise GpuUnavailableError(
-            f"expected pixels within {MEAN_LIMIT} grey levels of Pillow's, got {difference.round(2).tolist()} (JPEG, raw);"
-            " please report the versions of the driver, CuPy and nvImageCodec"
+            f"expected pixels within {MEAN_LIMIT} grey levels of Pillow's, got {difference.round(2).tolist()} (JPEG,"
+            " raw); please report the versions of the driver, CuPy and nvImageCodec"
         )
 
 
 class GpuDevice:
     """`preprocess.Device` on one GPU, for one resolution and one thread.
 
-    `hardware` allows the card's JPEG engines; without them, CUDA cores and CPU threads share the work. Raises GpuUnavailableError.
+    `hardware` allows the card's JPEG engines; without them, CUDA cores and CPU threads share the work. Raises
+    GpuUnavailableError.
     """
 
     def __init__(self, resolution: int, device_id: int = 0, hardware: bool = True) -> None:
@@ -113,7 +121,10 @@ class GpuDevice:
             with cupy.cuda.Device(device_id):
                 self._stream = cupy.cuda.Stream(non_blocking=True)
                 module = cupy.RawModule(code=CUDA_SOURCE)
-                self._rows, self._columns = module.get_function("resample_rows"), module.get_function("resample_columns")
+                self._rows, self._columns = (
+                    module.get_function("resample_rows"),
+                    module.get_function("resample_columns"),
+                )
             self._decoder = nvimgcodec.Decoder(
                 device_id=device_id,
                 max_num_cpu_threads=min(8, os.cpu_count() or 1),
@@ -122,7 +133,9 @@ class GpuDevice:
             )
             self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=nvimgcodec.ColorSpec.SRGB)
         except Exception as error:
-            raise GpuUnavailableError(f"{_one_line(error)}; needs a working NVIDIA GPU and driver, and {REMEDY}") from error
+            raise GpuUnavailableError(
+                f"{_one_line(error)}; needs a working NVIDIA GPU and driver, and {REMEDY}"
+            ) from error
 
     def decode(self, files: Sequence[bytes]) -> list[Any]:
         """CuPy arrays uint8 [H,W,3], rows may be padded; None for what nvImageCodec refuses."""
@@ -133,7 +146,8 @@ class GpuDevice:
             return [self._as_array(next(images)) if stream is not None else None for stream in streams]
 
     def resize(self, pictures: Sequence[Any]) -> Any:
-        """CuPy uint8 [B,3,R,R] of pictures uint8 [H,W,3], CuPy's or NumPy's; written when this returns, since other processes read it."""
+        """CuPy uint8 [B,3,R,R] of pictures uint8 [H,W,3], CuPy's or NumPy's; written when this returns, since other
+        processes read it."""
         cupy, size = self._cupy, self.resolution
         with cupy.cuda.Device(self.device_id), self._stream:
             batch = cupy.empty((len(pictures), 3, size, size), cupy.uint8)
@@ -159,7 +173,9 @@ class GpuDevice:
             (THREADS,),
             (picture, np.int64(picture.strides[0]), height, size, *self._tables(width), planes),
         )
-        self._columns((blocks, self.resolution, 3), (THREADS,), (planes, height, size, *self._tables(int(height)), square))
+        self._columns(
+            (blocks, self.resolution, 3), (THREADS,), (planes, height, size, *self._tables(int(height)), square)
+        )
 
     def _upload_tables(self, size_in: int) -> tuple[Any, Any, np.int32]:
         spans, weights = tables(size_in, self.resolution)
@@ -176,7 +192,8 @@ class GpuDevice:
 
 
 def _load_nvrtc() -> None:
-    """CuPy looks for the run-time compiler on the loader's path; the package index puts it beside Python's packages, so it is loaded from there first."""
+    """CuPy looks for the run-time compiler on the loader's path; the package index puts it beside Python's packages, so
+    it is loaded from there first."""
     import nvidia
 
     for folder in map(Path, nvidia.__path__):

@@ -1,7 +1,9 @@
-"""Pillow's 8-bit bilinear resampler, spelled out so that a GPU can repeat it to the bit: a frame's sides go in, tables of fixed-point weights come out.
+"""Pillow's 8-bit bilinear resampler, spelled out so that a GPU can repeat it to the bit: a frame's sides go in, tables
+of fixed-point weights come out.
 
-`Image.resize` works in two passes, rows and then columns, each rounding to uint8; a weight is an integer of 22 fractional bits. `resample` does that in
-NumPy and is what the tests hold to Pillow; `CUDA_SOURCE` is the same loops for `ensemble/preprocess/gpu.py`.
+`Image.resize` works in two passes, rows and then columns, each rounding to uint8; a weight is an integer of 22
+fractional bits. `resample` does that in NumPy and is what the tests hold to Pillow; `CUDA_SOURCE` is the same loops for
+`ensemble/preprocess/gpu.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ FRACTION_BITS = 22
 
 
 def tables(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """One pass from `size_in` to `size_out` pixels: `spans` int32 [size_out,2] (first pixel, count) and `weights` int32 [size_out,taps].
+    """One pass from `size_in` to `size_out` pixels: `spans` int32 [size_out,2] (first pixel, count) and `weights` int32
+    [size_out,taps].
 
-    The filter is a triangle of half-width 1 input pixel, or 1 output pixel where that is wider (antialiasing). Weights beyond a span's count are 0.
+    The filter is a triangle of half-width 1 input pixel, or 1 output pixel where that is wider (antialiasing). Weights
+    beyond a span's count are 0.
     """
     scale = size_in / size_out
     support = max(scale, 1.0)
@@ -37,7 +41,8 @@ def tables(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
 def resample(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8 [H,W,C] stretched to [size,size,C], equal to Pillow's `resize((size, size), BILINEAR)`.
 
-    Pillow 13 does the columns first where that shrinks a frame faster; each pass rounds, so such frames may differ by 1 grey level here and there.
+    Pillow 13 does the columns first where that shrinks a frame faster; each pass rounds, so such frames may differ by 1
+    grey level here and there.
     """
     rows = _resample_rows(pixels, size)
     return _resample_rows(rows.transpose(1, 0, 2), size).transpose(1, 0, 2)

@@ -1,4 +1,5 @@
-"""`sam3-serve`: a model repository in, a served one out for as long as you like: a server that stops answering is started again on the same ports."""
+"""`sam3-serve`: a model repository in, a served one out for as long as you like: a server that stops answering is
+started again on the same ports."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ PATIENCE = 2
 """Failed probes in a row before a restart: one may be a burst of work."""
 
 
-def supervise(server: EmbeddedServer, interval: float, say: Callable[[str], None], ended: threading.Event | None = None) -> None:
+def supervise(
+    server: EmbeddedServer, interval: float, say: Callable[[str], None], ended: threading.Event | None = None
+) -> None:
     """Probes the server every `interval` seconds with a real inference and restarts it where it does not answer.
 
     Ends when `ended` is set, or with a ServerError where starting again does not help.
@@ -36,7 +39,9 @@ def supervise(server: EmbeddedServer, interval: float, say: Callable[[str], None
         if reason is None:
             return
         if len(restarts) == RESTARTS and time.monotonic() - restarts[0] < PER_SECONDS:
-            raise ServerError(f"{reason}\nstarted again {RESTARTS} times within {PER_SECONDS / 60:.0f} minutes: giving up")
+            raise ServerError(
+                f"{reason}\nstarted again {RESTARTS} times within {PER_SECONDS / 60:.0f} minutes: giving up"
+            )
         restarts.append(time.monotonic())
         say(f"{reason}\nstarting Triton again")
         server.stop()
@@ -60,7 +65,8 @@ def _until_broken(server: EmbeddedServer, interval: float, ended: threading.Even
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Starts the embedded Triton on a repository and keeps it until Ctrl-C. Exit status 1: it cannot start, or cannot be kept."""
+    """Starts the embedded Triton on a repository and keeps it until Ctrl-C. Exit status 1: it cannot start, or cannot
+    be kept."""
     parser = argparse.ArgumentParser(
         prog="sam3-serve",
         description="Serve a model repository with the embedded Triton server (no Docker, no GPU needed).",
@@ -68,15 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--repository", type=Path, required=True, help="folder that sam3-export wrote")
     for kind, port in zip(("http", "grpc", "metrics"), DEFAULT_PORTS, strict=True):
-        parser.add_argument(f"--{kind}-port", type=int, help=f"0 for a free one; default {port}, or a free one where it is taken")
+        parser.add_argument(
+            f"--{kind}-port", type=int, help=f"0 for a free one; default {port}, or a free one where it is taken"
+        )
     parser.add_argument("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
     parser.add_argument(
         "--resolutions", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository"
     )
     add_front_options(parser)
-    parser.add_argument("--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU")
     parser.add_argument(
-        "--probe-interval", type=float, default=20.0, help="seconds between probes by a real inference; default %(default)s"
+        "--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU"
+    )
+    parser.add_argument(
+        "--probe-interval",
+        type=float,
+        default=20.0,
+        help="seconds between probes by a real inference; default %(default)s",
     )
     parser.add_argument("--verbose", action="store_true", help="show Triton's whole log")
     parser.add_argument("arguments", nargs="*", help="further tritonserver arguments, after --")
@@ -101,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"starting Triton on {server.repository} ...")
         with server:
             print(
-                json.dumps({"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}),
+                json.dumps(
+                    {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}
+                ),
                 flush=True,
             )
             say("ready; Ctrl-C stops it")

@@ -1,8 +1,10 @@
-"""`python3 -m ensemble.server.container tritonserver --model-repository=... ...`: what the container runs. The start check first, then this process becomes the server.
+"""`python3 -m ensemble.server.container tritonserver --model-repository=... ...`: what the container runs. The start
+check first, then this process becomes the server.
 
-Front models that are not built are left out, and the log says so with the command that builds them. Environment variables change what is served:
-`SAM3_RESOLUTIONS` ("672 560") names those that are wanted; `SAM3_MAX_BATCH`, `SAM3_FRONT_INSTANCES` and `SAM3_QUEUE_DELAY_US` change their front models;
-`SAM3_GPU_MEMORY_MB` is the memory to reckon with in place of what is free.
+Front models that are not built are left out, and the log says so with the command that builds them. Environment
+variables change what is served: `SAM3_RESOLUTIONS` ("672 560") names those that are wanted; `SAM3_MAX_BATCH`,
+`SAM3_FRONT_INSTANCES` and `SAM3_QUEUE_DELAY_US` change their front models; `SAM3_GPU_MEMORY_MB` is the memory to reckon
+with in place of what is free.
 """
 
 from __future__ import annotations
@@ -23,14 +25,19 @@ SETTINGS = {f"SAM3_{name.upper()}": name for name in placement.FRONT_SETTINGS}
 """Environment variable -> what it changes of the front models."""
 
 
-def prepare(arguments: Sequence[str], resolutions: Sequence[int], stated_mb: float | None, front: Mapping[str, int]) -> list[str]:
-    """The server's arguments with the repository of what can be served in them. Raises ServerError where nothing can, or what is wanted cannot."""
+def prepare(
+    arguments: Sequence[str], resolutions: Sequence[int], stated_mb: float | None, front: Mapping[str, int]
+) -> list[str]:
+    """The server's arguments with the repository of what can be served in them. Raises ServerError where nothing can,
+    or what is wanted cannot."""
     repository = next((Path(a.removeprefix(REPOSITORY_FLAG)) for a in arguments if a.startswith(REPOSITORY_FLAG)), None)
     if repository is None:
         raise ServerError(f"expected {REPOSITORY_FLAG}FOLDER among the server's arguments, got {' '.join(arguments)}")
     known = placement.read(repository)
     if not known:
-        raise ServerError(f"expected a front model (sam3_r<resolution>) in {repository}, found none; write one with sam3-export")
+        raise ServerError(
+            f"expected a front model (sam3_r<resolution>) in {repository}, found none; write one with sam3-export"
+        )
     wanted = placement.choose(known, resolutions) if resolutions else [s for s in known if not s.missing] or known
     served = placement.adjusted(wanted, front)
     pool = start_check.fixed_pool(arguments)
@@ -38,7 +45,10 @@ def prepare(arguments: Sequence[str], resolutions: Sequence[int], stated_mb: flo
     unbuilt = [s for s in known if s.missing]
     if unbuilt and not resolutions:
         names = ", ".join(s.variant.front_name for s in unbuilt)
-        _say(f"not served, since not built: {names}; build with\n{placement.build_command(unbuilt, repository, force=False)}")
+        _say(
+            f"not served, since not built: {names}; build"
+            f" with\n{placement.build_command(unbuilt, repository, force=False)}"
+        )
     if served == known:
         return list(arguments)
     root = placement.view(served, Path(tempfile.mkdtemp(prefix="sam3-")))
@@ -46,7 +56,8 @@ def prepare(arguments: Sequence[str], resolutions: Sequence[int], stated_mb: flo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Never returns where all is well: the process is the server then. 1: it cannot be served; 2: the command line or the environment cannot be."""
+    """Never returns where all is well: the process is the server then. 1: it cannot be served; 2: the command line or
+    the environment cannot be."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments:
@@ -59,7 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(str(error))
         return 1
     except ValueError as error:
-        _say(f"{error}; {RESOLUTIONS} are numbers with spaces between them, {MEMORY} and {', '.join(SETTINGS)} one number each")
+        _say(
+            f"{error}; {RESOLUTIONS} are numbers with spaces between them, {MEMORY} and {', '.join(SETTINGS)} one"
+            " number each"
+        )
         return 2
     sys.stdout.flush()
     os.execvp(command[0], command)

@@ -1,7 +1,9 @@
-"""A model repository in, a running Triton server out: the `EmbeddedServer` that `sam3-serve`, the demo, the tests and the benchmarks use.
+"""A model repository in, a running Triton server out: the `EmbeddedServer` that `sam3-serve`, the demo, the tests and
+the benchmarks use.
 
-The binary is NVIDIA's own, from the `nvidia-pytriton` wheel, with its python backend and nothing else; a container with the full set of backends is
-what `docker-compose.yml` starts. What the server needs is checked before it starts, since its own messages name symptoms and not causes.
+The binary is NVIDIA's own, from the `nvidia-pytriton` wheel, with its python backend and nothing else; a container with
+the full set of backends is what `docker-compose.yml` starts. What the server needs is checked before it starts, since
+its own messages name symptoms and not causes.
 """
 
 from __future__ import annotations
@@ -47,22 +49,24 @@ PROBE_SIDE = 14
 LOG_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} (?P<time>[\d:]+)\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
 LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
 NO_GPU_NOISE = re.compile("cuda|dcgm|nvml|pinned", re.IGNORECASE)
-"""What Triton complains of at every start on a machine without a GPU: nothing is wrong there, and nothing is to be done."""
+"""What Triton complains of at every start on a machine without a GPU: nothing is wrong there, and nothing is to be
+done."""
 DIE_WITH_PARENT = """import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 if os.getppid() == int(sys.argv[1]):  # else it died before that
     os.execv(sys.argv[2], sys.argv[2:])
 """
-"""A small program that becomes the one in its arguments, which ends in order when its parent dies, however that dies. In a process of its own and not in
-`preexec_fn`, which may hang where the caller has threads."""
+"""A small program that becomes the one in its arguments, which ends in order when its parent dies, however that dies.
+In a process of its own and not in `preexec_fn`, which may hang where the caller has threads."""
 
 
 class EmbeddedServer:
     """Starts Triton on a repository, waits until every model answers, stops it at the end of a `with` block.
 
-    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `front` changes their front models (`placement.FRONT_SETTINGS`), which
-    otherwise are as exported; `gpu_memory_mb` is reckoned with in place of what is free on the GPU.
-    `log` gets one readable line at a time. Raises ServerError with a remedy where something is missing.
+    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `front` changes their front
+    models (`placement.FRONT_SETTINGS`), which otherwise are as exported; `gpu_memory_mb` is reckoned with in place of
+    what is free on the GPU. `log` gets one readable line at a time. Raises ServerError with a remedy where something is
+    missing.
     """
 
     def __init__(
@@ -126,11 +130,14 @@ class EmbeddedServer:
     def __enter__(self) -> EmbeddedServer:
         return self.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> EmbeddedServer:
-        """Returns when every model is loaded. Raises ServerError, with the server's own last errors, where that fails."""
+        """Returns when every model is loaded. Raises ServerError, with the server's own last errors, where that
+        fails."""
         check_repository(self.repository)
         package = find_triton()
         check_numpy()
@@ -151,7 +158,9 @@ class EmbeddedServer:
                 if host.card and start_check.stated_pool_mb(self._arguments) is None:
                     command.append(f"{start_check.POOL_FLAG}{round(self.pool_mb * MB)}")
             started: Future[subprocess.Popen[str]] = Future()
-            threading.Thread(target=self._live, args=(command, environment(package, libpython), started), daemon=True).start()
+            threading.Thread(
+                target=self._live, args=(command, environment(package, libpython), started), daemon=True
+            ).start()
             self._process = started.result()
             self._wait_until_ready()
         except BaseException:
@@ -187,7 +196,8 @@ class EmbeddedServer:
     def probe(self, timeout: float = 60.0) -> None:
         """Sends every front model one black frame. Raises ServerError where one does not answer.
 
-        Triton calls itself ready while a python model's process is dead and never starts it again: only an inference tells.
+        Triton calls itself ready while a python model's process is dead and never starts it again: only an inference
+        tells.
         """
         body = {
             "inputs": [
@@ -235,8 +245,11 @@ class EmbeddedServer:
         stated = start_check.stated_pool_mb(self._arguments)
         return pool_mb(variants) if stated is None else stated
 
-    def _live(self, command: Sequence[str], environment: Mapping[str, str], started: Future[subprocess.Popen[str]]) -> None:
-        """The thread that starts the server and reads its log to the end: Linux calls a process orphaned when the *thread* that made it has ended."""
+    def _live(
+        self, command: Sequence[str], environment: Mapping[str, str], started: Future[subprocess.Popen[str]]
+    ) -> None:
+        """The thread that starts the server and reads its log to the end: Linux calls a process orphaned when the
+        *thread* that made it has ended."""
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command],
@@ -295,7 +308,8 @@ class EmbeddedServer:
 
 
 def choose_ports(address: str, wanted: Sequence[int]) -> list[int]:
-    """Each wanted port if it is free, a free one for 0. All sockets stay open until all are chosen, so no port is given twice."""
+    """Each wanted port if it is free, a free one for 0. All sockets stay open until all are chosen, so no port is given
+    twice."""
     sockets, ports = [], []
     try:
         for port in wanted:

@@ -1,6 +1,8 @@
-"""The GPUs and the TensorRT of this machine, asked for through the libraries that are there: nothing goes in, plain records come out.
+"""The GPUs and the TensorRT of this machine, asked for through the libraries that are there: nothing goes in, plain
+records come out.
 
-NVML comes with the driver, so this works where neither PyTorch nor CUDA's tools are installed, as in the serving container. Standard library only.
+NVML comes with the driver, so this works where neither PyTorch nor CUDA's tools are installed, as in the serving
+container. Standard library only.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def gpus() -> list[Gpu]:
 
 
 def serving() -> Gpu | None:
-    """The GPU on which a server of this process' environment places its models, the first that is visible; None where there is none."""
+    """The GPU on which a server of this process' environment places its models, the first that is visible; None where
+    there is none."""
     return next(iter(gpus()), None)
 
 
@@ -58,7 +61,8 @@ def tensorrt_version() -> str | None:
 
 
 def decode_tensorrt(number: int) -> str:
-    """`getInferLibVersion`'s number as major.minor.patch: 8.6.1 is 8601, 10.7.0 is 100700 (NV_TENSORRT_VERSION changed with 10)."""
+    """`getInferLibVersion`'s number as major.minor.patch: 8.6.1 is 8601, 10.7.0 is 100700 (NV_TENSORRT_VERSION changed
+    with 10)."""
     thousand, hundred = (10_000, 100) if number >= 10_000 else (1_000, 100)
     return f"{number // thousand}.{number % thousand // hundred}.{number % hundred}"
 

@@ -1,10 +1,12 @@
 """What a resolution keeps in GPU memory: SAM3's widths, a resolution and a batch go in, megabytes by purpose come out.
 
-    megabytes = weights + base + activations + buffers of the frames under way + unfused attention scores + Triton's pool
+    megabytes = weights + base + activations + buffers of the frames under way + unfused attention scores + Triton's
+    pool
 
-Activations are those of the plan's largest batch, which TensorRT reserves at the start; PyTorch's packages take them as frames and pairs come, and keep them.
-Base (CUDA contexts and libraries) and activations can only be measured: they are a `Footprint` that names its source. The rest is computed from sizes.
-The server's start check and `sam3-perf capacity` both read this module, so they cannot disagree. Standard library only.
+Activations are those of the plan's largest batch, which TensorRT reserves at the start; PyTorch's packages take them as
+frames and pairs come, and keep them. Base (CUDA contexts and libraries) and activations can only be measured: they are
+a `Footprint` that names its source. The rest is computed from sizes. The server's start check and `sam3-perf capacity`
+both read this module, so they cannot disagree. Standard library only.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class Architecture:
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Architecture:
-        """Of a checkpoint's `config.json`; parameters from the size of its safetensors file at 2 bytes each, as they are kept in fp16 or bf16."""
+        """Of a checkpoint's `config.json`; parameters from the size of its safetensors file at 2 bytes each, as they
+        are kept in fp16 or bf16."""
         config = json.loads((folder / "config.json").read_text())
         vision, backbone = config["vision_config"], config["vision_config"]["backbone_config"]
         text, encoder, decoder = config["text_config"], config["detr_encoder_config"], config["detr_decoder_config"]
@@ -91,8 +94,8 @@ SAM3 = Architecture()
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What only a measurement tells: megabytes beside the weights, and megabytes of activations per 1000 patches and frame, and per 1000 patches and pair
-    of a frame and a class where those count."""
+    """What only a measurement tells: megabytes beside the weights, and megabytes of activations per 1000 patches and
+    frame, and per 1000 patches and pair of a frame and a class where those count."""
 
     base_mb: float
     activation_mb: float
@@ -145,8 +148,8 @@ def need(
     element: int = 2,
     fused: bool | None = None,
 ) -> Need:
-    """Of one resolution without a pool: `frames` under way, activations for `plan_batch` frames and `pairs` pairs, `element` bytes a number; `fused` as in
-    `score_bytes`."""
+    """Of one resolution without a pool: `frames` under way, activations for `plan_batch` frames and `pairs` pairs,
+    `element` bytes a number; `fused` as in `score_bytes`."""
     load = footprint.activation_mb * plan_batch + footprint.pair_mb * pairs
     activations = load * a.patches(resolution) / 1e3 * element / 2
     return Need(
@@ -159,11 +162,13 @@ def need(
 
 
 def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, pool_mb: float) -> Need:
-    """Of a server with these variants under full load, their largest batch under way in each. `weights_mb` are the artifacts' own sizes."""
+    """Of a server with these variants under full load, their largest batch under way in each. `weights_mb` are the
+    artifacts' own sizes."""
     total = Need()
     for variant in variants:
         sizes, element = _sizes(variant)
-        # The packages' processes hold the buffers of a batch in every front instance; those of plans are in Triton's pool.
+        # The packages' processes hold the buffers of a batch in every front instance; those of plans are in Triton's
+        # pool.
         batches = variant.front_instances if engine == "aoti" else 1
         total += need(
             FOOTPRINTS[engine],
@@ -176,16 +181,19 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
             element=element,
             fused=True if engine == "aoti" else None,  # PyTorch's kernels never store scores
         )
-    # Triton's TensorRT backend has one CUDA context for all models; packages run in processes of their own, resolution by resolution.
+    # Triton's TensorRT backend has one CUDA context for all models; packages run in processes of their own, resolution
+    # by resolution.
     base = FOOTPRINTS[engine].base_mb if engine == "tensorrt" else total.base
     return Need(weights_mb, base, total.activations, total.features, total.scores, pool_mb)
 
 
 def pool_mb(variants: Sequence[Variant]) -> float:
-    """Triton's CUDA pool for tensors on their way between models: twice those of the largest batch in every front instance, since a tensor is there as an
-    output and again as an input. They are the frames' pixels and features, and the decoder's memory of as many pairs as it takes.
+    """Triton's CUDA pool for tensors on their way between models: twice those of the largest batch in every front
+    instance, since a tensor is there as an output and again as an input. They are the frames' pixels and features, and
+    the decoder's memory of as many pairs as it takes.
 
-    Measured on an H200: with the default of 64 MB the same calls took ten times as long; with features alone counted, two batches under way did not fit.
+    Measured on an H200: with the default of 64 MB the same calls took ten times as long; with features alone counted,
+    two batches under way did not fit.
     """
     return max(DEFAULT_POOL_MB, sum(2 * v.front_instances * _batch_bytes(v) for v in variants) / MB)
 
@@ -209,21 +217,30 @@ def weight_bytes(a: Architecture = SAM3, element: int = 2) -> float:
 
 
 def feature_bytes(resolution: int, frames: int, a: Architecture = SAM3, element: int = 2) -> float:
-    """The feature pyramid of `frames` frames, which lives from the vision encoder to the last mask: 256 channels at 4p, 2p and p."""
+    """The feature pyramid of `frames` frames, which lives from the vision encoder to the last mask: 256 channels at 4p,
+    2p and p."""
     return frames * 21 * a.patches(resolution) * a.fpn * element
 
 
-def buffer_bytes(resolution: int, frames: int, a: Architecture = SAM3, queries: int | None = None, element: int = 2) -> float:
-    """What a pipeline with its own buffers keeps for `frames` frames: features, input in fp32, masks of one class in fp32."""
+def buffer_bytes(
+    resolution: int, frames: int, a: Architecture = SAM3, queries: int | None = None, element: int = 2
+) -> float:
+    """What a pipeline with its own buffers keeps for `frames` frames: features, input in fp32, masks of one class in
+    fp32."""
     n = a.patches(resolution)
-    return feature_bytes(resolution, frames, a, element) + frames * (3 * resolution**2 + (queries or a.queries) * 16 * n) * 4
+    return (
+        feature_bytes(resolution, frames, a, element)
+        + frames * (3 * resolution**2 + (queries or a.queries) * 16 * n) * 4
+    )
 
 
 def score_bytes(resolution: int, frames: int, a: Architecture = SAM3, *, fused: bool | None = None) -> float:
-    """Attention scores of a global layer before and after softmax, heads x n x n in fp16: nothing where the kernel is fused, gigabytes where it is not.
+    """Attention scores of a global layer before and after softmax, heads x n x n in fp16: nothing where the kernel is
+    fused, gigabytes where it is not.
 
-    `fused` None decides by a rule that was chosen with the published table in sight: fused where n is a multiple of 64. 840 (n = 3600) is the only one of the
-    four resolutions where it is not, and the only one whose memory grows by gigabytes with eight cameras; two copies of the scores are that growth to 2 %.
+    `fused` None decides by a rule that was chosen with the published table in sight: fused where n is a multiple of 64.
+    840 (n = 3600) is the only one of the four resolutions where it is not, and the only one whose memory grows by
+    gigabytes with eight cameras; two copies of the scores are that growth to 2 %.
     """
     n = a.patches(resolution)
     fused = n % FUSED_TILE == 0 if fused is None else fused

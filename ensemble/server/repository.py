@@ -1,6 +1,8 @@
-"""A model repository in; what it serves, on which engine, from which files and whether on a GPU, out. Nothing is loaded. Standard library only.
+"""A model repository in; what it serves, on which engine, from which files and whether on a GPU, out. Nothing is
+loaded. Standard library only.
 
-A front model's configuration carries its variant, and the variant names the sub-models: so what is missing is known as well.
+A front model's configuration carries its variant, and the variant names the sub-models: so what is missing is known as
+well.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ class Served:
 
 
 def read(repository: Path) -> list[Served]:
-    """Every front model, the largest resolution first. Raises ServerError for a front model whose configuration names no variant."""
+    """Every front model, the largest resolution first. Raises ServerError for a front model whose configuration names
+    no variant."""
     found = []
     for path in repository.glob("*/config.pbtxt"):
         if is_front_name(path.parent.name):
@@ -102,7 +105,8 @@ def read(repository: Path) -> list[Served]:
 
 
 def read_variant(config: Path) -> Variant:
-    """The variant in a front model's `config.pbtxt`. Raises ServerError where there is none, or one of another version."""
+    """The variant in a front model's `config.pbtxt`. Raises ServerError where there is none, or one of another
+    version."""
     match = _VARIANT.search(config.read_text())
     try:
         return Variant.from_dict(json.loads(json.loads(match[1]))) if match else _nothing(config)
@@ -122,7 +126,8 @@ def choose(served: Sequence[Served], resolutions: Sequence[int]) -> list[Served]
     unknown = [r for r in resolutions if r not in have]
     if unknown:
         raise ServerError(
-            f"expected resolutions of this repository ({', '.join(map(str, sorted(have))) or 'it has none'}), got {', '.join(map(str, unknown))}"
+            f"expected resolutions of this repository ({', '.join(map(str, sorted(have))) or 'it has none'}), got"
+            f" {', '.join(map(str, unknown))}"
         )
     return [s for s in served if s.variant.resolution in resolutions]
 
@@ -136,8 +141,8 @@ def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Serv
     for one in served:
         if batch > one.variant.max_batch:
             raise ServerError(
-                f"{one.variant.front_name}: expected batches of at most {one.variant.max_batch}, which its artifacts were made for, got {batch};"
-                f" export it with --max-batch {batch}"
+                f"{one.variant.front_name}: expected batches of at most {one.variant.max_batch}, which its artifacts"
+                f" were made for, got {batch}; export it with --max-batch {batch}"
             )
     try:
         return [replace(one, variant=replace(one.variant, **settings)) for one in served]  # type: ignore[arg-type]
@@ -146,7 +151,8 @@ def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Serv
 
 
 def view(served: Sequence[Served], folder: Path) -> Path:
-    """A model repository in `folder` that holds links to these models alone, and configurations of its own for adjusted front models; returns it."""
+    """A model repository in `folder` that holds links to these models alone, and configurations of its own for adjusted
+    front models; returns it."""
     root = folder / "repository"
     root.mkdir()
     for one in served:
@@ -162,12 +168,15 @@ def view(served: Sequence[Served], folder: Path) -> Path:
 
 
 def build_command(served: Sequence[Served], repository: Path, force: bool) -> str:
-    """The command that builds the artifacts of these front models (again, with `force`), one line for each set of equal settings."""
+    """The command that builds the artifacts of these front models (again, with `force`), one line for each set of equal
+    settings."""
     lines: dict[tuple[str, ...], list[int]] = {}
     for one in served:
         lines.setdefault(_options(one, repository), []).append(one.variant.resolution)
     tail = " --force" if force else ""
-    return "\n".join(f"{' '.join(head)} --resolution {' '.join(map(str, sizes))}{tail}" for head, sizes in lines.items())
+    return "\n".join(
+        f"{' '.join(head)} --resolution {' '.join(map(str, sizes))}{tail}" for head, sizes in lines.items()
+    )
 
 
 def _options(served: Served, repository: Path) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
-"""What the embedded Triton needs, looked for before it starts: its own messages name symptoms, these name the cause and the remedy.
+"""What the embedded Triton needs, looked for before it starts: its own messages name symptoms, these name the cause and
+the remedy.
 
-A repository and this Python's environment go in; the package's folder, the libpython folder, the backend directory and the environment variables come out.
+A repository and this Python's environment go in; the package's folder, the libpython folder, the backend directory and
+the environment variables come out.
 """
 
 from __future__ import annotations
@@ -23,35 +25,40 @@ def check_repository(repository: Path) -> None:
     models = sorted(config.parent for config in repository.glob("*/config.pbtxt")) if repository.is_dir() else []
     if not models:
         raise ServerError(
-            f"expected a model repository at {repository}, found no */config.pbtxt; write one with sam3-export --repository {repository}"
+            f"expected a model repository at {repository}, found no */config.pbtxt; write one with sam3-export"
+            f" --repository {repository}"
         )
     for model in models:
         text = (model / "config.pbtxt").read_text()
         # Triton hangs while it loads a python model without model.py, so this is looked at here.
         if 'backend: "python"' in text and not list(model.glob("[0-9]*/model.py")):
             raise ServerError(
-                f"{model.name}: expected {model / '1' / 'model.py'}; write it with sam3-export --repository {repository}"
+                f"{model.name}: expected {model / '1' / 'model.py'}; write it with sam3-export --repository"
+                f" {repository}"
             )
         if 'backend: "tensorrt"' in text:
             raise ServerError(
-                f"{model.name} is a TensorRT plan, which the embedded server cannot run; start it with docker compose up,"
-                " or export for this server with sam3-export --engine onnxruntime"
+                f"{model.name} is a TensorRT plan, which the embedded server cannot run; start it with docker compose"
+                " up, or export for this server with sam3-export --engine onnxruntime"
             )
 
 
 def find_triton() -> Path:
-    """The folder of the `pytriton` package, found without importing it. Raises ServerError where it is not installed."""
+    """The folder of the `pytriton` package, found without importing it. Raises ServerError where it is not
+    installed."""
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServerError(
-            'expected the nvidia-pytriton package, which carries the Triton server; install it with pip install -e ".[serve]"'
+            "expected the nvidia-pytriton package, which carries the Triton server; install it with pip install -e"
+            ' ".[serve]"'
         )
     package = Path(next(iter(spec.submodule_search_locations)))
     stub = package / "tritonserver" / "python_backend_stubs" / _python_version()
     if not stub.is_dir():
         have = ", ".join(sorted(p.name for p in stub.parent.iterdir()))
         raise ServerError(
-            f"expected Python {have} (nvidia-pytriton's stubs), this is {_python_version()}; make the environment with one of those"
+            f"expected Python {have} (nvidia-pytriton's stubs), this is {_python_version()}; make the environment with"
+            " one of those"
         )
     return package
 
@@ -62,12 +69,14 @@ def check_numpy() -> None:
 
     if int(numpy.__version__.split(".")[0]) >= 2:
         raise ServerError(
-            f"expected NumPy 1.26 (the embedded Triton's python backend crashes with 2), got {numpy.__version__}; pip install 'numpy<2'"
+            f"expected NumPy 1.26 (the embedded Triton's python backend crashes with 2), got {numpy.__version__}; pip"
+            " install 'numpy<2'"
         )
 
 
 def find_libpython() -> Path | None:
-    """The folder of the shared libpython that the stub links to, None where the system's linker finds it. Raises ServerError where there is none."""
+    """The folder of the shared libpython that the stub links to, None where the system's linker finds it. Raises
+    ServerError where there is none."""
     name = f"libpython{_python_version()}.so.1.0"
     for folder in (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib")):
         if folder and (Path(folder) / name).exists():
@@ -76,14 +85,15 @@ def find_libpython() -> Path | None:
         ctypes.CDLL(name)
     except OSError:
         raise ServerError(
-            f"expected a shared {name} for Triton's python backend, found none; on Debian or Ubuntu: apt-get install libpython{_python_version()},"
-            " elsewhere use a Python that was built with --enable-shared"
+            f"expected a shared {name} for Triton's python backend, found none; on Debian or Ubuntu: apt-get install"
+            f" libpython{_python_version()}, elsewhere use a Python that was built with --enable-shared"
         ) from None
     return None
 
 
 def lay_out_backends(package: Path, folder: Path) -> Path:
-    """Copies the python backend and the stub of this Python beside each other, as Triton expects them; returns the backend directory."""
+    """Copies the python backend and the stub of this Python beside each other, as Triton expects them; returns the
+    backend directory."""
     python = folder / "backends" / "python"
     shutil.copytree(package / "tritonserver" / "backends" / "python", python)
     stub = python / "triton_python_backend_stub"

@@ -1,7 +1,9 @@
-"""A repository and the GPU it is about to be loaded on go in; nothing comes out where it can be served, a sentence with the figures where it cannot.
+"""A repository and the GPU it is about to be loaded on go in; nothing comes out where it can be served, a sentence with
+the figures where it cannot.
 
-Three things end a start half way, each with a message that names a symptom: an artifact that was never built, one that was built for another GPU or another
-TensorRT, and too little memory. All are known before: from the files, from their manifests, and from the model that `sam3-perf capacity` uses.
+Three things end a start half way, each with a message that names a symptom: an artifact that was never built, one that
+was built for another GPU or another TensorRT, and too little memory. All are known before: from the files, from their
+manifests, and from the model that `sam3-perf capacity` uses.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ Pool = Callable[[Sequence[Variant]], float]
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What the models are going to run on: the one GPU, if there is one. A stated amount of memory, in MB, is taken in place of what is free on it."""
+    """What the models are going to run on: the one GPU, if there is one. A stated amount of memory, in MB, is taken in
+    place of what is free on it."""
 
     card: gpu.Gpu | None
     tensorrt: str | None = None
@@ -39,7 +42,8 @@ class Host:
 def check(
     repository: Path, served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Raises ServerError where these front models cannot be served on `host`; `say` hears what could not be looked at."""
+    """Raises ServerError where these front models cannot be served on `host`; `say` hears what could not be looked
+    at."""
     check_built(repository, served)
     placed = [s for s in served if s.on_gpu]
     if not placed:
@@ -56,14 +60,16 @@ def check_built(repository: Path, served: Sequence[Served]) -> None:
         first = wanting[0].missing[0]
         names = ", ".join(dict.fromkeys(a.model for s in wanting for a in s.missing))
         raise ServerError(
-            f"expected {first.path}, found no such file; not built yet: {names}; build with\n{build_command(wanting, repository, force=False)}"
+            f"expected {first.path}, found no such file; not built yet: {names}; build"
+            f" with\n{build_command(wanting, repository, force=False)}"
         )
 
 
 def check_built_for(
     repository: Path, served: Sequence[Served], card: gpu.Gpu, tensorrt: str | None, say: Callable[[str], None]
 ) -> None:
-    """Raises ServerError, with the command that builds again, where an artifact was made for another GPU or another TensorRT."""
+    """Raises ServerError, with the command that builds again, where an artifact was made for another GPU or another
+    TensorRT."""
     wrong: dict[str, str] = {}
     foreign, untold = [], []
     for one in served:
@@ -76,20 +82,25 @@ def check_built_for(
                 foreign.append(one)
     if untold:
         say(
-            f"not compared with this GPU, since their manifests do not say what they were built for: {', '.join(dict.fromkeys(untold))}"
+            "not compared with this GPU, since their manifests do not say what they were built for:"
+            f" {', '.join(dict.fromkeys(untold))}"
         )
     engines = {a.engine for s in served for a in s.artifacts}
     if "tensorrt" in engines and tensorrt is None:
         say("not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here")
     if wrong:
-        have = f"{f'TensorRT {tensorrt} on ' if tensorrt and 'tensorrt' in engines else ''}{card.name} (compute capability {card.compute_capability})"
+        have = (
+            f"{f'TensorRT {tensorrt} on ' if tensorrt and 'tensorrt' in engines else ''}{card.name} (compute capability"
+            f" {card.compute_capability})"
+        )
         found = "; ".join(f"{model} was built for {what}" for model, what in wrong.items())
         again = build_command(list(dict.fromkeys(foreign)), repository, force=True)
         raise ServerError(f"expected artifacts for {have}, got others: {found}. Build them again here with\n{again}")
 
 
 def differs(artifact: Artifact, made: dict[str, Any], card: gpu.Gpu, tensorrt: str | None) -> bool:
-    """Whether an artifact cannot be trusted on this GPU. A package holds kernels for a compute capability, a plan is bound to the very GPU and TensorRT."""
+    """Whether an artifact cannot be trusted on this GPU. A package holds kernels for a compute capability, a plan is
+    bound to the very GPU and TensorRT."""
     if made.get("compute_capability", "unknown") not in ("unknown", card.compute_capability):
         return True
     if artifact.engine != "tensorrt":
@@ -123,7 +134,9 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool, say: Callable
         return
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
-        f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}. {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or SAM3_GPU_MEMORY_MB in the container"
+        f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}."
+        f" {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or"
+        " SAM3_GPU_MEMORY_MB in the container"
     )
 
 
@@ -136,12 +149,16 @@ def need_of(served: Sequence[Served], pool: Pool) -> Need:
 
 
 def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
-    """The nearest that does: without the largest resolutions; else the last one with smaller batches, or at a lower resolution."""
+    """The nearest that does: without the largest resolutions; else the last one with smaller batches, or at a lower
+    resolution."""
     for first in range(1, len(served)):
         rest = need_of(served[first:], pool)
         if rest.total <= free_mb:
             names = " ".join(str(s.variant.resolution) for s in served[first:])
-            return f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolutions, or SAM3_RESOLUTIONS in the container"
+            return (
+                f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolutions, or"
+                " SAM3_RESOLUTIONS in the container"
+            )
     last, weights = served[-1], need_of(served[-1:], pool).weights
 
     def needed(**changes: int) -> Need:
@@ -154,7 +171,9 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
     found = []
     if smaller:
         made = "served" if last.engine == "aoti" else "exported"  # plans reserve their largest batch at the start
-        found.append(f"{last.variant.resolution} {made} with --max-batch {smaller} ({needed(max_batch=smaller).total:,.0f} MB)")
+        found.append(
+            f"{last.variant.resolution} {made} with --max-batch {smaller} ({needed(max_batch=smaller).total:,.0f} MB)"
+        )
     if coarser:
         found.append(f"{coarser} with the same limits ({needed(resolution=coarser).total:,.0f} MB)")
     if found:
@@ -165,7 +184,8 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
 
 
 def stated_pool_mb(arguments: Sequence[str]) -> float | None:
-    """The pool in tritonserver's arguments, the last word of several; None where there is none, which means `DEFAULT_POOL_MB`."""
+    """The pool in tritonserver's arguments, the last word of several; None where there is none, which means
+    `DEFAULT_POOL_MB`."""
     sizes = [int(word.removeprefix(POOL_FLAG)) for word in arguments if word.startswith(POOL_FLAG)]
     return sizes[-1] / MB if sizes else None
 

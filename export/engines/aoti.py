@@ -1,7 +1,9 @@
-"""A sub-model and its record in `ensemble/spec.py` in, `model.pt2` out: PyTorch compiled ahead of time, weights and GPU kernels inside, no Python needed to run.
+"""A sub-model and its record in `ensemble/spec.py` in, `model.pt2` out: PyTorch compiled ahead of time, weights and GPU
+kernels inside, no Python needed to run.
 
-The graph is exported with the record's varying axes and compiled once for all their sizes; nothing is tuned by trial, so building takes a minute or two
-and gives the same file each time. A package fits the GPU generation and the PyTorch version that it was made with.
+The graph is exported with the record's varying axes and compiled once for all their sizes; nothing is tuned by trial,
+so building takes a minute or two and gives the same file each time. A package fits the GPU generation and the PyTorch
+version that it was made with.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import nn
 
 from ensemble.engines.aoti import SIGNATURE, AotiRunner
-from ensemble.spec import Model, Variant
+from ensemble.spec import ModelSpec, Variant
 from export.engines.onnx import sample_inputs
 from export.gate.reference import Arrays
 from export.gate.verify import Run
@@ -29,15 +31,17 @@ class PackageError(RuntimeError):
     """A package cannot be made here; the message says why and what to do."""
 
 
-def build_apart(module: nn.Module, model: Model, variant: Variant, path: Path, device: str = "cuda") -> None:
-    """`build_package` and a first call of its package in a process of its own: several can be built side by side, and a package that takes
-    its process down when it is loaded takes no export with it. Raises PackageError.
+def build_apart(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, device: str = "cuda") -> None:
+    """`build_package` and a first call of its package in a process of its own: several can be built side by side, and a
+    package that takes its process down when it is loaded takes no export with it. Raises PackageError.
     """
     saved = path.with_suffix(".module")
     torch.save(module, saved)
     try:
         command = [sys.executable, "-X", "faulthandler", "-m", "export.engines.aoti", str(saved), model.part]
-        home = {"PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))}
+        home = {
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+        }
         done = subprocess.run(
             [*command, json.dumps(variant.to_dict()), str(path), device],
             env=os.environ | home,
@@ -50,15 +54,17 @@ def build_apart(module: nn.Module, model: Model, variant: Variant, path: Path, d
     if done.returncode == -signal.SIGSEGV:
         compiler = os.environ.get("CXX", "g++")
         raise PackageError(
-            f"{model.name}: the compiled package ended its process (segmentation fault) when it was loaded; {compiler} probably links libstdc++"
-            " statically, which must not be there twice: set CXX to the system's compiler, CXX=/usr/bin/g++, and export again"
+            f"{model.name}: the compiled package ended its process (segmentation fault) when it was loaded; {compiler}"
+            " probably links libstdc++ statically, which must not be there twice: set CXX to the system's compiler,"
+            " CXX=/usr/bin/g++, and export again"
         )
     if done.returncode:
         raise PackageError(f"{model.name}: PyTorch could not compile it: {done.stderr.strip()[-1500:]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`build_apart`'s other side: a saved module, a part's name, its variant as JSON, the file to write and the device."""
+    """`build_apart`'s other side: a saved module, a part's name, its variant as JSON, the file to write and the
+    device."""
     saved, part, variant, path, device = sys.argv[1:] if argv is None else argv
     model = getattr(Variant.from_dict(json.loads(variant)), part)
     module = torch.load(saved, weights_only=False)  # written by our own parent process
@@ -68,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_package(module: nn.Module, model: Model, path: Path, device: str = "cuda") -> Path:
-    """Compiles `module` (a wrapper of this folder, in eval mode) for `device` and writes it to `path`, which it returns.
+def build_package(module: nn.Module, model: ModelSpec, path: Path, device: str = "cuda") -> Path:
+    """Compiles `module` (a wrapper of this folder, in eval mode) for `device` and writes it to `path`, which it
+    returns.
 
     Raises ValueError if the module's outputs are not the record's in number, dtype or shape.
     """
@@ -83,13 +90,16 @@ def build_package(module: nn.Module, model: Model, path: Path, device: str = "cu
         outputs, host = [t.name for t in model.outputs], [t.name for t in model.outputs if t.host]
         signature = {"inputs": list(samples), "outputs": outputs, "host": host}
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path), inductor_configs={"aot_inductor.metadata": {SIGNATURE: json.dumps(signature)}}
+            program,
+            package_path=str(path),
+            inductor_configs={"aot_inductor.metadata": {SIGNATURE: json.dumps(signature)}},
         )
     return path
 
 
-def dynamic_shapes(model: Model, samples: dict[str, torch.Tensor]) -> dict[str, dict[int, Any]]:
-    """Input name -> position -> `torch.export.Dim`, with each axis' limits widened to the sample's size (which is at least 2)."""
+def dynamic_shapes(model: ModelSpec, samples: dict[str, torch.Tensor]) -> dict[str, dict[int, Any]]:
+    """Input name -> position -> `torch.export.Dim`, with each axis' limits widened to the sample's size (which is at
+    least 2)."""
     dims: dict[str, Any] = {}
     for tensor in model.inputs:
         for i, axis in tensor.axes.items():
@@ -98,16 +108,20 @@ def dynamic_shapes(model: Model, samples: dict[str, torch.Tensor]) -> dict[str, 
     return {tensor.name: {i: dims[axis.name] for i, axis in tensor.axes.items()} for tensor in model.inputs}
 
 
-def check_outputs(program: torch.export.ExportedProgram, model: Model) -> None:
+def check_outputs(program: torch.export.ExportedProgram, model: ModelSpec) -> None:
     """Raises ValueError unless the program's outputs are the record's: number, dtypes, fixed sizes, contiguous."""
     names = {torch.float32: "FP32", torch.float16: "FP16", torch.uint8: "UINT8", torch.int32: "INT32"}
     found = []
     for node in program.graph.output_node().args[0]:
         value = node.meta["val"]
-        found.append((names.get(value.dtype, str(value.dtype)), [int(s) if isinstance(s, int) else "?" for s in value.shape]))
+        found.append(
+            (names.get(value.dtype, str(value.dtype)), [int(s) if isinstance(s, int) else "?" for s in value.shape])
+        )
     expected = [(t.dtype, [d if isinstance(d, int) else "?" for d in t.dims]) for t in model.outputs]
     if found != expected:
-        raise ValueError(f"{model.name}: expected outputs {expected}, got {found}; ensemble/spec.py and the wrapper disagree")
+        raise ValueError(
+            f"{model.name}: expected outputs {expected}, got {found}; ensemble/spec.py and the wrapper disagree"
+        )
 
 
 def open_package(path: Path, device_id: int | None = 0) -> Run:

@@ -1,7 +1,8 @@
-"""A torch sub-model and its record in `ensemble/spec.py` in, a checked `model.onnx` out, with the record's names and dynamic axes.
+"""A torch sub-model and its record in `ensemble/spec.py` in, a checked `model.onnx` out, with the record's names and
+dynamic axes.
 
-Batch, pairs, tokens, rows and picks vary from call to call; everything else is a constant of the variant. The operator set is fixed, so that every
-engine that reads the file knows what to expect.
+Batch, pairs, tokens, rows and picks vary from call to call; everything else is a constant of the variant. The operator
+set is fixed, so that every engine that reads the file knows what to expect.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ import onnx
 import torch
 from torch import nn
 
-from ensemble.spec import Axis, Model
+from ensemble.spec import Axis, ModelSpec
 
 OPSET = 18
 """LayerNormalization keeps its fp32 statistics (17) and the exporter writes nothing lower (18)."""
 SINGLE_FILE_BYTES = 1_500_000_000
-"""A protobuf ends at 2 GiB and the exporter stops short of it; more weights than this go to `model.onnx.data` beside the graph."""
+"""A protobuf ends at 2 GiB and the exporter stops short of it; more weights than this go to `model.onnx.data` beside
+the graph."""
 
 TORCH_DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
 
 
-def sample_inputs(model: Model) -> dict[str, torch.Tensor]:
-    """Inputs for tracing: every dynamic axis has a size of its own, at least 2, because 0 and 1 would be taken for constants."""
+def sample_inputs(model: ModelSpec) -> dict[str, torch.Tensor]:
+    """Inputs for tracing: every dynamic axis has a size of its own, at least 2, because 0 and 1 would be taken for
+    constants."""
     axes = {axis.name: axis for t in model.inputs for axis in t.axes.values()}
     sizes = {name: max(axis.minimum, 2) + i for i, (name, axis) in enumerate(axes.items())}
     samples = {}
@@ -40,7 +43,7 @@ def sample_inputs(model: Model) -> dict[str, torch.Tensor]:
     return samples
 
 
-def export_onnx(module: nn.Module, model: Model, path: Path) -> Path:
+def export_onnx(module: nn.Module, model: ModelSpec, path: Path) -> Path:
     """Writes `module` (a wrapper of this folder, in eval mode) to `path` and checks the file. Returns `path`.
 
     Raises ValueError if the graph's inputs or outputs differ from the record's in name, dtype or order.
@@ -70,15 +73,17 @@ def export_onnx(module: nn.Module, model: Model, path: Path) -> Path:
     return path
 
 
-def check_graph(path: Path, model: Model) -> None:
-    """Raises ValueError unless the file's inputs and outputs are the record's: names, dtypes, fixed sizes, and which dimensions vary."""
+def check_graph(path: Path, model: ModelSpec) -> None:
+    """Raises ValueError unless the file's inputs and outputs are the record's: names, dtypes, fixed sizes, and which
+    dimensions vary."""
     graph = onnx.load(str(path), load_external_data=False).graph
     for kind, values, tensors in (("input", graph.input, model.inputs), ("output", graph.output, model.outputs)):
         found = [_describe(v) for v in values]
         expected = [(t.name, t.dtype, tuple("?" if isinstance(d, Axis) else d for d in t.dims)) for t in tensors]
         if found != expected:
             raise ValueError(
-                f"{path.name} of {model.name}: expected {kind}s {expected}, got {found}; ensemble/spec.py and the wrapper disagree"
+                f"{path.name} of {model.name}: expected {kind}s {expected}, got {found}; ensemble/spec.py and the"
+                " wrapper disagree"
             )
 
 
@@ -110,7 +115,8 @@ def _weight_bytes(module: nn.Module) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress lines and notes about its own internals off the terminal; errors still surface as exceptions."""
+    """Keeps the exporter's progress lines and notes about its own internals off the terminal; errors still surface as
+    exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,9 @@
-"""What can run a sub-model: for each engine of `ensemble/spec.py` how an artifact is made, how it is opened again, and what has to be installed.
+"""What can run a sub-model: for each engine of `ensemble/spec.py` how an artifact is made, how it is opened again, and
+what has to be installed.
 
-An engine takes a wrapper module and its part's record and writes one file; opened, the file is a function from arrays to arrays, which is all the gate
-needs to know. Ahead-of-time PyTorch is imported only when it is asked for, TensorRT only in processes of its own.
+An engine takes a wrapper module and its part's record and writes one file; opened, the file is a function from arrays
+to arrays, which is all the gate needs to know. Ahead-of-time PyTorch is imported only when it is asked for, TensorRT
+only in processes of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ensemble.spec import ENGINES, Model, Variant
+from ensemble.spec import ENGINES, ModelSpec, Variant
 from export.engines.onnx import export_onnx, onnx_session
 from export.engines.tensorrt import host as tensorrt_host
 from export.engines.tensorrt.host import TensorRT
@@ -23,10 +25,11 @@ from export.engines.tensorrt.network import PlanError
 from export.gate.verify import Run
 
 OLDEST_GPU = (8, 0)
-"""Ampere: on older ones the kernels' blocks do not fit in shared memory, and Triton writes no matrix instructions for them."""
+"""Ampere: on older ones the kernels' blocks do not fit in shared memory, and Triton writes no matrix instructions for
+them."""
 Report = Callable[[str], None]
 """Called with a line of progress."""
-Build = Callable[[nn.Module, Model, Variant, Path, Report], Mapping[str, Any]]
+Build = Callable[[nn.Module, ModelSpec, Variant, Path, Report], Mapping[str, Any]]
 """(module, its record, the variant it is of, file to write, progress) -> what the manifest says of the build."""
 
 
@@ -36,9 +39,9 @@ class EngineError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`build` writes the artifact, `open(path)` runs it (and may have a `close`); `precisions` are what it can be made in, the first the default.
-    `built_for` is what its artifacts are bound to, `settings` what else changes them; a change of either makes artifacts stale. `side_by_side`: several
-    artifacts may be built at once."""
+    """`build` writes the artifact, `open(path)` runs it (and may have a `close`); `precisions` are what it can be made
+    in, the first the default. `built_for` is what its artifacts are bound to, `settings` what else changes them; a
+    change of either makes artifacts stale. `side_by_side`: several artifacts may be built at once."""
 
     build: Build
     open: Callable[[Path], Run]
@@ -60,11 +63,12 @@ def _tensorrt(settings: TensorRT) -> Engine:
         about = settings.about()
     except PlanError as error:
         raise EngineError(
-            f"engine tensorrt needs TensorRT's Python package and an NVIDIA GPU; {settings.interpreter} says: {error}. Run sam3-export in the build"
-            " container of docker-compose.yml, name a Python that has it with --tensorrt-python, or use --engine onnxruntime"
+            f"engine tensorrt needs TensorRT's Python package and an NVIDIA GPU; {settings.interpreter} says: {error}."
+            " Run sam3-export in the build container of docker-compose.yml, name a Python that has it with"
+            " --tensorrt-python, or use --engine onnxruntime"
         ) from error
 
-    def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
+    def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
         return tensorrt_host.build_plan(module, model, variant, path, settings, report)
 
     shaping = {"level": settings.level, "workspace_mb": settings.workspace_mb}
@@ -76,20 +80,21 @@ def _aoti() -> Engine:
 
     if not torch.cuda.is_available():
         raise EngineError(
-            "engine aoti compiles for a CUDA GPU and PyTorch finds none here; run on the GPU host, or use --engine onnxruntime"
+            "engine aoti compiles for a CUDA GPU and PyTorch finds none here; run on the GPU host, or use --engine"
+            " onnxruntime"
         )
     if torch.cuda.get_device_capability() < OLDEST_GPU:
         oldest, found = (".".join(map(str, c)) for c in (OLDEST_GPU, torch.cuda.get_device_capability()))
         raise EngineError(
-            f"engine aoti's kernels need a GPU of compute capability {oldest} or later, {torch.cuda.get_device_name()} has {found};"
-            " use --engine tensorrt or --engine onnxruntime"
+            f"engine aoti's kernels need a GPU of compute capability {oldest} or later, {torch.cuda.get_device_name()}"
+            f" has {found}; use --engine tensorrt or --engine onnxruntime"
         )
     try:
         package = importlib.import_module("export.engines.aoti")
     except ImportError as error:
         raise EngineError(f"engine aoti is not available: {error}; use --engine onnxruntime") from error
 
-    def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
+    def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
         package.build_apart(module, model, variant, path)
         return {}
 
@@ -104,7 +109,7 @@ def _onnxruntime() -> Engine:
             "engine onnxruntime needs ONNX Runtime to verify what it writes; install it with pip install onnxruntime"
         )
 
-    def build(module: nn.Module, model: Model, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
+    def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, report: Report) -> Mapping[str, Any]:
         export_onnx(module, model, path)
         return {}
 

@@ -1,7 +1,9 @@
-"""The decoder written for one GPU without TensorRT: the same pairs in and out as `decoder`, with the largest tensors never in memory.
+"""The decoder written for one GPU without TensorRT: the same pairs in and out as `decoder`, with the largest tensors
+never in memory.
 
-Attention over image tokens runs in this project's kernel (head width 32, where the libraries' kernels are slow), the box bias of the decoder layers is
-added inside it from a row's and a column's number, and the MLPs' ReLU runs in their products' epilogue.
+Attention over image tokens runs in this project's kernel (head width 32, where the libraries' kernels are slow), the
+box bias of the decoder layers is added inside it from a row's and a column's number, and the MLPs' ReLU runs in their
+products' epilogue.
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class FusedEncoderLayer(EncoderLayer):
 
 
 class FusedDecoderLayer(DecoderLayer):
-    """One layer of the DETR decoder over [N,1+Q,C] (or [1,1+Q,C] in the first layer); `rows` and `columns` [N,heads,Q,p] make the box bias."""
+    """One layer of the DETR decoder over [N,1+Q,C] (or [1,1+Q,C] in the first layer); `rows` and `columns`
+    [N,heads,Q,p] make the box bias."""
 
     def __init__(self, layer: nn.Module, kernels: Kernels) -> None:
         super().__init__(layer, "fused")

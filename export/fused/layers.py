@@ -1,6 +1,8 @@
-"""What the modules for one GPU share: a product with its activation in the epilogue, attention by name, and attention layers that call it.
+"""What the modules for one GPU share: a product with its activation in the epilogue, attention by name, and attention
+layers that call it.
 
-`Kernels` names what runs: "gpu" is this project's Triton kernels, "plain" is PyTorch everywhere, for machines without a GPU and as the yardstick of the tests. Nothing falls from one to the other by itself.
+`Kernels` names what runs: "gpu" is this project's Triton kernels, "plain" is PyTorch everywhere, for machines without a
+GPU and as the yardstick of the tests. Nothing falls from one to the other by itself.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ def linear_of(weight: Tensor, bias: Tensor) -> nn.Linear:
 def gelu_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """GELU of `linear`, on a GPU in the product's epilogue.
 
-    The epilogue's GELU is the tanh form (Hendrycks and Gimpel 2016), at most 5e-4 from the exact one; over the 32 layers of real-size SAM3 with random
-    weights that changed the pyramid by 2e-4 of its norm, less than fp16 itself does.
+    The epilogue's GELU is the tanh form (Hendrycks and Gimpel 2016), at most 5e-4 from the exact one; over the 32
+    layers of real-size SAM3 with random weights that changed the pyramid by 2e-4 of its norm, less than fp16 itself
+    does.
     """
     return _activated(linear, x, True)
 
@@ -51,7 +54,8 @@ def attend(
     key_bias: Tensor | None = None,
     turned_by: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`kernels.attention.attention`, or the same in PyTorch; shapes there. `turned_by` are the cosine and sine that turn the queries."""
+    """`kernels.attention.attention`, or the same in PyTorch; shapes there. `turned_by` are the cosine and sine that
+    turn the queries."""
     cos, sin = turned_by or (None, None)
     if kernels == "gpu":
         from export.fused.kernels.attention import attention  # Triton is there only beside a GPU build of PyTorch
@@ -73,7 +77,8 @@ def attend_windows(
     runs: Sequence[tuple[int, int, int, int]],
     kernels: Kernels,
 ) -> Tensor:
-    """`kernels.window_attention.window_attention`, or the same in PyTorch; shapes there. `runs` are the numbers of `windows`, `bias` those of keys and values."""
+    """`kernels.window_attention.window_attention`, or the same in PyTorch; shapes there. `runs` are the numbers of
+    `windows`, `bias` those of keys and values."""
     longest = max(count for _, count, _, _ in runs)
     if kernels == "gpu":
         from export.fused.kernels.window_attention import window_attention

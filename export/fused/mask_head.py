@@ -1,7 +1,8 @@
-"""The mask head written for one GPU without TensorRT: the same inputs and outputs as `mask_head`, each large map written once and read once.
+"""The mask head written for one GPU without TensorRT: the same inputs and outputs as `mask_head`, each large map
+written once and read once.
 
-Maps are channels-last. A stage's convolution, the sum with the skip map and the sums for its group normalisation are one kernel; the last normalisation
-happens while the pixels are multiplied with the queries.
+Maps are channels-last. A stage's convolution, the sum with the skip map and the sums for its group normalisation are
+one kernel; the last normalisation happens while the pixels are multiplied with the queries.
 """
 
 from __future__ import annotations
@@ -41,8 +42,13 @@ class FusedMaskHead(MaskHead):
         query_index: Tensor,
     ) -> tuple[Tensor, Tensor]:
         p = self.patches
-        x, prompt = memory.index_select(0, pair_index), prompt_features.index_select(0, pair_index)  # [M,p*p,C], [M,S,C]
-        x = x + self.attention(layer_norm(self.norm, x), prompt, bias=token_bias(prompt_mask.index_select(0, pair_index)))
+        x, prompt = (
+            memory.index_select(0, pair_index),
+            prompt_features.index_select(0, pair_index),
+        )  # [M,p*p,C], [M,S,C]
+        x = x + self.attention(
+            layer_norm(self.norm, x), prompt, bias=token_bias(prompt_mask.index_select(0, pair_index))
+        )
         first, second = self.stages
         x, scale, shift = first(x.unflatten(1, (p, p)), fpn_1, image_index)  # [M,2p,2p,C]
         x = F.relu(x.float() * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
@@ -64,8 +70,8 @@ class FusedMaskHead(MaskHead):
 
 
 class FusedStage(nn.Module):
-    """Upsample [M,h,h,C] by 2, add the row's skip map [B,C,2h,2h], 3x3 convolution -> [M,2h,2h,C] before its group normalisation, and what that
-    normalisation multiplies and adds, fp32 [M,C].
+    """Upsample [M,h,h,C] by 2, add the row's skip map [B,C,2h,2h], 3x3 convolution -> [M,2h,2h,C] before its group
+    normalisation, and what that normalisation multiplies and adds, fp32 [M,C].
     """
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.GroupNorm, kernels: Kernels) -> None:
@@ -82,14 +88,17 @@ class FusedStage(nn.Module):
         from export.fused.kernels.upsample import plain_upsample, upsample
 
         skip = skip.contiguous(memory_format=torch.channels_last)
-        skip = F.conv2d(skip, self.skip_weight, self.skip_bias, padding=1).permute(0, 2, 3, 1).contiguous()  # [B,2h,2h,C]
+        skip = (
+            F.conv2d(skip, self.skip_weight, self.skip_bias, padding=1).permute(0, 2, 3, 1).contiguous()
+        )  # [B,2h,2h,C]
         run = upsample if self.kernels == "gpu" else plain_upsample
         x, sums = run(x.contiguous(), self.folded, skip, image_index)
         return x, *normalisation(self.norm, sums, x.shape[1] * x.shape[2])
 
 
 def normalisation(norm: nn.GroupNorm, sums: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Scale and shift fp32 [M,C] of a group normalisation, from sums [M,tiles,2,C] over tiles of values and of their squares."""
+    """Scale and shift fp32 [M,C] of a group normalisation, from sums [M,tiles,2,C] over tiles of values and of their
+    squares."""
     moments = sums.sum(1, dtype=torch.float64).unflatten(2, (norm.num_groups, -1)).mean(3) / pixels  # [M,2,groups]
     mean, variance = moments[:, 0], moments[:, 1] - moments[:, 0].square()
     repeats = norm.num_channels // norm.num_groups
@@ -99,7 +108,8 @@ def normalisation(norm: nn.GroupNorm, sums: Tensor, pixels: int) -> tuple[Tensor
 
 
 def pack_bits(logits: Tensor, powers: Tensor) -> Tensor:
-    """Logits [M,T,S,S] above 0 as bits along x, most significant first, zero-padded to whole bytes: uint8 [M,T,S,ceil(S/8)].
+    """Logits [M,T,S,S] above 0 as bits along x, most significant first, zero-padded to whole bytes: uint8
+    [M,T,S,ceil(S/8)].
 
     `powers` [8] are 128 to 1. A sum, not `BitPacker`'s product, so that the compiler makes one pass of it.
     """

@@ -1,6 +1,7 @@
 """A `Sam3Model` in, the five sub-models out as one GPU without TensorRT runs them fastest.
 
-The image transformer, the decoder and the mask head have versions of their own; text and geometry take a few milliseconds in all and stay as they are.
+The image transformer, the decoder and the mask head have versions of their own; text and geometry take a few
+milliseconds in all and stay as they are.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ SMALLEST_HEAD = 16
 
 
 def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernels) -> nn.Module:
-    """The wrapper of one part of `export.sub_models.parts.PARTS` in eval mode, on the CPU; move it to the GPU for `kernels="gpu"`.
+    """The wrapper of one part of `export.sub_models.parts.PARTS` in eval mode, on the CPU; move it to the GPU for
+    `kernels="gpu"`.
 
-    Raises ValueError for "gpu" in fp32 (cuDNN's attention has no fp32) or with heads that are too narrow for the kernels.
+    Raises ValueError for "gpu" in fp32 (cuDNN's attention has no fp32) or with heads that are too narrow for the
+    kernels.
     """
     if kernels == "gpu":
         check_kernels(model, precision)
     if part in ("text_encoder", "geometry_encoder"):
-        # A few tokens: their scores are small, and the explicit form asks no library which of its kernels takes these masks.
+        # A few tokens: their scores are small, and the explicit form asks no library which of its kernels takes these
+        # masks.
         module: nn.Module = (TextEncoder if part == "text_encoder" else GeometryEncoder)(model, "explicit")
     else:
         fused = {"vision_encoder": FusedVisionEncoder, "decoder": FusedDecoder, "mask_head": FusedMaskHead}
@@ -47,6 +51,6 @@ def check_kernels(model: Sam3Model, precision: str) -> None:
     for part, width in widths.items():
         if width < SMALLEST_HEAD or width & (width - 1):
             raise ValueError(
-                f"GPU kernels need attention heads of a power of two, at least {SMALLEST_HEAD} channels; this checkpoint's {part} has {width}:"
-                " use --engine onnxruntime or tensorrt"
+                f"GPU kernels need attention heads of a power of two, at least {SMALLEST_HEAD} channels; this"
+                f" checkpoint's {part} has {width}: use --engine onnxruntime or tensorrt"
             )

@@ -1,8 +1,11 @@
-"""The image transformer written for one GPU without TensorRT: frames to a feature pyramid, the same result as `vision_encoder` with fewer passes over memory.
+"""The image transformer written for one GPU without TensorRT: frames to a feature pyramid, the same result as
+`vision_encoder` with fewer passes over memory.
 
-Tokens stay in window order from the patch embedding to the pyramid (`export/sub_models/token_order.py`), so that windows need no partition: a window is a run of tokens,
-and global attention does not care about order as long as its rotary table is permuted too. Where windows do not fill the map, a kernel of its own knows what
-they would be padded with. Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU runs in its product's epilogue.
+Tokens stay in window order from the patch embedding to the pyramid (`export/sub_models/token_order.py`), so that
+windows need no partition: a window is a run of tokens, and global attention does not care about order as long as its
+rotary table is permuted too. Where windows do not fill the map, a kernel of its own knows what they would be padded
+with. Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU
+runs in its product's epilogue.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation, py
 
 
 class FusedVisionEncoder(nn.Module):
-    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14, each contiguous."""
+    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14, each
+    contiguous."""
 
     def __init__(self, model: Sam3Model, kernels: Kernels) -> None:
         super().__init__()
@@ -43,10 +47,14 @@ class FusedVisionEncoder(nn.Module):
                 cos, sin = cos[self.order.raster()], sin[self.order.raster()]
             elif not self.order.filled:
                 cos, sin = places_tables(cos, sin, self.order)
-            self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)  # [grid*grid,d/2], or that of `places_tables`
+            self.register_buffer(
+                f"{name}_cos", cos.contiguous(), persistent=False
+            )  # [grid*grid,d/2], or that of `places_tables`
             self.register_buffer(f"{name}_sin", sin.contiguous(), persistent=False)
         self.blocks = nn.ModuleList(FusedBlock(layer, self.order, kernels) for layer in vit.layers)
-        self.levels = nn.ModuleList(FusedLevel(level, self.order, kernels) for level in model.vision_encoder.neck.fpn_layers[:3])
+        self.levels = nn.ModuleList(
+            FusedLevel(level, self.order, kernels) for level in model.vision_encoder.neck.fpn_layers[:3]
+        )
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         pixels = self.order.patches_of(pixel_values, self.patch)  # [B,p*p,3*14*14]
@@ -70,7 +78,9 @@ class FusedBlock(nn.Module):
         if self.ragged:
             self.runs = order.padding()[1]
             self.register_buffer("windows", torch.tensor(self.runs, dtype=torch.int32), persistent=False)  # [windows,4]
-        self.tokens = order.window**2 if layer.window_size and order.filled else order.patches**2  # of a run that is handed on
+        self.tokens = (
+            order.window**2 if layer.window_size and order.filled else order.patches**2
+        )  # of a run that is handed on
         self.heads, self.head_dim = source.num_attention_heads, source.head_dim
         joined = joined_projection(source, "qkv")
         rows = rotary_rows(self.heads, self.head_dim)
@@ -85,7 +95,9 @@ class FusedBlock(nn.Module):
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         tokens, width = x.shape[1:]
         qkv = self.qkv(x).reshape(-1, self.tokens, 3 * width)
-        q, k, v = (t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
+        q, k, v = (
+            t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1)
+        )  # [*,heads,tokens,d]
         if self.ragged:
             _, key, value = self.qkv.bias.reshape(3, self.heads, self.head_dim)
             k = turn(k, cos[:tokens], sin[:tokens])
@@ -96,7 +108,8 @@ class FusedBlock(nn.Module):
 
 
 class FusedLevel(nn.Module):
-    """One level of the pyramid: tokens [B,p*p,M] -> [B,C,s,s], s = p, 2p or 4p; every transposed convolution and the 1x1 one as products over tokens."""
+    """One level of the pyramid: tokens [B,p*p,M] -> [B,C,s,s], s = p, 2p or 4p; every transposed convolution and the
+    1x1 one as products over tokens."""
 
     def __init__(self, level: nn.Module, order: TokenOrder, kernels: Kernels) -> None:
         super().__init__()
@@ -111,7 +124,9 @@ class FusedLevel(nn.Module):
             doubling = [m for m in before if isinstance(m, nn.ConvTranspose2d)]
             self.products = nn.ModuleList(token_product(convolution) for convolution in doubling)
         self.doublings = sum(isinstance(m, nn.ConvTranspose2d) for m in before)
-        self.weight = nn.Parameter(last.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False)
+        self.weight = nn.Parameter(
+            last.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False
+        )
         self.bias = last.bias
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Detections of two runs over the same pairs in, how many agree and how closely out.
 
-Queries have fixed numbers, so the same query of the same pair is the same detection, in whatever order two backends' nearly equal scores put them.
+Queries have fixed numbers, so the same query of the same pair is the same detection, in whatever order two backends'
+nearly equal scores put them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ THRESHOLD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class DetectionCheck:
-    """Detections of the whole chain against the reference: how many it expects, how many were found at the same query, which were not, and how far off."""
+    """Detections of the whole chain against the reference: how many it expects, how many were found at the same query,
+    which were not, and how far off."""
 
     threshold: float
     expected: int
@@ -34,13 +36,16 @@ class DetectionCheck:
         found = []
         if self.missing or self.unexpected:
             found.append(
-                f"detections: {self.missing} of {self.expected} missing, {self.unexpected} unexpected at threshold {self.threshold:.3f}"
+                f"detections: {self.missing} of {self.expected} missing, {self.unexpected} unexpected at threshold"
+                f" {self.threshold:.3f}"
             )
         for name, value in (("box", self.box_iou), ("mask", self.mask_iou)):
             if not (value >= limits.iou):
                 found.append(f"detections: least {name} IoU is {value:.4f}, expected at least {limits.iou}")
         if not (self.score_difference <= limits.score):
-            found.append(f"detections: scores differ by up to {self.score_difference:.4f}, expected at most {limits.score}")
+            found.append(
+                f"detections: scores differ by up to {self.score_difference:.4f}, expected at most {limits.score}"
+            )
         return found
 
 
@@ -53,7 +58,8 @@ def check_detections(
     mask_margin: float = 0.0,
     box_margin: float = 0.0,
 ) -> DetectionCheck:
-    """Compares detections query by query: the same query of the same pair is the same detection. The margins are those of `Limits`."""
+    """Compares detections query by query: the same query of the same pair is the same detection. The margins are those
+    of `Limits`."""
     score, reference = scores(found), scores(truth)
     here, there = score >= threshold, reference >= threshold
     close = np.abs(reference - threshold) <= margin
@@ -91,8 +97,8 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def threshold_of(truth: Arrays) -> float:
-    """The usual threshold where something reaches it; otherwise the middle of the widest gap near the upper quartile of all scores,
-    so that a checkpoint which finds nothing in the gate's frames is still compared on detections."""
+    """The usual threshold where something reaches it; otherwise the middle of the widest gap near the upper quartile of
+    all scores, so that a checkpoint which finds nothing in the gate's frames is still compared on detections."""
     values = np.sort(scores(truth).ravel())
     if values[-1] >= THRESHOLD:
         return THRESHOLD
@@ -103,7 +109,8 @@ def threshold_of(truth: Arrays) -> float:
 
 def merged(checks: list[DetectionCheck]) -> DetectionCheck:
     total = {
-        name: sum(getattr(c, name) for c in checks) for name in ("expected", "matched", "missing", "unexpected", "borderline")
+        name: sum(getattr(c, name) for c in checks)
+        for name in ("expected", "matched", "missing", "unexpected", "borderline")
     }
     return DetectionCheck(
         threshold=min(c.threshold for c in checks),

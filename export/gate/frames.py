@@ -1,6 +1,8 @@
-"""Frames for the gate: drawn scenes or a folder of photographs in, stretched uint8 frames with prompts and exemplar boxes out.
+"""Frames for the gate: drawn scenes or a folder of photographs in, stretched uint8 frames with prompts and exemplar
+boxes out.
 
-The drawn scenes need no download and show what their prompts name, so a checkpoint that was trained on anything finds something in them.
+The drawn scenes need no download and show what their prompts name, so a checkpoint that was trained on anything finds
+something in them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ FIRST_SEED = 7_000_000
 
 @dataclass(frozen=True)
 class Frame:
-    """`pixels` uint8 [3,R,R]; `prompts` are things to look for, `box` (cx, cy, w, h in 0..1) surrounds one thing in it."""
+    """`pixels` uint8 [3,R,R]; `prompts` are things to look for, `box` (cx, cy, w, h in 0..1) surrounds one thing in
+    it."""
 
     pixels: np.ndarray
     prompts: tuple[str, ...]
@@ -60,13 +63,15 @@ def read_frames(folder: Path, count: int, resolution: int, prompts: Sequence[str
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)[:count] if folder.is_dir() else []
     if not paths:
         raise ValueError(
-            f"expected images ({', '.join(SUFFIXES)}) in {folder} to verify with, found none; leave --frames out to use drawn ones"
+            f"expected images ({', '.join(SUFFIXES)}) in {folder} to verify with, found none; leave --frames out to use"
+            " drawn ones"
         )
     return [Frame(to_pixels(Image.open(p), resolution), tuple(prompts), (0.5, 0.5, 0.4, 0.4)) for p in paths]
 
 
 def gate_samples(frames: Sequence[Frame], tokenizer: Tokenizer, variant: Variant) -> list[Sample]:
-    """Two calls' worth of work: text prompts alone, and prompts of which some have one box, some two (one of them negative), some none."""
+    """Two calls' worth of work: text prompts alone, and prompts of which some have one box, some two (one of them
+    negative), some none."""
     frames = frames[: variant.max_batch]
     pixels = np.stack([frame.pixels for frame in frames])
     prompts = list(dict.fromkeys(name for frame in frames for name in frame.prompts[:2]))

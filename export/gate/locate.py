@@ -1,7 +1,8 @@
 """A sub-model that failed the gate in, the first of its layers whose output is off out.
 
-The part is built once more with every layer's output as an output of the graph, run on the gate's own frames, and compared layer by layer with the same
-wrapper in fp32 PyTorch, which the tests hold to `Sam3Model`. More outputs can change what an engine fuses: if no layer is off then, that is said.
+The part is built once more with every layer's output as an output of the graph, run on the gate's own frames, and
+compared layer by layer with the same wrapper in fp32 PyTorch, which the tests hold to `Sam3Model`. More outputs can
+change what an engine fuses: if no layer is off then, that is said.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam3Model
 
-from ensemble.spec import ARTIFACTS, FLOAT_DTYPES, Model, Variant
-from ensemble.spec import Tensor as Record
+from ensemble.spec import ARTIFACTS, FLOAT_DTYPES, ModelSpec, Variant
+from ensemble.spec import TensorSpec as Record
 from export.engines.registry import Engine, Report
 from export.gate.limits import LIMITS
 from export.gate.verify import compare
@@ -47,10 +48,17 @@ class Probe(nn.Module):
 
 
 def first_layer_off(
-    tool: Engine, engine: str, model: Sam3Model, variant: Variant, part: str, feed: Mapping[str, np.ndarray], report: Report
+    tool: Engine,
+    engine: str,
+    model: Sam3Model,
+    variant: Variant,
+    part: str,
+    feed: Mapping[str, np.ndarray],
+    report: Report,
 ) -> str:
-    """A sentence that names the first layer of `part` whose cosine with fp32 is under the gate's limit on `feed` (the part's inputs)."""
-    record: Model = getattr(variant, part)
+    """A sentence that names the first layer of `part` whose cosine with fp32 is under the gate's limit on `feed` (the
+    part's inputs)."""
+    record: ModelSpec = getattr(variant, part)
     limit = LIMITS["fp32" if variant.precision == "fp32" else "fp16"].cosine
     wanted = Probe(make_part(part, model, Style("explicit", "plain"), "fp32"), LAYERS[part])
     with torch.no_grad():
@@ -76,4 +84,7 @@ def first_layer_off(
         cosine, _ = compare(found[name], reference.numpy())
         if not cosine >= limit:
             return f"the first layer of {record.name} that is off is {name}, with cosine {cosine:.6f}"
-    return f"no layer of {record.name} is off when all are outputs, so the fault lies behind {names[-1]} or in how the engine joins layers"
+    return (
+        f"no layer of {record.name} is off when all are outputs, so the fault lies behind {names[-1]} or in how the"
+        " engine joins layers"
+    )

@@ -1,7 +1,8 @@
 """What `Sam3Model` itself says about a few frames: the yardstick that every artifact is measured by.
 
-Frames, prompts and exemplar boxes in; every output of every sub-model out, taken from transformers' own forward pass, run once for each (image, class) pair.
-Nothing of this folder's wrappers takes part, so a mistake in a wrapper cannot hide.
+Frames, prompts and exemplar boxes in; every output of every sub-model out, taken from transformers' own forward pass,
+run once for each (image, class) pair. Nothing of this folder's wrappers takes part, so a mistake in a wrapper cannot
+hide.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 Arrays = Mapping[str, np.ndarray]
 
 REFERENCE_BYTES = 16 << 30
-"""Free GPU memory from which on the reference runs there: 3.4 GB of weights in fp32, and activations of a few frames at 1008."""
+"""Free GPU memory from which on the reference runs there: 3.4 GB of weights in fp32, and activations of a few frames at
+1008."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def make_sample(
     boxes: Mapping[int, Sequence[Sequence[float]]] | None = None,
     slots: int = 0,
 ) -> Sample:
-    """A Sample of `pairs` (image, prompt). `boxes` gives pair -> rows (cx, cy, w, h, label); with `slots` every pair has that many box slots."""
+    """A Sample of `pairs` (image, prompt). `boxes` gives pair -> rows (cx, cy, w, h, label); with `slots` every pair
+    has that many box slots."""
     encoded = tokenizer.encode_batch(list(prompts))
     coordinates = np.zeros((len(pairs), slots, 4), np.float32)
     labels = np.full((len(pairs), slots), -10, np.int32)
@@ -68,7 +71,9 @@ def make_sample(
     )
 
 
-def all_expected_outputs(model: Sam3Model, samples: Sequence[Sample], device: str = "cpu") -> list[dict[str, np.ndarray]]:
+def all_expected_outputs(
+    model: Sam3Model, samples: Sequence[Sample], device: str = "cpu"
+) -> list[dict[str, np.ndarray]]:
     """`expected_outputs` of samples that look at the same frames, whose image features are computed once.
 
     On `device`, in full fp32 there too; the model is back on the CPU afterwards.
@@ -83,7 +88,8 @@ def all_expected_outputs(model: Sam3Model, samples: Sequence[Sample], device: st
 
 
 def reference_device() -> str:
-    """ "cuda" where a GPU has the memory for the real-size model in fp32, else "cpu", which takes minutes for the same answers."""
+    """ "cuda" where a GPU has the memory for the real-size model in fp32, else "cpu", which takes minutes for the same
+    answers."""
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= REFERENCE_BYTES:
         return "cuda"
     return "cpu"
@@ -95,11 +101,13 @@ def see(model: Sam3Model, sample: Sample) -> Sam3VisionEncoderOutput:
 
 
 @torch.no_grad()
-def expected_outputs(model: Sam3Model, sample: Sample, vision: Sam3VisionEncoderOutput | None = None) -> dict[str, np.ndarray]:
+def expected_outputs(
+    model: Sam3Model, sample: Sample, vision: Sam3VisionEncoderOutput | None = None
+) -> dict[str, np.ndarray]:
     """fp32 outputs of `model` under the names of `ensemble/spec.py`; `mask_logits` are of all queries [N,Q,4p,4p].
 
-    `text_features` [P,L,C] are zero at padding. `geometry_features` [N,K+1,C] are in the order of the spec (class token first), zero at padding
-    and for pairs without boxes, for which Sam3Model makes none.
+    `text_features` [P,L,C] are zero at padding. `geometry_features` [N,K+1,C] are in the order of the spec (class token
+    first), zero at padding and for pairs without boxes, for which Sam3Model makes none.
     """
     vision = vision or see(model, sample)
     ids, mask = (torch.from_numpy(tokens).to(model.device).long() for tokens in (sample.input_ids, sample.text_mask))
@@ -133,7 +141,10 @@ def _run_pair(
     geometry = np.zeros((1, sample.boxes.shape[1] + 1, seen["encoder"].last_hidden_state.shape[-1]), np.float32)
     if count:
         tokens = seen["geometry"].last_hidden_state.numpy(force=True)
-        geometry[:, 0], geometry[:, 1 : count + 1] = tokens[:, count], tokens[:, :count]  # its class token follows the real boxes
+        geometry[:, 0], geometry[:, 1 : count + 1] = (
+            tokens[:, count],
+            tokens[:, :count],
+        )  # its class token follows the real boxes
     return {
         "pred_logits": found.pred_logits.numpy(force=True),
         "pred_boxes": found.pred_boxes.numpy(force=True),

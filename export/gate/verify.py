@@ -1,8 +1,9 @@
 """The gate: artifacts and `Sam3Model`'s own answers in, a report out that names every output that is off.
 
-Each sub-model is fed with the reference's tensors, so that a fault shows where it is and not downstream; then the artifacts run one after another as they
-do in the server, and their detections are compared with the reference's. Whatever runs the artifacts (ONNX Runtime, a TensorRT plan, a compiled package)
-is handed in as one function for each part.
+Each sub-model is fed with the reference's tensors, so that a fault shows where it is and not downstream; then the
+artifacts run one after another as they do in the server, and their detections are compared with the reference's.
+Whatever runs the artifacts (ONNX Runtime, a TensorRT plan, a compiled package) is handed in as one function for each
+part.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class OutputCheck:
         if not (self.cosine >= limits.cosine):  # written so that NaN fails
             return f"{self.model}: {self.output} has cosine {self.cosine:.6f}, expected at least {limits.cosine}"
         if not (self.relative <= limits.relative):
-            return f"{self.model}: {self.output} has relative error {self.relative:.2e}, expected at most {limits.relative:.0e}"
+            return (
+                f"{self.model}: {self.output} has relative error {self.relative:.2e}, expected at most"
+                f" {limits.relative:.0e}"
+            )
         return None
 
 
@@ -58,15 +62,24 @@ class GateReport:
 
 
 def verify(
-    runs: Mapping[str, Run], variant: Variant, samples: Iterable[Sample], expected: Iterable[Arrays], detects: bool = True
+    runs: Mapping[str, Run],
+    variant: Variant,
+    samples: Iterable[Sample],
+    expected: Iterable[Arrays],
+    detects: bool = True,
 ) -> GateReport:
-    """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each sample.
+    """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each
+    sample.
 
-    `detects`: the checkpoint has learnt to detect. Random weights have not, and what they call detections turns with every rounding (real-size fp16 on an
-    H200: a box IoU of 0.93 at cosines above 0.9997), so that theirs are measured and fail nothing; their outputs do.
+    `detects`: the checkpoint has learnt to detect. Random weights have not, and what they call detections turns with
+    every rounding (real-size fp16 on an H200: a box IoU of 0.93 at cosines above 0.9997), so that theirs are measured
+    and fail nothing; their outputs do.
     """
     limits = LIMITS["fp32" if variant.precision == "fp32" else "fp16"]
-    runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # samples share their frames, and it is the dear part
+    runs = {
+        **runs,
+        "vision_encoder": remembering(runs["vision_encoder"]),
+    }  # samples share their frames, and it is the dear part
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
     detections = []
     for sample, truth in zip(samples, expected, strict=True):
@@ -83,7 +96,9 @@ def verify(
         for key, group in checks.items()
     )
     summary = merged(detections)
-    failures = [f for f in (check.failure(limits) for check in outputs) if f] + (summary.failures(limits) if detects else [])
+    failures = [f for f in (check.failure(limits) for check in outputs) if f] + (
+        summary.failures(limits) if detects else []
+    )
     return GateReport(outputs, summary, tuple(failures))
 
 
@@ -107,7 +122,9 @@ def strongest(score: np.ndarray, most: int) -> np.ndarray:
 
 
 # ---- one sub-model at a time, on the reference's tensors
-def check_parts(runs: Mapping[str, Run], variant: Variant, sample: Sample, truth: Arrays, picks: np.ndarray) -> list[OutputCheck]:
+def check_parts(
+    runs: Mapping[str, Run], variant: Variant, sample: Sample, truth: Arrays, picks: np.ndarray
+) -> list[OutputCheck]:
     """Every output of every sub-model; the geometry encoder only where the sample has boxes."""
     slots = sample.boxes.shape[1]
     prompt, mask = prompt_inputs(sample, truth["text_features"], truth["geometry_features"] if slots else None)
@@ -115,7 +132,12 @@ def check_parts(runs: Mapping[str, Run], variant: Variant, sample: Sample, truth
     feeds: dict[str, Arrays] = {
         "vision_encoder": {"pixel_values": sample.pixel_values},
         "text_encoder": {"input_ids": sample.input_ids},
-        "decoder": {"fpn_2": truth["fpn_2"], "image_index": sample.image_index, "prompt_features": prompt, "prompt_mask": mask},
+        "decoder": {
+            "fpn_2": truth["fpn_2"],
+            "image_index": sample.image_index,
+            "prompt_features": prompt,
+            "prompt_mask": mask,
+        },
         "mask_head": {
             **{name: truth[name] for name in ("fpn_0", "fpn_1", "memory", "query_features")},
             **{"prompt_features": prompt, "prompt_mask": mask},
@@ -144,7 +166,8 @@ def check_parts(runs: Mapping[str, Run], variant: Variant, sample: Sample, truth
 
 
 def prompt_inputs(sample: Sample, text: np.ndarray, geometry: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """`prompt_features` [N,S,C] and `prompt_mask` int32 [N,S] of the sample's pairs: 32 text tokens, then the geometry tokens if there are any."""
+    """`prompt_features` [N,S,C] and `prompt_mask` int32 [N,S] of the sample's pairs: 32 text tokens, then the geometry
+    tokens if there are any."""
     features, mask = text[sample.prompt_index], sample.text_mask[sample.prompt_index]
     if geometry is None:
         return features, mask
@@ -158,13 +181,16 @@ def geometry_mask(sample: Sample) -> np.ndarray:
 
 
 def call(runs: Mapping[str, Run], variant: Variant, part: str, feed: Arrays) -> dict[str, np.ndarray]:
-    """What an artifact answers, its inputs in the record's order and dtypes; the text encoder is called for as many prompts at a time as it takes."""
+    """What an artifact answers, its inputs in the record's order and dtypes; the text encoder is called for as many
+    prompts at a time as it takes."""
     model = getattr(variant, part)
     arrays = {t.name: np.ascontiguousarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in model.inputs}
     if part != "text_encoder":
         return runs[part](arrays)
     most = model.inputs[0].axes[0].maximum
-    answers = [runs[part]({n: a[i : i + most] for n, a in arrays.items()}) for i in range(0, len(feed["input_ids"]), most)]
+    answers = [
+        runs[part]({n: a[i : i + most] for n, a in arrays.items()}) for i in range(0, len(feed["input_ids"]), most)
+    ]
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
@@ -177,7 +203,8 @@ def compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
     """Cosine of the flattened tensors, and max|found-wanted| / max|wanted|."""
     if found.shape != wanted.shape:
         raise GateError(
-            f"expected shape {wanted.shape}, got {found.shape}; export again, ensemble/spec.py and the artifact disagree"
+            f"expected shape {wanted.shape}, got {found.shape}; export again, ensemble/spec.py and the artifact"
+            " disagree"
         )
     a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
     if not np.isfinite(a).all():
@@ -189,7 +216,8 @@ def compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
 
 # ---- all of them, one after another
 def run_chain(runs: Mapping[str, Run], variant: Variant, sample: Sample, picks: np.ndarray) -> dict[str, np.ndarray]:
-    """Outputs of decoder and mask head when every sub-model gets what the one before it made; masks of `picks` [N,T]."""
+    """Outputs of decoder and mask head when every sub-model gets what the one before it made; masks of `picks`
+    [N,T]."""
     out = call(runs, variant, "vision_encoder", {"pixel_values": sample.pixel_values})
     text = call(runs, variant, "text_encoder", {"input_ids": sample.input_ids})["text_features"]
     feed = {**out, "image_index": sample.image_index, "boxes": sample.boxes, "box_labels": sample.box_labels}

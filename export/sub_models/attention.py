@@ -1,8 +1,10 @@
-"""Attention of a checkpoint's layers, with its projections joined where they read the same tensor and its scale folded into the query's weights.
+"""Attention of a checkpoint's layers, with its projections joined where they read the same tensor and its scale folded
+into the query's weights.
 
-In: transformers' attention modules (their weights are read, never changed). Out: modules that export either to explicit MatMul-Softmax-MatMul, with the
-softmax in fp32, or to PyTorch's fused kernel. The explicit form is for ONNX and TensorRT, whose fused paths were found silently wrong for this model;
-in chunks, it never holds all scores of a long sequence at once.
+In: transformers' attention modules (their weights are read, never changed). Out: modules that export either to explicit
+MatMul-Softmax-MatMul, with the softmax in fp32, or to PyTorch's fused kernel. The explicit form is for ONNX and
+TensorRT, whose fused paths were found silently wrong for this model; in chunks, it never holds all scores of a long
+sequence at once.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from torch import Tensor, nn
 
 Form = Literal["explicit", "chunked", "fused"]
 QUERY_CHUNK = 576
-"""Most queries in a chunk of the chunked form, and a window's tokens. At 1008 the scores of a global layer are 16 x 5184 x 5184: 1.7 GB a frame in
-fp32 at once, 191 MB in nine chunks."""
+"""Most queries in a chunk of the chunked form, and a window's tokens. At 1008 the scores of a global layer are 16 x
+5184 x 5184: 1.7 GB a frame in fp32 at once, 191 MB in nine chunks."""
 
 MASKED = -1.0e4
-"""Added to the scores of tokens that must not be seen; finite, so that no graph needs a check for rows without any token."""
+"""Added to the scores of tokens that must not be seen; finite, so that no graph needs a check for rows without any
+token."""
 
 
 def token_bias(mask: Tensor) -> Tensor:
@@ -33,7 +36,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, form: Form) -> Tensor:
-    """Softmax attention of scaled queries. q, k, v [N,heads,n,d]; bias broadcasts to [N,heads,n,m]; -> [N,n,heads*d]."""
+    """Softmax attention of scaled queries. q, k, v [N,heads,n,d]; bias broadcasts to [N,heads,n,m]; ->
+    [N,n,heads*d]."""
     if form == "fused":
         out = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=1.0)
     elif form == "chunked" and bias is None and _long(q) and _long(k):
@@ -64,7 +68,8 @@ def chunk_rows(tokens: int) -> int:
 
 
 class Attention(nn.Module):
-    """A transformers attention whose projections are joined as `inputs` says: ("qkv",), ("qk", "v"), ("q", "kv") or ("q", "k", "v").
+    """A transformers attention whose projections are joined as `inputs` says: ("qkv",), ("qk", "v"), ("q", "kv") or
+    ("q", "k", "v").
 
     `forward` takes one tensor [N,n,C] for each entry of `inputs` and returns [N,n,C].
     """
@@ -95,7 +100,8 @@ class Attention(nn.Module):
 
 
 def joined_projection(source: nn.Module, letters: str) -> nn.Linear:
-    """One Linear for several projections of `source`, in the order of `letters`; the query's carries the scale 1/sqrt(head_dim)."""
+    """One Linear for several projections of `source`, in the order of `letters`; the query's carries the scale
+    1/sqrt(head_dim)."""
     weights, biases = [], []
     for letter in letters:
         linear = getattr(source, f"{letter}_proj")

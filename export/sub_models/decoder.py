@@ -1,8 +1,10 @@
-"""Which of N (image, class) pairs show what, and where: features of B images and N prompts in; scores, boxes, presence and query features out.
+"""Which of N (image, class) pairs show what, and where: features of B images and N prompts in; scores, boxes, presence
+and query features out.
 
-All pairs go through one call: images enter once, `image_index` says whose features a pair reads. The first encoder layer attends to the image before it
-meets any text, so that attention runs once per image. The first decoder layer attends to learned queries before it meets text or image, so that runs
-once per call. The box path stays in fp32 whatever the precision: references are refined layer by layer and errors would add up.
+All pairs go through one call: images enter once, `image_index` says whose features a pair reads. The first encoder
+layer attends to the image before it meets any text, so that attention runs once per image. The first decoder layer
+attends to learned queries before it meets text or image, so that runs once per call. The box path stays in fp32
+whatever the precision: references are refined layer by layer and errors would add up.
 """
 
 from __future__ import annotations
@@ -19,13 +21,22 @@ from export.sub_models.precision import layer_norm
 
 
 class Decoder(nn.Module):
-    """`fpn_2` [B,C,p,p], `image_index` int32 [N], `prompt_features` [N,S,C], `prompt_mask` int32 [N,S] ->
-    `pred_logits` fp32 [N,Q], `pred_boxes` fp32 [N,Q,4] xyxy in 0..1, `presence_logits` fp32 [N,1], `query_features` [N,Q,C], `memory` [N,p*p,C].
+    """`fpn_2` [B,C,p,p], `image_index` int32 [N], `prompt_features` [N,S,C], `prompt_mask` int32 [N,S] -> `pred_logits`
+    fp32 [N,Q], `pred_boxes` fp32 [N,Q,4] xyxy in 0..1, `presence_logits` fp32 [N,1], `query_features` [N,Q,C], `memory`
+    [N,p*p,C].
 
     The score of a query is sigmoid(pred_logits) * sigmoid(presence_logits).
     """
 
-    fp32_islands = ("sine", "bias_x.coordinates", "bias_y.coordinates", "references", "box_head", "presence_head", "scoring")
+    fp32_islands = (
+        "sine",
+        "bias_x.coordinates",
+        "bias_y.coordinates",
+        "references",
+        "box_head",
+        "presence_head",
+        "scoring",
+    )
 
     def __init__(self, model: Sam3Model, form: Form = "explicit") -> None:
         super().__init__()
@@ -45,7 +56,9 @@ class Decoder(nn.Module):
         self.presence_limit: float = source.clamp_presence_logit_max_val
         self.scoring = model.dot_product_scoring
 
-    def forward(self, fpn_2: Tensor, image_index: Tensor, prompt_features: Tensor, prompt_mask: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, fpn_2: Tensor, image_index: Tensor, prompt_features: Tensor, prompt_mask: Tensor
+    ) -> tuple[Tensor, ...]:
         token_mask = token_bias(prompt_mask)  # [N,1,1,S]
         memory = self.encode(fpn_2, image_index, prompt_features, token_mask)  # [N,p*p,C]
         hidden, boxes = self.decode(memory, prompt_features, token_mask)  # [N,1+Q,C], [N,Q,4] cxcywh
@@ -66,7 +79,8 @@ class Decoder(nn.Module):
         return x
 
     def decode(self, memory: Tensor, prompt: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the presence token and the queries [N,1+Q,C], and their refined boxes [N,Q,4] cxcywh in fp32."""
+        """Hidden states of the presence token and the queries [N,1+Q,C], and their refined boxes [N,Q,4] cxcywh in
+        fp32."""
         keys = memory + self.positions
         hidden, boxes = self.queries, self.references  # [1,...] until the first layer reads the prompt
         for layer in self.decoder_layers:
@@ -97,7 +111,12 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(layer.self_attn, ("qk", "v"), form)
         self.prompt_attention = Attention(layer.cross_attn, ("q", "kv"), form)
-        self.norm1, self.norm2, self.norm3, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.mlp
+        self.norm1, self.norm2, self.norm3, self.mlp = (
+            layer.layer_norm1,
+            layer.layer_norm2,
+            layer.layer_norm3,
+            layer.mlp,
+        )
 
     def read_image(self, x: Tensor, positions: Tensor) -> Tensor:
         normed = layer_norm(self.norm1, x)
@@ -121,7 +140,14 @@ class DecoderLayer(nn.Module):
         self.mlp = layer.mlp
 
     def forward(
-        self, x: Tensor, position: Tensor, prompt: Tensor, token_mask: Tensor, memory: Tensor, keys: Tensor, box_bias: Tensor
+        self,
+        x: Tensor,
+        position: Tensor,
+        prompt: Tensor,
+        token_mask: Tensor,
+        memory: Tensor,
+        keys: Tensor,
+        box_bias: Tensor,
     ) -> Tensor:
         x = layer_norm(self.norm1, x + self.self_attention(x + position, x))
         x = x.expand(prompt.shape[0], -1, -1)
@@ -131,7 +157,8 @@ class DecoderLayer(nn.Module):
 
 
 class BoxBias(nn.Module):
-    """Bias along one axis: how far each of p coordinates is from the two edges [N,Q] of a box, on a log scale, through a small MLP -> [N,heads,Q,p]."""
+    """Bias along one axis: how far each of p coordinates is from the two edges [N,Q] of a box, on a log scale, through
+    a small MLP -> [N,heads,Q,p]."""
 
     def __init__(self, mlp: nn.Module, patches: int) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
-"""Exemplar boxes to prompt features: the coarsest feature map and the boxes of each (image, class) pair in, one token for each box and a class token out.
+"""Exemplar boxes to prompt features: the coarsest feature map and the boxes of each (image, class) pair in, one token
+for each box and a class token out.
 
-transformers puts the class token right behind the last real box; here it is first. Attention does not depend on the order of tokens, so every token's
-value is the same and nothing needs to be scattered. Keys and values of the image are computed once per image and gathered by pair.
+transformers puts the class token right behind the last real box; here it is first. Attention does not depend on the
+order of tokens, so every token's value is the same and nothing needs to be scattered. Keys and values of the image are
+computed once per image and gathered by pair.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from export.sub_models.precision import layer_norm
 
 
 class GeometryEncoder(nn.Module):
-    """`fpn_2` [B,C,p,p], `image_index` int32 [N], `boxes` fp32 [N,K,4] cxcywh in 0..1, `box_labels` int32 [N,K] (1, 0, -10 padding)
-    -> `geometry_features` [N,K+1,C], class token first."""
+    """`fpn_2` [B,C,p,p], `image_index` int32 [N], `boxes` fp32 [N,K,4] cxcywh in 0..1, `box_labels` int32 [N,K] (1, 0,
+    -10 padding) -> `geometry_features` [N,K+1,C], class token first."""
 
     fp32_islands = ("sine", "box_projection", "position_projection")
 
@@ -28,7 +30,9 @@ class GeometryEncoder(nn.Module):
         source, config = model.geometry_encoder, model.config.vision_config
         self.patches: int = config.image_size // config.backbone_config.patch_size
         self.roi_size: int = source.roi_size
-        self.register_buffer("positions", sine_map(model.vision_encoder.neck.position_encoding, source.hidden_size, self.patches))
+        self.register_buffer(
+            "positions", sine_map(model.vision_encoder.neck.position_encoding, source.hidden_size, self.patches)
+        )
         self.sine = BoxSine(source.hidden_size // 2)
         self.labels, self.class_token = source.label_embed, source.cls_embed
         self.box_projection, self.position_projection = source.boxes_direct_project, source.boxes_pos_enc_project
@@ -49,7 +53,8 @@ class GeometryEncoder(nn.Module):
         return layer_norm(self.norm, x)
 
     def embed_boxes(self, image: Tensor, image_index: Tensor, boxes: Tensor, box_labels: Tensor) -> Tensor:
-        """Sum of four codes of a box: its coordinates, what the image shows in it, the sine code of its centre, its label. [N,K,C]"""
+        """Sum of four codes of a box: its coordinates, what the image shows in it, the sine code of its centre, its
+        label. [N,K,C]"""
         p, dtype = self.patches, image.dtype
         normed = (
             layer_norm(self.vision_norm, image.float()).transpose(1, 2).unflatten(2, (p, p))
@@ -72,7 +77,12 @@ class GeometryLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(layer.self_attn, ("qkv",), form)
         self.image_attention = Attention(layer.cross_attn, ("q", "k", "v"), form)
-        self.norm1, self.norm2, self.norm3, self.mlp = layer.layer_norm1, layer.layer_norm2, layer.layer_norm3, layer.mlp
+        self.norm1, self.norm2, self.norm3, self.mlp = (
+            layer.layer_norm1,
+            layer.layer_norm2,
+            layer.layer_norm3,
+            layer.mlp,
+        )
 
     def forward(self, x: Tensor, bias: Tensor, image: Tensor, positioned: Tensor, image_index: Tensor) -> Tensor:
         x = x + self.self_attention(layer_norm(self.norm1, x), bias=bias)

@@ -1,7 +1,9 @@
-"""Masks of chosen queries of chosen pairs: fine features, the pairs' memory and the picks in; mask logits at a quarter of the resolution and packed bits out.
+"""Masks of chosen queries of chosen pairs: fine features, the pairs' memory and the picks in; mask logits at a quarter
+of the resolution and packed bits out.
 
-Three exact savings: only picked queries are multiplied with the pixels; the 1x1 instance projection is folded into them (a dot product with W*x+b is one
-with x); and a 3x3 convolution of an upsampled map plus a skip map is the sum of two, of which the skip's half depends on the image alone.
+Three exact savings: only picked queries are multiplied with the pixels; the 1x1 instance projection is folded into them
+(a dot product with W*x+b is one with x); and a 3x3 convolution of an upsampled map plus a skip map is the sum of two,
+of which the skip's half depends on the image alone.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ Upsampling = Literal["plain", "subpixel"]
 
 
 class MaskHead(nn.Module):
-    """`fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `memory` [N,p*p,C], `query_features` [N,Q,C], `prompt_features` [N,S,C], `prompt_mask` int32 [N,S],
-    `image_index` int32 [M], `pair_index` int32 [M], `query_index` int32 [M,T] -> `mask_logits` [M,T,4p,4p], `mask_bits` uint8 [M,T,4p,ceil(4p/8)].
+    """`fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `memory` [N,p*p,C], `query_features` [N,Q,C], `prompt_features`
+    [N,S,C], `prompt_mask` int32 [N,S], `image_index` int32 [M], `pair_index` int32 [M], `query_index` int32 [M,T] ->
+    `mask_logits` [M,T,4p,4p], `mask_bits` uint8 [M,T,4p,ceil(4p/8)].
 
     `upsampling` is "plain" (one 3x3 convolution for each row) or "subpixel" (see `Stage`).
     """
@@ -32,7 +35,10 @@ class MaskHead(nn.Module):
         super().__init__()
         source, config = model.mask_decoder, model.config.vision_config
         self.patches: int = config.image_size // config.backbone_config.patch_size
-        self.attention, self.norm = Attention(source.prompt_cross_attn, ("q", "kv"), form), source.prompt_cross_attn_norm
+        self.attention, self.norm = (
+            Attention(source.prompt_cross_attn, ("q", "kv"), form),
+            source.prompt_cross_attn_norm,
+        )
         stages = zip(source.pixel_decoder.conv_layers, source.pixel_decoder.norms, strict=True)
         self.stages = nn.ModuleList(Stage(convolution, norm, upsampling) for convolution, norm in list(stages)[:2])
         self.embedder = source.mask_embedder
@@ -57,8 +63,13 @@ class MaskHead(nn.Module):
         query_index: Tensor,
     ) -> tuple[Tensor, Tensor]:
         p = self.patches
-        x, prompt = memory.index_select(0, pair_index), prompt_features.index_select(0, pair_index)  # [M,p*p,C], [M,S,C]
-        x = x + self.attention(layer_norm(self.norm, x), prompt, bias=token_bias(prompt_mask.index_select(0, pair_index)))
+        x, prompt = (
+            memory.index_select(0, pair_index),
+            prompt_features.index_select(0, pair_index),
+        )  # [M,p*p,C], [M,S,C]
+        x = x + self.attention(
+            layer_norm(self.norm, x), prompt, bias=token_bias(prompt_mask.index_select(0, pair_index))
+        )
         x = x.transpose(1, 2).unflatten(2, (p, p))  # [M,C,p,p]
         for stage, skip in zip(self.stages, (fpn_1, fpn_0), strict=True):
             x = stage(x, skip, image_index)  # [M,C,2p,2p], [M,C,4p,4p]
@@ -75,10 +86,12 @@ def pick(queries: Tensor, pair_index: Tensor, query_index: Tensor) -> Tensor:
 
 
 class Stage(nn.Module):
-    """Upsample [M,C,h,h] by 2 (nearest), add the row's skip map [B,C,2h,2h], 3x3 convolution, group normalisation, ReLU -> [M,C,2h,2h].
+    """Upsample [M,C,h,h] by 2 (nearest), add the row's skip map [B,C,2h,2h], 3x3 convolution, group normalisation, ReLU
+    -> [M,C,2h,2h].
 
-    "plain" does just that. "subpixel" splits the convolution, which is linear: the skip's part runs once for each image; the part that acts on the
-    upsampled map is a 4x4 transposed convolution of stride 2 on the small one (each output pixel meets 2x2 distinct values: 4/9 of the products).
+    "plain" does just that. "subpixel" splits the convolution, which is linear: the skip's part runs once for each
+    image; the part that acts on the upsampled map is a 4x4 transposed convolution of stride 2 on the small one (each
+    output pixel meets 2x2 distinct values: 4/9 of the products).
     """
 
     def __init__(self, convolution: nn.Conv2d, norm: nn.GroupNorm, upsampling: Upsampling) -> None:
@@ -95,7 +108,8 @@ class Stage(nn.Module):
 
 
 def subpixel_convolution(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
-    """The transposed convolution that equals `convolution` (3x3, padding 1, bias left out) of a map upsampled 2x by repetition.
+    """The transposed convolution that equals `convolution` (3x3, padding 1, bias left out) of a map upsampled 2x by
+    repetition.
 
     Repetition is itself a transposed convolution with a 2x2 kernel of ones; the two kernels convolve to one of 4x4.
     """
@@ -109,9 +123,11 @@ def subpixel_convolution(convolution: nn.Conv2d) -> nn.ConvTranspose2d:
 
 
 class BitPacker(nn.Module):
-    """Logits [M,T,S,S] above 0 as bits along x, most significant first, zero-padded to whole bytes: uint8 [M,T,S,ceil(S/8)].
+    """Logits [M,T,S,S] above 0 as bits along x, most significant first, zero-padded to whole bytes: uint8
+    [M,T,S,ceil(S/8)].
 
-    A byte is a dot product of eight zeros and ones with powers of two: at most 255, exact in fp16, and an operation every engine has.
+    A byte is a dot product of eight zeros and ones with powers of two: at most 255, exact in fp16, and an operation
+    every engine has.
     """
 
     def __init__(self, size: int) -> None:

@@ -22,8 +22,8 @@ PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How attention is spelled, how the mask head upsamples, whether fp16 runs this project's GPU kernels, and whether group normalisation is spelled out;
-    the result is the same."""
+    """How attention is spelled, how the mask head upsamples, whether fp16 runs this project's GPU kernels, and whether
+    group normalisation is spelled out; the result is the same."""
 
     attention: Form
     upsampling: Upsampling

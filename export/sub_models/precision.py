@@ -1,7 +1,8 @@
-"""fp32 islands: what must stay in fp32 when a sub-model computes in fp16, and the one function that makes the fp16 copy.
+"""fp32 islands: what must stay in fp32 when a sub-model computes in fp16, and the one function that makes the fp16
+copy.
 
-Statistics of normalisations are taken in fp32 and their weights stay fp32. A wrapper names its further islands in `fp32_islands`. Constants were computed
-in fp32 before they are cast here.
+Statistics of normalisations are taken in fp32 and their weights stay fp32. A wrapper names its further islands in
+`fp32_islands`. Constants were computed in fp32 before they are cast here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def group_norm_relu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 class SpelledGroupNorm(nn.GroupNorm):
-    """Group normalisation as sums and products. Exported, PyTorch's own becomes an InstanceNormalization, which TensorRT 8.6 hands to cuDNN."""
+    """Group normalisation as sums and products. Exported, PyTorch's own becomes an InstanceNormalization, which
+    TensorRT 8.6 hands to cuDNN."""
 
     def __init__(self, source: nn.GroupNorm) -> None:
         super().__init__(source.num_groups, source.num_channels, source.eps, device="meta")
@@ -43,12 +45,14 @@ class SpelledGroupNorm(nn.GroupNorm):
 
 
 def _total(x: Tensor) -> Tensor:
-    """Sum over all but the first two dimensions, which stay; rows first, so that no fp32 sum is millions of terms long."""
+    """Sum over all but the first two dimensions, which stay; rows first, so that no fp32 sum is millions of terms
+    long."""
     return x.sum(-1, keepdim=True).sum((2, 3), keepdim=True)
 
 
 def spell_group_norms(module: nn.Module) -> None:
-    """Puts `SpelledGroupNorm` in place of every group normalisation of a wrapper; the checkpoint's own modules stay as they are."""
+    """Puts `SpelledGroupNorm` in place of every group normalisation of a wrapper; the checkpoint's own modules stay as
+    they are."""
     for child in module.modules():
         for name, norm in child.named_children():
             if isinstance(norm, nn.GroupNorm):
@@ -56,7 +60,8 @@ def spell_group_norms(module: nn.Module) -> None:
 
 
 def in_precision(module: nn.Module, precision: str) -> nn.Module:
-    """`module` itself for "fp32"; for "fp16" a copy whose weights are fp16 outside the islands. Raises ValueError on anything else.
+    """`module` itself for "fp32"; for "fp16" a copy whose weights are fp16 outside the islands. Raises ValueError on
+    anything else.
 
     The copy leaves the checkpoint's own submodules, which the wrapper shares, as they are.
     """

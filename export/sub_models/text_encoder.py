@@ -1,7 +1,8 @@
-"""Prompts to text features: token ids in, one feature for each of the 32 tokens out; the same for every resolution and cached by the server.
+"""Prompts to text features: token ids in, one feature for each of the 32 tokens out; the same for every resolution and
+cached by the server.
 
-Attention is causal and prompts are padded on the right, so real tokens never see padding and no attention mask is needed; the features of padding
-tokens mean nothing and are masked by whoever reads them.
+Attention is causal and prompts are padded on the right, so real tokens never see padding and no attention mask is
+needed; the features of padding tokens mean nothing and are masked by whoever reads them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""In which order the image transformer's tokens stand: a map and a window's side in, runs of tokens and the ways between map and row out.
+"""In which order the image transformer's tokens stand: a map and a window's side in, runs of tokens and the ways
+between map and row out.
 
-Tokens stand window by window, so that a window is a run of tokens and needs no partition. Where windows do not fill the map, those at the right and the
-bottom have fewer tokens; what SAM3 pads them with is told apart (`padding`), for attention alone.
+Tokens stand window by window, so that a window is a run of tokens and needs no partition. Where windows do not fill the
+map, those at the right and the bottom have fewer tokens; what SAM3 pads them with is told apart (`padding`), for
+attention alone.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from torch import Tensor
 
 
 class TokenOrder:
-    """`tiles` are the windows of a p x p map: row and column of the first token, rows and columns that lie on the map. `filled`: all have all tokens."""
+    """`tiles` are the windows of a p x p map: row and column of the first token, rows and columns that lie on the map.
+    `filled`: all have all tokens."""
 
     def __init__(self, patches: int, window: int) -> None:
         self.patches, self.window = patches, window
@@ -34,7 +37,8 @@ class TokenOrder:
         return torch.cat([grid[:rows, :columns].flatten() for _, _, rows, columns in self.tiles])
 
     def padding(self) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
-        """Positions in their windows of padded tokens [P], and of each window (first token, tokens, first padded, padded). Windows of the same shape share."""
+        """Positions in their windows of padded tokens [P], and of each window (first token, tokens, first padded,
+        padded). Windows of the same shape share."""
         shapes = list(dict.fromkeys((rows, columns) for _, _, rows, columns in self.tiles))
         places = []
         for rows, columns in shapes:
@@ -49,7 +53,8 @@ class TokenOrder:
         return torch.cat(places), runs
 
     def slots(self) -> tuple[Tensor, Tensor]:
-        """Where windows stand one after the other, padded: the place of each token [p*p], and the token in each place [windows*w*w], p*p for padding."""
+        """Where windows stand one after the other, padded: the place of each token [p*p], and the token in each place
+        [windows*w*w], p*p for padding."""
         lengths = torch.tensor([rows * columns for _, _, rows, columns in self.tiles])
         own = torch.arange(len(lengths)).repeat_interleave(lengths) * self.window**2 + self.places()
         held = torch.full((len(lengths) * self.window**2,), self.patches**2)
@@ -63,7 +68,9 @@ class TokenOrder:
         """[B,3,R,R] -> [B,p*p,3*patch*patch] in this order."""
         if self.filled:
             g, w = self.side, self.window
-            tiles = pixels.reshape(-1, 3, g, w, patch, g, w, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)  # B gy gx wy wx 3 y x
+            tiles = pixels.reshape(-1, 3, g, w, patch, g, w, patch).permute(
+                0, 2, 5, 3, 6, 1, 4, 7
+            )  # B gy gx wy wx 3 y x
             return tiles.reshape(-1, self.patches**2, 3 * patch * patch)
         rows = []
         for y, x, height, width in self.tiles:
@@ -73,7 +80,8 @@ class TokenOrder:
         return torch.cat(rows, 1)
 
     def to_map(self, x: Tensor, doublings: int) -> Tensor:
-        """Tokens [B,p*p,4**doublings*C], each holding its square of pixels (coarse to fine), -> map [B,C,s,s], s = p*2**doublings, channels last in memory."""
+        """Tokens [B,p*p,4**doublings*C], each holding its square of pixels (coarse to fine), -> map [B,C,s,s], s =
+        p*2**doublings, channels last in memory."""
         if self.filled:
             x = _squares(x, (self.side, self.side, self.window, self.window), doublings)
         else:
@@ -88,7 +96,8 @@ class TokenOrder:
 
 
 def _squares(x: Tensor, sides: tuple[int, ...], doublings: int) -> Tensor:
-    """Tokens [B,n,4**doublings*C] in rows and columns of `sides` (coarse to fine, rows before columns), -> [B,height,width,C]."""
+    """Tokens [B,n,4**doublings*C] in rows and columns of `sides` (coarse to fine, rows before columns), ->
+    [B,height,width,C]."""
     pairs = [*sides, *[2] * (2 * doublings)]
     x = x.reshape(-1, *pairs, x.shape[-1] // 4**doublings)
     rows = range(1, 1 + len(pairs), 2)

@@ -1,8 +1,10 @@
 """Frames to a feature pyramid: uint8 RGB in, three feature maps out, once per frame whatever is looked for in it.
 
-The image transformer of a `Sam3Model`, rewritten without changing its result: normalisation folded into the patch embedding, positions and RoPE tables as
-constants, tokens in window order from the first layer to the last (`export/sub_models/token_order.py`), queries, keys and values in one product taken before windows
-are padded (so padding costs no product), rotary pairs as halves, and each 1x1 convolution behind a transposed convolution folded into it.
+The image transformer of a `Sam3Model`, rewritten without changing its result: normalisation folded into the patch
+embedding, positions and RoPE tables as constants, tokens in window order from the first layer to the last
+(`export/sub_models/token_order.py`), queries, keys and values in one product taken before windows are padded (so
+padding costs no product), rotary pairs as halves, and each 1x1 convolution behind a transposed convolution folded into
+it.
 """
 
 from __future__ import annotations
@@ -87,7 +89,8 @@ class Block(nn.Module):
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         width = self.heads * self.head_dim
-        # A padded token is zero before the projection, so it is the bias after it: project p*p tokens, pad, then add the bias.
+        # A padded token is zero before the projection, so it is the bias after it: project p*p tokens, pad, then add
+        # the bias.
         qkv = F.linear(x, self.qkv_weight)  # [B,p*p,3C]
         if self.padded:
             qkv = F.pad(qkv, (0, 0, 0, 1)).index_select(1, self.held)  # [B,windows*w*w,3C]
@@ -106,26 +109,31 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotary_rows(heads: int, head_dim: int) -> Tensor:
-    """Order [3*heads*head_dim] of a joined projection's rows that puts each query's and key's head in half-split order."""
+    """Order [3*heads*head_dim] of a joined projection's rows that puts each query's and key's head in half-split
+    order."""
     width = heads * head_dim
     head = (torch.arange(heads)[:, None] * head_dim + halves_order(head_dim)).flatten()  # [C]
     return torch.cat([head, width + head, 2 * width + torch.arange(width)])
 
 
 def fold_normalisation(projection: nn.Conv2d) -> tuple[nn.Conv2d, Tensor]:
-    """The patch convolution for pixels divided by `PIXEL_SHIFT`, and what to add to its result [C]: w*(x/127.5 - 1) = (w/127.5)*x - sum(w).
+    """The patch convolution for pixels divided by `PIXEL_SHIFT`, and what to add to its result [C]: w*(x/127.5 - 1) =
+    (w/127.5)*x - sum(w).
 
     Patches do not overlap and nothing is padded, so the shift is the same at every position.
     """
     weight = projection.weight.detach()
-    folded = nn.Conv2d(weight.shape[1], weight.shape[0], projection.kernel_size, projection.stride, bias=False, device="meta")
+    folded = nn.Conv2d(
+        weight.shape[1], weight.shape[0], projection.kernel_size, projection.stride, bias=False, device="meta"
+    )
     folded.weight = nn.Parameter(weight * (PIXEL_SHIFT / PIXEL_SCALE), requires_grad=False)
     offset = -weight.sum((1, 2, 3)) * (PIXEL_MEAN / PIXEL_SCALE)
     return folded, offset if projection.bias is None else offset + projection.bias.detach()
 
 
 def pyramid_level(level: nn.Module) -> nn.Module:
-    """A Sam3FPNLayer with its 1x1 convolution folded into the transposed convolution before it: both are linear, nothing is between them."""
+    """A Sam3FPNLayer with its 1x1 convolution folded into the transposed convolution before it: both are linear,
+    nothing is between them."""
     *before, last = list(level.scale_layers) or [None]
     if not isinstance(last, nn.ConvTranspose2d):
         return level

@@ -1,5 +1,6 @@
-"""The shape of the small checkpoint: a `Sam3Config` flows out in which every spatial number is a quarter of the original's, and a freshly initialised `Sam3Model`.
-Classes and code path are transformers' own, so whatever exports or serves this checkpoint exports and serves the original."""
+"""The shape of the small checkpoint: a `Sam3Config` flows out in which every spatial number is a quarter of the
+original's, and a freshly initialised `Sam3Model`. Classes and code path are transformers' own, so whatever exports or
+serves this checkpoint exports and serves the original."""
 
 import json
 from pathlib import Path
@@ -17,7 +18,8 @@ QUERY_GRID = (10, 5)
 
 
 def tiny_config(vocab_size: int, bos_token_id: int, eos_token_id: int, image_size: int = RESOLUTIONS[0]) -> Sam3Config:
-    """The configuration: about 9 million parameters. Raises ValueError where `image_size` is no multiple of the patch."""
+    """The configuration: about 9 million parameters. Raises ValueError where `image_size` is no multiple of the
+    patch."""
     if image_size % PATCH:
         nearest = round(image_size / PATCH) * PATCH
         raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}; nearest: {nearest}")
@@ -65,8 +67,9 @@ def tiny_config(vocab_size: int, bos_token_id: int, eos_token_id: int, image_siz
 def build_model(tokenizer: CLIPTokenizer, seed: int = 0) -> Sam3Model:
     """A model with weights that can be trained from scratch.
 
-    transformers initialises for loading a checkpoint, not for training one: its standard deviation of 0.02 all but silences the path from image and text to the
-    queries, and every query starts at the same place. Linear layers get Xavier, convolutions Kaiming weights, queries a grid of reference boxes.
+    transformers initialises for loading a checkpoint, not for training one: its standard deviation of 0.02 all but
+    silences the path from image and text to the queries, and every query starts at the same place. Linear layers get
+    Xavier, convolutions Kaiming weights, queries a grid of reference boxes.
     """
     torch.manual_seed(seed)
     config = tiny_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -94,10 +97,11 @@ def build_model(tokenizer: CLIPTokenizer, seed: int = 0) -> Sam3Model:
 
 @torch.no_grad()
 def normalise_pyramid(model: Sam3Model, pixel_values: torch.Tensor) -> list[float]:
-    """Scale each FPN level so that it leaves with standard deviation 1 on `pixel_values` [B, 3, R, R]; returns what it was.
+    """Scale each FPN level so that it leaves with standard deviation 1 on `pixel_values` [B, 3, R, R]; returns what it
+    was.
 
-    The DETR encoder is pre-norm: whatever stands on its residual stream at the start drowns what the text adds, if it is much larger than 1. Without this step
-    training stays at the majority class.
+    The DETR encoder is pre-norm: whatever stands on its residual stream at the start drowns what the text adds, if it
+    is much larger than 1. Without this step training stays at the majority class.
     """
     levels = model.vision_encoder(pixel_values).fpn_hidden_states
     deviations = [float(level.float().std()) for level in levels]
@@ -109,7 +113,8 @@ def normalise_pyramid(model: Sam3Model, pixel_values: torch.Tensor) -> list[floa
 def set_resolution(model: Sam3Model, resolution: int) -> None:
     """Make the model ready for `resolution` x `resolution` pixels, in place.
 
-    Only the rotary positions of the global layers depend on it; they become what `from_pretrained` makes when `config.image_size` is set first.
+    Only the rotary positions of the global layers depend on it; they become what `from_pretrained` makes when
+    `config.image_size` is set first.
     """
     backbone = model.vision_encoder.backbone
     if resolution % PATCH:
@@ -124,7 +129,8 @@ def set_resolution(model: Sam3Model, resolution: int) -> None:
 
 
 def save_checkpoint(model: Sam3Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write config, weights (fp16 on disk, half the size; loaded as fp32), tokenizer and processor in Hugging Face format."""
+    """Write config, weights (fp16 on disk, half the size; loaded as fp32), tokenizer and processor in Hugging Face
+    format."""
     folder.mkdir(parents=True, exist_ok=True)
     set_resolution(model, RESOLUTIONS[0])
     weights = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -139,7 +145,8 @@ def save_checkpoint(model: Sam3Model, tokenizer: CLIPTokenizer, folder: Path) ->
 
 
 def _say_float32(path: Path) -> None:
-    # transformers loads in the dtype that config.json names; fp16 is how these weights travel, not how they are meant to be used.
+    # transformers loads in the dtype that config.json names; fp16 is how these weights travel, not how they are meant
+    # to be used.
     config = json.loads(path.read_text())
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if "dtype" in part or part is config:

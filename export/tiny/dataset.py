@@ -1,6 +1,7 @@
-"""Training seeds flow in, batches flow out: pictures at one resolution, prompts as token ids and example boxes, and the answers as compact indices. Every scene is drawn
-once, by a loader process, and asked several questions: pictures cost processor time, prompts hardly any. Masks travel as one small map of object indices a scene, not
-as a stack of pictures."""
+"""Training seeds flow in, batches flow out: pictures at one resolution, prompts as token ids and example boxes, and the
+answers as compact indices. Every scene is drawn once, by a loader process, and asked several questions: pictures cost
+processor time, prompts hardly any. Masks travel as one small map of object indices a scene, not as a stack of
+pictures."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -26,11 +27,13 @@ NO_BOX = -10  # label of a padded box, as in the original
 
 @dataclass(slots=True)
 class Batch:
-    """B scenes, P prompts each; G = MAX_OBJECTS, K = MAX_BOXES, M = 4 * resolution / 14 is the side of the mask head's output.
+    """B scenes, P prompts each; G = MAX_OBJECTS, K = MAX_BOXES, M = 4 * resolution / 14 is the side of the mask head's
+    output.
 
-    pixels uint8 [B, R, R, 3]; index_map uint8 [B, 2M, 2M]; instance_index int64 [B, G] (value in the map, 0 padding); instance_boxes float32 [B, G, 4] cxcywh;
-    input_ids and attention_mask int64 [B, P, 32]; answers int64 [B, P, G], positions among the instances, -1 padding; boxes float32 [B, K, 4] cxcywh and
-    box_labels int64 [B, K] (1, 0, -10 padding), of the last prompt.
+    pixels uint8 [B, R, R, 3]; index_map uint8 [B, 2M, 2M]; instance_index int64 [B, G] (value in the map, 0 padding);
+    instance_boxes float32 [B, G, 4] cxcywh; input_ids and attention_mask int64 [B, P, 32]; answers int64 [B, P, G],
+    positions among the instances, -1 padding; boxes float32 [B, K, 4] cxcywh and box_labels int64 [B, K] (1, 0, -10
+    padding), of the last prompt.
     """
 
     pixels: torch.Tensor
@@ -107,8 +110,9 @@ def draw_batch(seeds: list[int], resolution: int) -> Batch:
 
 
 class SceneBatches(IterableDataset):
-    """An endless stream of batches of `size` scenes, each at one of RESOLUTIONS. `run` starts another stream. Of `ranks` training processes each draws scenes of its
-    own, as does every loader process of each; the order of the resolutions is the same for all, so that none waits for another's larger pictures."""
+    """An endless stream of batches of `size` scenes, each at one of RESOLUTIONS. `run` starts another stream. Of
+    `ranks` training processes each draws scenes of its own, as does every loader process of each; the order of the
+    resolutions is the same for all, so that none waits for another's larger pictures."""
 
     def __init__(self, size: int, run: int = 0, rank: int = 0, ranks: int = 1) -> None:
         self.size, self.run, self.rank, self.ranks = size, run, rank, ranks

@@ -1,7 +1,8 @@
-"""A way to predict flows in (this checkpoint in PyTorch by default, any engine through `evaluate`), held-out scenes and questions are drawn, and COCO's figures flow out:
-average precision of boxes and masks by object size, and how often presence was judged rightly. A (scene, prompt) pair counts as one COCO image with one category, so
-that detections for absent prompts cost precision. Areas are given in pixels of the original's scale (4 x 252 = 1008), so that COCO's borders between small, medium and
-large (32 and 96 pixels squared) mean what they mean there."""
+"""A way to predict flows in (this checkpoint in PyTorch by default, any engine through `evaluate`), held-out scenes and
+questions are drawn, and COCO's figures flow out: average precision of boxes and masks by object size, and how often
+presence was judged rightly. A (scene, prompt) pair counts as one COCO image with one category, so that detections for
+absent prompts cost precision. Areas are given in pixels of the original's scale (4 x 252 = 1008), so that COCO's
+borders between small, medium and large (32 and 96 pixels squared) mean what they mean there."""
 
 import argparse
 import contextlib
@@ -40,7 +41,8 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One held-out scene: its frame with ground truth, and the questions asked of it; the last one has example boxes."""
+    """One held-out scene: its frame with ground truth, and the questions asked of it; the last one has example
+    boxes."""
 
     seed: int
     rendering: Rendering
@@ -48,7 +50,8 @@ class Case:
 
 
 def held_out(scenes: int) -> Iterator[Case]:
-    """The first `scenes` held-out scenes as frames of about 640 x 360 pixels: TEXT_QUESTIONS different questions in words each, and one with example boxes."""
+    """The first `scenes` held-out scenes as frames of about 640 x 360 pixels: TEXT_QUESTIONS different questions in
+    words each, and one with example boxes."""
     for seed in validation_seeds(scenes):
         rng = np.random.default_rng((3, seed))
         scene = random_scene(seed)
@@ -61,7 +64,8 @@ def held_out(scenes: int) -> Iterator[Case]:
 
 
 def full_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Masks [n, h, w], logits or bool, as decisions at frame size, bool [n, H, W]: enlarged bilinearly, then cut at the middle."""
+    """Masks [n, h, w], logits or bool, as decisions at frame size, bool [n, H, W]: enlarged bilinearly, then cut at the
+    middle."""
     edge = 0.5 if masks.dtype == bool else 0.0
     enlarged = [
         np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)) > edge
@@ -106,7 +110,8 @@ class Tally:
             self.found.append(entry)
 
     def figures(self) -> dict:
-        """{"pairs", "objects", "presence_accuracy", "box": {AP, AP50, AP75, APs, APm, APl}, "mask": {...}}, APs in 0..1, -1 where there is no such object."""
+        """{"pairs", "objects", "presence_accuracy", "box": {AP, AP50, AP75, APs, APm, APl}, "mask": {...}}, APs in
+        0..1, -1 where there is no such object."""
         result: dict = {
             "pairs": self.pairs,
             "objects": len(self.truth),
@@ -136,7 +141,8 @@ class Tally:
 
 
 def judge(answered: Iterable[tuple[Case, Sequence[Detections]]]) -> dict:
-    """{"text": figures, "exemplar": figures} (see `Tally.figures`) of held-out scenes, each with one `Detections` a question."""
+    """{"text": figures, "exemplar": figures} (see `Tally.figures`) of held-out scenes, each with one `Detections` a
+    question."""
     tallies = {"text": Tally(), "exemplar": Tally()}
     for case, answers in answered:
         for question, detections in zip(case.questions, answers, strict=True):
@@ -148,7 +154,8 @@ def evaluate(predict: Predict, scenes: int = 500, progress: Callable[[int], None
     """Judge `predict` on held-out scenes.
 
     Args:
-        predict: called once a scene with its frame, uint8 RGB [H, W, 3], and its prompts; returns one `Detections` a prompt, low scores included
+        predict: called once a scene with its frame, uint8 RGB [H, W, 3], and its prompts; returns one `Detections` a
+        prompt, low scores included
             (0.01 and up: average precision wants the whole curve).
         scenes: how many; the same number means the same scenes and questions.
         progress: called with the number of scenes done.
@@ -179,7 +186,9 @@ def table(results: dict[int, dict]) -> str:
 
 def circumstances(options: argparse.Namespace) -> dict:
     """What someone needs who wants to measure the same again: command, machine, date, versions."""
-    command = f"python -m export.tiny.evaluate --checkpoint {os.path.relpath(options.checkpoint)} --scenes {options.scenes}"
+    command = (
+        f"python -m export.tiny.evaluate --checkpoint {os.path.relpath(options.checkpoint)} --scenes {options.scenes}"
+    )
     command += f" --resolutions {' '.join(map(str, options.resolutions))} --device {options.device}"
     machine = f"one {torch.cuda.get_device_name()}" if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     names = ("torch", "torchvision", "transformers", "numpy", "pillow", "pycocotools")
@@ -192,13 +201,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(
         prog="python -m export.tiny.evaluate",
         description="Judge a checkpoint on held-out scenes.",
-        epilog="example: python -m export.tiny.evaluate --checkpoint export/tiny/checkpoint --scenes 100 --resolutions 252",
+        epilog=(
+            "example: python -m export.tiny.evaluate --checkpoint export/tiny/checkpoint --scenes 100 --resolutions 252"
+        ),
     )
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
-    parser.add_argument("--out", type=Path, help="also write figures, command, machine, date and versions to this JSON file")
+    parser.add_argument(
+        "--out", type=Path, help="also write figures, command, machine, date and versions to this JSON file"
+    )
     options = parser.parse_args(argv)
     results = {}
     for resolution in options.resolutions:

@@ -1,6 +1,7 @@
-"""Predictions and answers flow in, one number to minimise and its parts flow out. Queries are matched to objects layer by layer (Carion et al. 2020, DETR: the cheapest
-assignment under class, box and overlap costs); matched queries learn class, box and, in the last layer, mask. Presence is learnt by every pair, and a dense map of all
-named pixels ties text and picture together from the first step on: without it the text never reaches the queries."""
+"""Predictions and answers flow in, one number to minimise and its parts flow out. Queries are matched to objects layer
+by layer (Carion et al. 2020, DETR: the cheapest assignment under class, box and overlap costs); matched queries learn
+class, box and, in the last layer, mask. Presence is learnt by every pair, and a dense map of all named pixels ties text
+and picture together from the first step on: without it the text never reaches the queries."""
 
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 @dataclass(slots=True)
 class Targets:
-    """N pairs, G objects at most. boxes [N, G, 4] cxcywh; counts [N] objects named; index [N, G] their values in the index map; scene [N] the pair's image."""
+    """N pairs, G objects at most. boxes [N, G, 4] cxcywh; counts [N] objects named; index [N, G] their values in the
+    index map; scene [N] the pair's image."""
 
     boxes: torch.Tensor
     counts: torch.Tensor
@@ -56,7 +58,8 @@ def iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Generalised IoU of cxcywh boxes [..., 4], broadcast (Rezatofighi et al. 2019): 1 for equal boxes, towards -1 for distant ones."""
+    """Generalised IoU of cxcywh boxes [..., 4], broadcast (Rezatofighi et al. 2019): 1 for equal boxes, towards -1 for
+    distant ones."""
     (a_low, a_high), (b_low, b_high) = _corners(a), _corners(b)
     shared, union = _overlap(a, b)
     hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).prod(-1) + 1e-6
@@ -65,7 +68,8 @@ def giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def matching_costs(predictions: Predictions, targets: Targets) -> torch.Tensor:
-    """Costs [L, N, Q, G] of giving each object to each query, in pinned memory where there is a GPU: read it after synchronising."""
+    """Costs [L, N, Q, G] of giving each object to each query, in pinned memory where there is a GPU: read it after
+    synchronising."""
     p = predictions.logits.sigmoid()
     positive = -FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * torch.log(p + 1e-6)
     negative = -(1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * torch.log(1 - p + 1e-6)
@@ -75,7 +79,8 @@ def matching_costs(predictions: Predictions, targets: Targets) -> torch.Tensor:
 
 
 def match(costs: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The cheapest assignment for every layer and pair. costs [L, N, Q, G], counts [N]; returns rows (layer, pair, query, object), int64 [total, 4]."""
+    """The cheapest assignment for every layer and pair. costs [L, N, Q, G], counts [N]; returns rows (layer, pair,
+    query, object), int64 [total, 4]."""
     rows = []
     for n in np.flatnonzero(counts):
         for layer in range(costs.shape[0]):
@@ -98,14 +103,18 @@ def _focal(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none") * miss**FOCAL_GAMMA
 
 
-def losses(predictions: Predictions, targets: Targets, index_map: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The weighted sum "loss" and its parts, unweighted. `rows` from `match`, on the device; `index_map` uint8 [B, 2M, 2M]."""
+def losses(
+    predictions: Predictions, targets: Targets, index_map: torch.Tensor, rows: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The weighted sum "loss" and its parts, unweighted. `rows` from `match`, on the device; `index_map` uint8 [B, 2M,
+    2M]."""
     layers = predictions.logits.shape[0]
     layer, pair, query, target = rows.unbind(1)
     named = targets.counts.sum().clamp(min=1).float()
     present = (targets.counts > 0).float()
     got, wanted = predictions.boxes[layer, pair, query], targets.boxes[pair, target]
-    # The score is to say how well the box fits, not only that there is something: precision at high overlaps lives on that order.
+    # The score is to say how well the box fits, not only that there is something: precision at high overlaps lives on
+    # that order.
     hits = torch.zeros_like(predictions.logits)
     hits[layer, pair, query] = iou(got, wanted).detach().sqrt()
     # Whether anything is there at all is the presence token's business: absent prompts do not push the queries down.

@@ -1,6 +1,7 @@
-"""A batch flows in, what every decoder layer says about every (image, prompt) pair flows out. `Sam3Model.forward` returns the last layer only and pairs one prompt with
-one image; training wants all layers, several prompts an image, and no waiting for the GPU on the way. So the same modules are called here one by one, in the order
-in which `Sam3Model.forward` calls them; a test holds the two to equal results."""
+"""A batch flows in, what every decoder layer says about every (image, prompt) pair flows out. `Sam3Model.forward`
+returns the last layer only and pairs one prompt with one image; training wants all layers, several prompts an image,
+and no waiting for the GPU on the way. So the same modules are called here one by one, in the order in which
+`Sam3Model.forward` calls them; a test holds the two to equal results."""
 
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from export.tiny.dataset import NO_BOX, Batch, normalised
 
 @dataclass(slots=True)
 class Predictions:
-    """N pairs, L layers, Q queries. boxes [L, N, Q, 4] cxcywh; logits [L, N, Q]; presence_logits [L, N]; masks [N, Q, M, M] and semantic [N, M, M], logits."""
+    """N pairs, L layers, Q queries. boxes [L, N, Q, 4] cxcywh; logits [L, N, Q]; presence_logits [L, N]; masks [N, Q,
+    M, M] and semantic [N, M, M], logits."""
 
     boxes: torch.Tensor
     logits: torch.Tensor
@@ -23,7 +25,8 @@ class Predictions:
 
 
 class Positions:
-    """Sine positions of the coarsest level, [1, C, p, p] in fp32, kept per size: under autocast the model would make them in bf16, and every time anew."""
+    """Sine positions of the coarsest level, [1, C, p, p] in fp32, kept per size: under autocast the model would make
+    them in bf16, and every time anew."""
 
     def __init__(self, model: Sam3Model) -> None:
         self.encoding = model.vision_encoder.neck.position_encoding
@@ -70,15 +73,20 @@ def encode_prompts(
 
 
 def forward_all_layers(model: Sam3Model, batch: Batch, positions: Positions) -> Predictions:
-    """All pairs of a batch through the model; pair n is image n // P, prompt n % P. The model must be set to the batch's resolution."""
+    """All pairs of a batch through the model; pair n is image n // P, prompt n % P. The model must be set to the
+    batch's resolution."""
     levels = pyramid(model, normalised(batch.pixels))
     position = positions(levels[2])
     prompt, mask = encode_prompts(model, batch, levels[2], position)
     repeats = batch.input_ids.shape[1]
     levels = [level.repeat_interleave(repeats, 0) for level in levels]
-    wide = mask[:, None, None]  # a mask of four axes is taken as it is; one of two would be inspected, and the GPU waited for
+    wide = mask[
+        :, None, None
+    ]  # a mask of four axes is taken as it is; one of two would be inspected, and the GPU waited for
     position = position.expand(prompt.shape[0], -1, -1, -1)
-    encoded = model.detr_encoder(vision_features=[levels[2]], text_features=prompt, vision_pos_embeds=[position], text_mask=wide)
+    encoded = model.detr_encoder(
+        vision_features=[levels[2]], text_features=prompt, vision_pos_embeds=[position], text_mask=wide
+    )
     decoded = model.detr_decoder(
         vision_features=encoded.last_hidden_state,
         text_features=prompt,

@@ -1,5 +1,6 @@
-"""Gradients of several GPUs flow in, their mean flows out. Started by `torchrun`, every process learns from scenes of its own and they take each step together; started
-plainly, there is one process and nothing to do. The model is small: one flat all-reduce a step costs less than a wrapper around the modules would."""
+"""Gradients of several GPUs flow in, their mean flows out. Started by `torchrun`, every process learns from scenes of
+its own and they take each step together; started plainly, there is one process and nothing to do. The model is small:
+one flat all-reduce a step costs less than a wrapper around the modules would."""
 
 import os
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ class Team:
         dist.all_reduce(flat)
         flat /= self.size
         torch._foreach_copy_(
-            gradients, [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)]
+            gradients,
+            [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
         )
 
     def leave(self) -> None:

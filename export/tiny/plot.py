@@ -1,4 +1,5 @@
-"""A training curve's JSON file flows in, a small picture of it flows out: the loss, and what held-out scenes said, over the steps of all runs that led to the checkpoint."""
+"""A training curve's JSON file flows in, a small picture of it flows out: the loss, and what held-out scenes said, over
+the steps of all runs that led to the checkpoint."""
 
 import argparse
 import json
@@ -37,7 +38,10 @@ def plot(curve: Path, picture: Path) -> dict:
         values = [point["validation"]["252"]["text"][kind][name] for point in judged]
         right.plot([p["step"] for p in judged], values, "-" if name == "AP50" else "--", label=f"{kind} {name}")
     right.plot(
-        [p["step"] for p in judged], [p["validation"]["252"]["text"]["presence_accuracy"] for p in judged], ":", label="presence"
+        [p["step"] for p in judged],
+        [p["validation"]["252"]["text"]["presence_accuracy"] for p in judged],
+        ":",
+        label="presence",
     )
     right.set(xlabel="steps", ylim=(0, 1), title="held-out scenes at 252, prompts in words")
     right.legend(fontsize=7, loc="lower right")
@@ -53,7 +57,9 @@ def plot(curve: Path, picture: Path) -> dict:
 def main(argv: Sequence[str] | None = None) -> dict:
     """Command line; see the module's text. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser(
-        prog="python -m export.tiny.plot", description="Draw the training curve.", epilog="example: python -m export.tiny.plot"
+        prog="python -m export.tiny.plot",
+        description="Draw the training curve.",
+        epilog="example: python -m export.tiny.plot",
     )
     parser.add_argument("--curve", type=Path, default=HERE / "training_curve.json")
     parser.add_argument("--out", type=Path, default=HERE / "training_curve.png")

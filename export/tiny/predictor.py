@@ -1,5 +1,5 @@
-"""A frame and prompts flow in, detections flow out, through transformers' own `Sam3Model.forward`: the reference that every other engine is compared with, written
-against the same small interface (`Predict` in `evaluate.py`)."""
+"""A frame and prompts flow in, detections flow out, through transformers' own `Sam3Model.forward`: the reference that
+every other engine is compared with, written against the same small interface (`Predict` in `evaluate.py`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ from export.tiny.prompts import Prompt
 from export.tiny.tokenizer import encode
 
 FLOOR, TOP = 0.01, 12
-"""Least score and most detections of a prompt: average precision wants the whole curve, and no scene has as many objects."""
+"""Least score and most detections of a prompt: average precision wants the whole curve, and no scene has as many
+objects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was found for one prompt. scores float [n], highest first; boxes float [n, 4] xyxy as fractions of the frame; masks [n, h, w] over the whole frame, either
-    logits (float, 0 is the edge) or decisions (bool), of any size; presence: probability that the prompt is in the frame at all."""
+    """What was found for one prompt. scores float [n], highest first; boxes float [n, 4] xyxy as fractions of the
+    frame; masks [n, h, w] over the whole frame, either logits (float, 0 is the edge) or decisions (bool), of any size;
+    presence: probability that the prompt is in the frame at all."""
 
     scores: np.ndarray
     boxes: np.ndarray
@@ -30,7 +32,8 @@ class Detections:
 
 
 def load_model(folder: Path | str, resolution: int, device: str = "cpu") -> tuple[Sam3Model, PreTrainedTokenizerBase]:
-    """A SAM3 folder (this project's or the original's) at a resolution, in fp32 and evaluation mode, and its tokenizer."""
+    """A SAM3 folder (this project's or the original's) at a resolution, in fp32 and evaluation mode, and its
+    tokenizer."""
     config = Sam3Config.from_pretrained(folder)
     config.image_size = resolution  # before loading: the rotary tables are made from it
     model = Sam3Model.from_pretrained(folder, config=config, dtype=torch.float32).eval().to(device)

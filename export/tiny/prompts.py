@@ -1,8 +1,10 @@
-"""What is asked of a scene, and the right answer. A scene's visible instances flow in; prompts flow out, each with the instances that it names: words ("red circle",
-"triangle", "blue object"), words for things that are not there, example boxes to include, and example boxes to exclude. The rules are stated once, here, and serve
-training, evaluation and the videos' ground truth alike:
+"""What is asked of a scene, and the right answer. A scene's visible instances flow in; prompts flow out, each with the
+instances that it names: words ("red circle", "triangle", "blue object"), words for things that are not there, example
+boxes to include, and example boxes to exclude. The rules are stated once, here, and serve training, evaluation and the
+videos' ground truth alike:
 
-- words name every instance that has the named colour and shape; "object" and "thing" stand for any shape, a colour may be missing;
+- words name every instance that has the named colour and shape; "object" and "thing" stand for any shape, a colour may
+be missing;
 - a positive box alone (text "visual") names every instance of the boxed one's colour and shape;
 - with words as well, the words decide and positive boxes are examples of what they mean;
 - a negative box takes away every instance of the boxed one's colour and shape.
@@ -32,7 +34,8 @@ _ALPHABET = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`text`, and example boxes: `boxes` xyxy as fractions of the frame, `labels` 1 include, 0 exclude, equally long."""
+    """`text`, and example boxes: `boxes` xyxy as fractions of the frame, `labels` 1 include, 0 exclude, equally
+    long."""
 
     text: str
     boxes: tuple[Box, ...] = ()
@@ -69,7 +72,9 @@ def named_by(text: str, instances: tuple[Instance, ...]) -> tuple[int, ...]:
             return ()
     if shape is None:
         return ()
-    return tuple(k for k, i in enumerate(instances) if colour in (None, i.colour) and (shape in ANY_SHAPE or shape == i.shape))
+    return tuple(
+        k for k, i in enumerate(instances) if colour in (None, i.colour) and (shape in ANY_SHAPE or shape == i.shape)
+    )
 
 
 def _alike(one: Instance, other: Instance) -> bool:
@@ -77,7 +82,8 @@ def _alike(one: Instance, other: Instance) -> bool:
 
 
 def answer(prompt: Prompt, instances: tuple[Instance, ...], boxed: tuple[Instance, ...] = ()) -> tuple[int, ...]:
-    """Positions of the instances that the prompt names; `boxed` are the instances that its boxes were drawn around, in order."""
+    """Positions of the instances that the prompt names; `boxed` are the instances that its boxes were drawn around, in
+    order."""
     examples = list(zip(boxed, prompt.labels, strict=True))
     if prompt.text == VISUAL:
         hits = [k for k, i in enumerate(instances) if any(_alike(i, b) for b, label in examples if label == 1)]
@@ -114,7 +120,8 @@ def present_text(rng: np.random.Generator, instances: tuple[Instance, ...], plai
 
 
 def absent_text(rng: np.random.Generator, instances: tuple[Instance, ...], plain: bool = False) -> str:
-    """A text that names none of the instances: near misses (right colour, wrong shape) most of all, now and then a foreign word."""
+    """A text that names none of the instances: near misses (right colour, wrong shape) most of all, now and then a
+    foreign word."""
     for _ in range(20):
         kind = rng.random()
         colour: str | None = _pick(rng, list(COLOURS))
@@ -160,7 +167,8 @@ def _hand_drawn(rng: np.random.Generator, box: Box, jitter: float) -> Box:
 
 
 def exemplar_question(rng: np.random.Generator, instances: tuple[Instance, ...], jitter: float = 0.06) -> Question:
-    """A question with example boxes, drawn as unsteadily as a hand would. Falls back to words where nothing can be boxed."""
+    """A question with example boxes, drawn as unsteadily as a hand would. Falls back to words where nothing can be
+    boxed."""
     if not instances:
         return text_question(rng, instances)
     target = _pick(rng, instances)

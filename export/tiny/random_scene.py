@@ -1,5 +1,6 @@
-"""A seed flows in, a `Scene` flows out: this module holds the distribution that the small checkpoint is trained on, judged on and shown with. Training and validation
-use disjoint ranges of seeds, so a held-out scene is one that no training run can have seen."""
+"""A seed flows in, a `Scene` flows out: this module holds the distribution that the small checkpoint is trained on,
+judged on and shown with. Training and validation use disjoint ranges of seeds, so a held-out scene is one that no
+training run can have seen."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ def validation_seeds(count: int, first: int = 0) -> range:
     """`count` seeds of held-out scenes. Raises ValueError where they would run into the training seeds."""
     if first < 0 or first + count > FIRST_TRAINING_SEED:
         raise ValueError(
-            f"validation seeds must lie in 0..{FIRST_TRAINING_SEED - 1}, got {first}..{first + count - 1}; ask for fewer"
+            f"validation seeds must lie in 0..{FIRST_TRAINING_SEED - 1}, got {first}..{first + count - 1}; ask for"
+            " fewer"
         )
     return range(first, first + count)
 
@@ -37,7 +39,9 @@ def _random_light(rng: np.random.Generator, moving: bool) -> Light:
     slope = rng.uniform(0, 0.3) if rng.random() < 0.5 else 0.0
     direction = rng.uniform(0, 2 * math.pi)
     corners = [
-        1.0 + slope * (math.cos(direction) * dx + math.sin(direction) * dy) / math.sqrt(2) for dy in (-1, 1) for dx in (-1, 1)
+        1.0 + slope * (math.cos(direction) * dx + math.sin(direction) * dy) / math.sqrt(2)
+        for dy in (-1, 1)
+        for dx in (-1, 1)
     ]
     ramp = (corners[0], corners[1], corners[2], corners[3])
     return Light((red, green, blue), ramp, float(rng.uniform(0, 0.12)) if moving else 0.0, float(rng.uniform(4, 10)))
@@ -73,7 +77,9 @@ def _random_size(rng: np.random.Generator) -> float:
     return float(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
-def _random_place(rng: np.random.Generator, size: float, aspect: float, placed: list[SceneObject]) -> tuple[float, float] | None:
+def _random_place(
+    rng: np.random.Generator, size: float, aspect: float, placed: list[SceneObject]
+) -> tuple[float, float] | None:
     half_x, half_y = size / 2 / math.sqrt(aspect), size / 2 * math.sqrt(aspect)
     for _ in range(12):
         x, y = rng.uniform(half_x * 0.8, 1 - half_x * 0.8), rng.uniform(half_y * 0.8, 1 - half_y * 0.8)

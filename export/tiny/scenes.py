@@ -1,9 +1,11 @@
-"""A seed flows in, a picture with its ground truth flows out. A `Scene` is a frozen record of a background, a light and a few coloured shapes that may move; `render`
-draws it at any size and any moment, together with a map that says which pixel belongs to which object. Training, evaluation and the demonstration videos all draw
-from here, so that they share one distribution and the ground truth is exact by construction.
+"""A seed flows in, a picture with its ground truth flows out. A `Scene` is a frozen record of a background, a light and
+a few coloured shapes that may move; `render` draws it at any size and any moment, together with a map that says which
+pixel belongs to which object. Training, evaluation and the demonstration videos all draw from here, so that they share
+one distribution and the ground truth is exact by construction.
 
-Coordinates: positions are fractions of the frame's width and height, sizes are fractions of sqrt(width * height), times are seconds. Shapes stay undistorted in the
-frame; the stretch to the network's square input comes later, as it does in serving.
+Coordinates: positions are fractions of the frame's width and height, sizes are fractions of sqrt(width * height), times
+are seconds. Shapes stay undistorted in the frame; the stretch to the network's square input comes later, as it does in
+serving.
 """
 
 import math
@@ -27,7 +29,8 @@ Box = tuple[float, float, float, float]  # xyxy, fractions of the frame
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One shape. `x`, `y` fractions of the frame at t = 0, `vx`, `vy` fractions a second, `size` diameter over sqrt(W * H), `angle` radians, `spin` radians a second."""
+    """One shape. `x`, `y` fractions of the frame at t = 0, `vx`, `vy` fractions a second, `size` diameter over sqrt(W *
+    H), `angle` radians, `spin` radians a second."""
 
     colour: str
     shape: str
@@ -43,7 +46,8 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """`gain` per channel, `ramp` relative brightness at the frame's four corners, `flicker` amplitude and `period` in seconds of a slow change of brightness."""
+    """`gain` per channel, `ramp` relative brightness at the frame's four corners, `flicker` amplitude and `period` in
+    seconds of a slow change of brightness."""
 
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     ramp: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
@@ -53,9 +57,10 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that a frame is made of; objects later in the tuple lie in front. `grid` is a coarse uint8 RGB picture [h, w, 3] that is enlarged smoothly to become
-    the background, `stripes` (period as a fraction of the diagonal, angle, strength in grey levels) a texture on it, `blur` a radius in thousandths of sqrt(W * H),
-    `noise` a standard deviation in grey levels."""
+    """Everything that a frame is made of; objects later in the tuple lie in front. `grid` is a coarse uint8 RGB picture
+    [h, w, 3] that is enlarged smoothly to become the background, `stripes` (period as a fraction of the diagonal,
+    angle, strength in grey levels) a texture on it, `blur` a radius in thousandths of sqrt(W * H), `noise` a standard
+    deviation in grey levels."""
 
     seed: int
     aspect: float
@@ -69,8 +74,8 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One object that can be seen: its labels, its box (xyxy, fractions of the frame, around the visible part), visible area in pixels, visible fraction, and
-    `index`, its value in `Rendering.index_map`."""
+    """One object that can be seen: its labels, its box (xyxy, fractions of the frame, around the visible part), visible
+    area in pixels, visible fraction, and `index`, its value in `Rendering.index_map`."""
 
     colour: str
     shape: str
@@ -82,7 +87,8 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """`frame` uint8 RGB [H, W, 3]; `index_map` uint8 [H, W], 0 background, k + 1 the k-th object of the scene; `instances` those objects that can be seen."""
+    """`frame` uint8 RGB [H, W, 3]; `index_map` uint8 [H, W], 0 background, k + 1 the k-th object of the scene;
+    `instances` those objects that can be seen."""
 
     frame: np.ndarray
     index_map: np.ndarray
@@ -131,7 +137,8 @@ def _noise_levels(sigma: int) -> np.ndarray:
 
 
 def _noise(scene: Scene, size: tuple[int, int], t: float) -> Image.Image:
-    # Drawing fresh noise would cost more than all the rest: a fixed tile is shifted by a number that depends on scene and moment.
+    # Drawing fresh noise would cost more than all the rest: a fixed tile is shifted by a number that depends on scene
+    # and moment.
     key = (scene.seed * 7919 + round(t * 1000) * 104729) & 0xFFFFFFFF
     rows = (np.arange(size[1]) + key % NOISE_TILE) % NOISE_TILE
     columns = (np.arange(size[0]) + (key // NOISE_TILE) % NOISE_TILE) % NOISE_TILE
@@ -146,7 +153,9 @@ def _background(scene: Scene, size: tuple[int, int]) -> Image.Image:
         step = 2 * math.pi / (period * math.hypot(width, height))
         u = (np.arange(width, dtype=np.float32) * math.cos(angle) * step)[None]
         v = (np.arange(height, dtype=np.float32) * math.sin(angle) * step)[:, None]
-        wave = (128 + strength * (np.sin(u) * np.cos(v) + np.cos(u) * np.sin(v))).astype(np.uint8)  # sin(u + v), separable
+        wave = (128 + strength * (np.sin(u) * np.cos(v) + np.cos(u) * np.sin(v))).astype(
+            np.uint8
+        )  # sin(u + v), separable
         image = ImageChops.add(image, Image.merge("RGB", [Image.fromarray(wave)] * 3), 1.0, -128)
     return image
 
@@ -170,8 +179,9 @@ def outline(o: SceneObject, size: tuple[int, int]) -> np.ndarray:
 def render(scene: Scene, height: int, width: int, t: float = 0.0, supersample: int = 1) -> Rendering:
     """Draw the scene at `t` seconds.
 
-    `supersample` 2 draws at twice the size and averages, which smooths edges as a camera does; 1 is for frames that are reduced afterwards anyway.
-    The same scene, size and moment give the same bytes. Raises ValueError for an empty frame.
+    `supersample` 2 draws at twice the size and averages, which smooths edges as a camera does; 1 is for frames that are
+    reduced afterwards anyway. The same scene, size and moment give the same bytes. Raises ValueError for an empty
+    frame.
     """
     if height < 2 or width < 2:
         raise ValueError(f"a frame must be at least 2x2 pixels, got {width}x{height}; give a larger size")
@@ -191,7 +201,9 @@ def render(scene: Scene, height: int, width: int, t: float = 0.0, supersample: i
     image = _lit(image, now.light)
     if now.noise >= 1:
         image = ImageChops.add(image, _noise(now, (width, height), t), 1.0, -128)
-    index_map = np.ascontiguousarray(np.asarray(labels)[supersample // 2 :: supersample, supersample // 2 :: supersample])
+    index_map = np.ascontiguousarray(
+        np.asarray(labels)[supersample // 2 :: supersample, supersample // 2 :: supersample]
+    )
     return Rendering(np.asarray(image), index_map, _instances(now, index_map))
 
 

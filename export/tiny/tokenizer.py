@@ -1,6 +1,7 @@
-"""Prompts flow in as text, token ids flow out. The small checkpoint has a tokenizer of its own, built here from the words of this project: byte-level BPE as in CLIP
-(lower-casing, an end-of-word mark, `<|startoftext|>` and `<|endoftext|>`), with all 256 bytes in its alphabet so that any text whatever can be encoded. It is a
-`CLIPTokenizer`, so the code that loads the tokenizer of the original checkpoint loads this one."""
+"""Prompts flow in as text, token ids flow out. The small checkpoint has a tokenizer of its own, built here from the
+words of this project: byte-level BPE as in CLIP (lower-casing, an end-of-word mark, `<|startoftext|>` and
+`<|endoftext|>`), with all 256 bytes in its alphabet so that any text whatever can be encoded. It is a `CLIPTokenizer`,
+so the code that loads the tokenizer of the original checkpoint loads this one."""
 
 from collections import Counter
 from itertools import pairwise, product
@@ -46,7 +47,8 @@ def _join(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def learn_merges(words: Counter[str], most: int) -> list[tuple[str, str]]:
-    """Byte-pair merges, the most frequent pair first and the alphabetically first of equals, until `most` are found or every pair is rare.
+    """Byte-pair merges, the most frequent pair first and the alphabetically first of equals, until `most` are found or
+    every pair is rare.
 
     The library's own trainer breaks ties in the order of a hash table, so it would learn another vocabulary every time.
     """

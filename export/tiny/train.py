@@ -1,5 +1,6 @@
-"""Nothing flows in but a number of minutes (or steps); a trained checkpoint and its curve flow out. Loader processes draw scenes without end, the GPU learns from each
-of them once, a slow-moving average of the weights is judged on held-out scenes now and then and is what gets saved."""
+"""Nothing flows in but a number of minutes (or steps); a trained checkpoint and its curve flow out. Loader processes
+draw scenes without end, the GPU learns from each of them once, a slow-moving average of the weights is judged on
+held-out scenes now and then and is what gets saved."""
 
 import argparse
 import copy
@@ -76,7 +77,8 @@ class Trainer:
             layer.position_ids = table
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
-        """Learn from a batch on the device; `progress` in 0..1 sets the learning rate (linear warm-up, then a cosine to zero)."""
+        """Learn from a batch on the device; `progress` in 0..1 sets the learning rate (linear warm-up, then a cosine to
+        zero)."""
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -115,7 +117,9 @@ def loader(recipe: Recipe, workers: int, team: Team) -> Iterator[Batch]:
     """Batches without end, drawn by `workers` processes (0: by this one)."""
     batches = SceneBatches(recipe.scenes, recipe.seed, team.rank, team.size)
     ahead = dict(prefetch_factor=3) if workers else {}
-    return iter(DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead))
+    return iter(
+        DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead)
+    )
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> dict:
@@ -189,8 +193,11 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(
         prog="python -m export.tiny.train",
         description="Train the small checkpoint from nothing.",
-        epilog="examples: python -m export.tiny.train --minutes 9 --out build/tiny; on four GPUs, going on from a checkpoint: "
-        "torchrun --nproc-per-node 4 -m export.tiny.train --minutes 9 --start-from export/tiny/checkpoint --out build/tiny",
+        epilog=(
+            "examples: python -m export.tiny.train --minutes 9 --out build/tiny; on four GPUs, going on from a"
+            " checkpoint: torchrun --nproc-per-node 4 -m export.tiny.train --minutes 9 --start-from"
+            " export/tiny/checkpoint --out build/tiny"
+        ),
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=9.0)

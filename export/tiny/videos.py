@@ -1,5 +1,6 @@
-"""A seed flows in, videos with exact ground truth flow out: one moving scene a camera, drawn frame by frame, encoded as H.264, and beside it a JSON file that says for every
-frame which object of which class is where. The demonstration plays them, and tests and measurements compare what the server says with what was drawn."""
+"""A seed flows in, videos with exact ground truth flow out: one moving scene a camera, drawn frame by frame, encoded as
+H.264, and beside it a JSON file that says for every frame which object of which class is where. The demonstration plays
+them, and tests and measurements compare what the server says with what was drawn."""
 
 import argparse
 import json
@@ -23,7 +24,8 @@ FIRST_SEED = 500_000  # in the range of held-out seeds, behind those of the eval
 
 
 def camera_scene(seed: int, camera: int, aspect: float) -> Scene:
-    """The moving scene that camera `camera` of a recording looks at: at least MIN_OBJECTS objects of at least two classes."""
+    """The moving scene that camera `camera` of a recording looks at: at least MIN_OBJECTS objects of at least two
+    classes."""
     for attempt in range(MAX_TRIES):
         number = FIRST_SEED + ((seed * 64 + camera) * MAX_TRIES + attempt) % 400_000
         scene = random_scene(number, aspect=aspect, moving=True)
@@ -33,7 +35,8 @@ def camera_scene(seed: int, camera: int, aspect: float) -> Scene:
 
 
 def class_list(scene: Scene, seed: int) -> tuple[str, ...]:
-    """CLASSES different prompts for a scene: a colour with a shape, a shape, a colour with "object" (all present), and one that is absent."""
+    """CLASSES different prompts for a scene: a colour with a shape, a shape, a colour with "object" (all present), and
+    one that is absent."""
     rng = np.random.default_rng((4, seed, scene.seed))
     order = [scene.objects[k] for k in rng.permutation(len(scene.objects))]
     first, second, third = (order[k % len(order)] for k in range(3))
@@ -47,7 +50,8 @@ def class_list(scene: Scene, seed: int) -> tuple[str, ...]:
 
 
 def ground_truth(rendering: Rendering, classes: Sequence[str]) -> list[dict]:
-    """One record an object and class that names it: class, bbox (xyxy as fractions of the frame), area (pixels), mask (COCO RLE at frame size, counts as text)."""
+    """One record an object and class that names it: class, bbox (xyxy as fractions of the frame), area (pixels), mask
+    (COCO RLE at frame size, counts as text)."""
     records = []
     for name in classes:
         for k in named_by(name, rendering.instances):
@@ -66,9 +70,15 @@ def drawn_frames(scene: Scene, frames: int, fps: int, height: int, width: int) -
 
 
 def write_video(path: Path, frames: Iterator[Rendering], fps: int, height: int, width: int) -> Iterator[Rendering]:
-    """Encode frames as they come (H.264, yuv420p, one packet a frame in order) and hand each on. The same frames give the same file."""
+    """Encode frames as they come (H.264, yuv420p, one packet a frame in order) and hand each on. The same frames give
+    the same file."""
     with av.open(str(path), "w") as container:
-        options = {"crf": "16", "preset": "veryfast", "threads": "1", "bf": "0"}  # one thread: the same bytes every time
+        options = {
+            "crf": "16",
+            "preset": "veryfast",
+            "threads": "1",
+            "bf": "0",
+        }  # one thread: the same bytes every time
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, fps)
@@ -86,7 +96,9 @@ def record_camera(out: Path, camera: int, frames: int, fps: int, height: int, wi
     Raises ValueError for odd sizes, which yuv420p cannot hold.
     """
     if height % 2 or width % 2:
-        raise ValueError(f"width and height must be even, got {width}x{height}; try {width - width % 2}x{height - height % 2}")
+        raise ValueError(
+            f"width and height must be even, got {width}x{height}; try {width - width % 2}x{height - height % 2}"
+        )
     scene = camera_scene(seed, camera, width / height)
     classes = class_list(scene, seed)
     video = out / f"camera_{camera + 1}.mp4"

@@ -1,7 +1,9 @@
-"""What an engine and its precision cost in accuracy: exported repositories of the small checkpoint in, COCO's figures beside those of PyTorch in fp32 out.
+"""What an engine and its precision cost in accuracy: exported repositories of the small checkpoint in, COCO's figures
+beside those of PyTorch in fp32 out.
 
-The artifacts run in the server's own pipeline, without Triton (`perf/bench/in_process.py`). The reference is transformers' own `Sam3Model` on the same scenes in
-the same run, its masks cut at zero before they are enlarged, as packed masks are: a difference is one of arithmetic alone.
+The artifacts run in the server's own pipeline, without Triton (`perf/bench/in_process.py`). The reference is
+transformers' own `Sam3Model` on the same scenes in the same run, its masks cut at zero before they are enlarged, as
+packed masks are: a difference is one of arithmetic alone.
 """
 
 from __future__ import annotations
@@ -50,16 +52,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
-        "--repository", type=Path, action="append", required=True, help="written by sam3-export; may be given several times"
+        "--repository",
+        type=Path,
+        action="append",
+        required=True,
+        help="written by sam3-export; may be given several times",
     )
-    p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="that they were made from; default: the small one")
+    p.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT, help="that they were made from; default: the small one"
+    )
     p.add_argument("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
     p.add_argument("--output", type=Path, help="JSON file to write")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: every average precision is within `MOST_POINTS` of fp32's; 1: one is not; 2: a repository cannot be used, and stderr says why."""
+    """0: every average precision is within `MOST_POINTS` of fp32's; 1: one is not; 2: a repository cannot be used, and
+    stderr says why."""
     options = parser().parse_args(argv)
     console = wide_console()
     disable_progress_bar()  # of the weights, which take a moment
@@ -69,7 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = list(track(held_out(options.scenes), "drawing scenes", options.scenes, console=console))
         shown = lambda what: track(cases, what, console=console)  # noqa: E731
         sizes = sorted({served.variant.resolution for _, served in found}, reverse=True)
-        truth = {r: judge(zip(cases, reference(shown(f"torch fp32 {r}"), options.checkpoint, r), strict=True)) for r in sizes}
+        truth = {
+            r: judge(zip(cases, reference(shown(f"torch fp32 {r}"), options.checkpoint, r), strict=True)) for r in sizes
+        }
         rows = [row for r in sizes for row in rows_of("torch", "fp32", r, truth[r], truth[r])]
         details = [{"engine": "torch", "precision": "fp32", "resolution": r, **truth[r]} for r in sizes]
         for folder, served in found:
@@ -91,12 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # ---- repositories
 def variants(folder: Path) -> list[Served]:
-    """Every front model of the repository at `folder`. Raises ServerError where there is none, or where an artifact is missing."""
+    """Every front model of the repository at `folder`. Raises ServerError where there is none, or where an artifact is
+    missing."""
     found = read(folder)
     missing = [artifact.path for served in found for artifact in served.missing]
     if missing or not found:
         what = f"{missing[0]}, which is not there" if missing else "a front model, found none"
-        raise ServerError(f"{folder}: expected {what}; write it with sam3-export --checkpoint {CHECKPOINT} --repository {folder}")
+        raise ServerError(
+            f"{folder}: expected {what}; write it with sam3-export --checkpoint {CHECKPOINT} --repository {folder}"
+        )
     return found
 
 
@@ -107,13 +121,15 @@ def check_origin(found: Iterable[Served], checkpoint: Path) -> None:
         got = artifact.manifest.get("checkpoint", {})
         if got.get("sha256") != expected:
             raise ServerError(
-                f"{artifact.folder}: expected an artifact of {checkpoint}, its manifest names {got.get('name', 'no checkpoint')} with other weights"
-                " or another configuration; export again, or name its checkpoint with --checkpoint"
+                f"{artifact.folder}: expected an artifact of {checkpoint}, its manifest names"
+                f" {got.get('name', 'no checkpoint')} with other weights or another configuration; export again, or"
+                " name its checkpoint with --checkpoint"
             )
 
 
 def about(served: Served) -> dict[str, Any]:
-    """Engine, precision, resolution, and what the artifacts were built for and how near the export's gate found them."""
+    """Engine, precision, resolution, and what the artifacts were built for and how near the export's gate found
+    them."""
     outputs = {name: check for a in served.artifacts for name, check in a.manifest["gate"]["outputs"].items()}
     return {
         "engine": served.engine,

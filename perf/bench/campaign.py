@@ -1,11 +1,13 @@
-"""Everything that is measured on a GPU host, in one go: a checkpoint and the host's GPUs go in, a folder of results like `perf/results/h200` comes out.
+"""Everything that is measured on a GPU host, in one go: a checkpoint and the host's GPUs go in, a folder of results
+like `perf/results/h200` comes out.
 
-Each step is a command of this project with a GPU to itself; as many run at once as there are GPUs, and the processor's cores are divided among them. A step whose result
-is there already is not run again, so an interrupted campaign goes on where it stopped; one that fails is reported, what needs it is left out, the rest goes on.
+Each step is a command of this project with a GPU to itself; as many run at once as there are GPUs, and the processor's
+cores are divided among them. A step whose result is there already is not run again, so an interrupted campaign goes on
+where it stopped; one that fails is reported, what needs it is left out, the rest goes on.
 
-    python -m perf.bench.campaign --output build/campaign                  real size, random weights, all GPUs
-    python -m perf.bench.campaign --tensorrt                               plans as well, by the Python that SAM3_TENSORRT_PYTHON names, or by this one
-    python -m perf.bench.campaign --list                                   what would be run
+    python -m perf.bench.campaign --output build/campaign                  real size, random weights, all GPUs python -m
+    perf.bench.campaign --tensorrt                               plans as well, by the Python that SAM3_TENSORRT_PYTHON
+    names, or by this one python -m perf.bench.campaign --list                                   what would be run
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Running:
 
 
 def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: bool = False) -> list[Step]:
-    """The campaign, in the order in which steps are begun as GPUs become free; with `tensorrt` plans are built and timed last."""
+    """The campaign, in the order in which steps are begun as GPUs become free; with `tensorrt` plans are built and
+    timed last."""
     found: list[Step] = []
 
     def add(name: str, writes: Path, module: str, *arguments: object, needs: tuple[str, ...] = ()) -> None:
@@ -68,7 +71,17 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: b
 
     def export(name: str, source: str, resolution: int, *more: object, engine: str = "aoti") -> None:
         repository, prefix = folder / f"{REPOSITORIES[engine]}-{name}", "export" if engine == "aoti" else "export-plans"
-        about = ("--checkpoint", source, "--resolution", resolution, "--engine", engine, "--repository", repository, *more)
+        about = (
+            "--checkpoint",
+            source,
+            "--resolution",
+            resolution,
+            "--engine",
+            engine,
+            "--repository",
+            repository,
+            *more,
+        )
         add(f"{prefix}-{name}", repository / f"sam3_r{resolution}" / "config.pbtxt", "export.cli", *about)
 
     for r in resolutions:
@@ -91,7 +104,12 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: b
         measure("sweep", r, "perf.cli", "sweep", *LOAD)
     packages = {precision: folder / f"packages-small-{precision}" for precision in PRECISIONS}
     repositories = [part for path in packages.values() for part in ("--repository", path)]
-    small("accuracy", "perf.bench.accuracy", *repositories, needs=[f"export-small-{precision}" for precision in PRECISIONS])
+    small(
+        "accuracy",
+        "perf.bench.accuracy",
+        *repositories,
+        needs=[f"export-small-{precision}" for precision in PRECISIONS],
+    )
     for engine in ENGINES:
         for r in resolutions:
             more = COMPILED if engine.endswith("compiled") else ()
@@ -110,8 +128,12 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: b
             out, name = folder / "profile" / "profile.json", str(resolutions[0])
             what = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
             add("profile", out, "perf.cli", "profile", *what, "--output", out.parent, needs=(f"export-{name}",))
-            for name in ("rewrites", "kernels", "preprocess"):
-                add(name, folder / f"{name}.json", f"perf.{name}", "--output", folder / f"{name}.json")
+            for name, module in (
+                ("rewrites", "rewrites.rewrites"),
+                ("kernels", "kernels"),
+                ("preprocess", "preprocess"),
+            ):
+                add(name, folder / f"{name}.json", f"perf.bench.{module}", "--output", folder / f"{name}.json")
     about = ("--repository", packages["fp16"], "--resolution", 252, "--device", "cuda", "--compile")
     small("peers", "perf.cli", "peers", *about, needs=["export-small-fp16"])
     if tensorrt:
@@ -122,12 +144,21 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: b
             plans, needs = ("--repository", folder / f"plans-{r}", "--checkpoint", checkpoint), (f"export-plans-{r}",)
             out = folder / f"plans-{r}.json"
             add(f"plans-{r}", out, "perf.bench.plans", *plans, "--resolutions", r, "--output", out, needs=needs)
-        small("accuracy-plans", "perf.bench.accuracy", "--repository", folder / "plans-small", needs=["export-plans-small"])
+        small(
+            "accuracy-plans",
+            "perf.bench.accuracy",
+            "--repository",
+            folder / "plans-small",
+            needs=["export-plans-small"],
+        )
     return found
 
 
-def run(campaign: Sequence[Step], devices: Sequence[str], folder: Path, seconds: float, console: Console) -> dict[str, str]:
-    """Runs what is missing; step -> "there", "done", "failed" or, where a need failed or time was up, "left out". Logs are `folder`/log/NAME.txt."""
+def run(
+    campaign: Sequence[Step], devices: Sequence[str], folder: Path, seconds: float, console: Console
+) -> dict[str, str]:
+    """Runs what is missing; step -> "there", "done", "failed" or, where a need failed or time was up, "left out". Logs
+    are `folder`/log/NAME.txt."""
     (folder / "log").mkdir(parents=True, exist_ok=True)
     state = {step.name: "there" for step in campaign if step.writes.is_file()}
     waiting = [step for step in campaign if step.name not in state]
@@ -154,13 +185,18 @@ def run(campaign: Sequence[Step], devices: Sequence[str], folder: Path, seconds:
 
 
 def begin(step: Step, device: str, shares: int, folder: Path) -> Running:
-    """Starts a step on one GPU with its share of the cores: programs that each take all of them slow each other down many times over."""
+    """Starts a step on one GPU with its share of the cores: programs that each take all of them slow each other down
+    many times over."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // shares))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     step.writes.parent.mkdir(parents=True, exist_ok=True)
     with (folder / "log" / f"{step.name}.txt").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *step.arguments], env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            [sys.executable, *step.arguments],
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
         )
     return Running(step, device, process, time.monotonic())
 
@@ -170,7 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf.bench.campaign", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s")
+    parser.add_argument(
+        "--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s"
+    )
     parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
     parser.add_argument("--gpus", nargs="+", help="as in CUDA_VISIBLE_DEVICES; default: all that there are")
     parser.add_argument("--only", nargs="+", help="steps whose names begin so, and what they need")

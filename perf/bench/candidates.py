@@ -1,6 +1,8 @@
-"""The engines that `perf.bench.engines` sets side by side: for each, a function that encodes frames and one that decodes pairs and draws masks, in fp16.
+"""The engines that `perf.bench.engines` sets side by side: for each, a function that encodes frames and one that
+decodes pairs and draws masks, in fp16.
 
-All of them get the same random SAM3 of real size and the same tensors on the GPU; what they return is compared with the same computation in fp32.
+All of them get the same random SAM3 of real size and the same tensors on the GPU; what they return is compared with the
+same computation in fp32.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from export.fused.parts import make_fused_part
 from export.sub_models.parts import Style, make_part
 
 ENGINES = ("transformers", "transformers-compiled", "wrappers", "fused", "aoti")
-"""transformers' model as it is, the same through `torch.compile`, the export's wrappers, their versions for one GPU, and those compiled ahead of time."""
+"""transformers' model as it is, the same through `torch.compile`, the export's wrappers, their versions for one GPU,
+and those compiled ahead of time."""
 TIMED_PARTS = ("vision_encoder", "text_encoder", "decoder", "mask_head")
 
 
@@ -44,8 +47,8 @@ Outputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Candidate:
-    """One engine at one resolution. `encode(work)` -> fpn_0..2, `text(work)` -> text_features, `decode(features, work)` -> the decoder's and the mask
-    head's outputs; `None` where an engine has no such part of its own.
+    """One engine at one resolution. `encode(work)` -> fpn_0..2, `text(work)` -> text_features, `decode(features, work)`
+    -> the decoder's and the mask head's outputs; `None` where an engine has no such part of its own.
     """
 
     encode: Callable[[Work], Outputs]
@@ -78,7 +81,8 @@ def from_parts(parts: Mapping[str, Callable[..., Any]]) -> Candidate:
 
 
 def reference(model: Sam3Model, device: str) -> Candidate:
-    """The wrappers in fp32, which the tests hold to transformers' model; features and prompts are taken as they come and raised to fp32."""
+    """The wrappers in fp32, which the tests hold to transformers' model; features and prompts are taken as they come
+    and raised to fp32."""
     parts = {part: make_part(part, model, Style("fused", "plain"), "fp32").to(device) for part in TIMED_PARTS}
 
     def raised(module: nn.Module) -> Callable[..., Any]:
@@ -88,7 +92,9 @@ def reference(model: Sam3Model, device: str) -> Candidate:
 
 
 def wrappers(model: Sam3Model, device: str) -> Candidate:
-    return from_parts({part: make_part(part, model, Style("fused", "subpixel"), "fp16").to(device) for part in TIMED_PARTS})
+    return from_parts(
+        {part: make_part(part, model, Style("fused", "subpixel"), "fp16").to(device) for part in TIMED_PARTS}
+    )
 
 
 def fused(model: Sam3Model, device: str) -> Candidate:
@@ -125,7 +131,9 @@ def transformers_model(model: Sam3Model, compiled: bool, device: str) -> Candida
         maps = [features[f"fpn_{i}"][index] for i in range(3)]
         positions = [features[f"position_{i}"][:1].expand(len(index), -1, -1, -1) for i in range(3)]
         vision = Sam3VisionEncoderOutput(
-            last_hidden_state=maps[2], fpn_hidden_states=(*maps, maps[2]), fpn_position_encoding=(*positions, positions[2])
+            last_hidden_state=maps[2],
+            fpn_hidden_states=(*maps, maps[2]),
+            fpn_position_encoding=(*positions, positions[2]),
         )
         prompt = BaseModelOutputWithPooling(pooler_output=work.prompt_features)
         found = forward(vision_embeds=vision, text_embeds=prompt, attention_mask=work.prompt_mask.long())

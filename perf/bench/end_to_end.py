@@ -1,9 +1,12 @@
-"""The whole server on one GPU, beside what its engines reach alone and beside transformers as its users run it: a repository goes in, rows per resolution come out.
+"""The whole server on one GPU, beside what its engines reach alone and beside transformers as its users run it: a
+repository goes in, rows per resolution come out.
 
-Cameras are perf_analyzer's concurrent requests over gRPC: a JPEG of 1080p and class names in, boxes and packed masks out: `PICKS` of each class in the
-mean, the best of the frame, as if everything asked for were there. The server is stopped before its peers are timed on the same card, and all of them see
-the same frames. Its engines alone make `PICKS` masks of each class, a row of the mask head for each; where a frame's best are spread unevenly over its classes,
-the server needs more rows. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the speeds.
+Cameras are perf_analyzer's concurrent requests over gRPC: a JPEG of 1080p and class names in, boxes and packed masks
+out: `PICKS` of each class in the mean, the best of the frame, as if everything asked for were there. The server is
+stopped before its peers are timed on the same card, and all of them see the same frames. Its engines alone make `PICKS`
+masks of each class, a row of the mask head for each; where a frame's best are spread unevenly over its classes, the
+server needs more rows. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the
+speeds.
 
     python -m perf.bench.end_to_end --repository build/packages --checkpoint random --resolutions 1008 672
 """
@@ -42,18 +45,27 @@ LOWEST = 1e-6
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m perf.bench.end_to_end", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m perf.bench.end_to_end",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--repository", type=Path, required=True, help="written by sam3-export for the engine to measure")
-    p.add_argument("--checkpoint", required=True, help="that the repository was made from: folder, hub name or `random`")
+    p.add_argument(
+        "--checkpoint", required=True, help="that the repository was made from: folder, hub name or `random`"
+    )
     p.add_argument("--resolutions", type=int, nargs="+", default=[1008, 672], help="default 1008 672")
     p.add_argument("--cameras", type=int, default=8, help="default %(default)s")
-    p.add_argument("--in-flight", type=int, nargs="+", default=[1, 2], help="frames of one camera under way; default 1 2")
+    p.add_argument(
+        "--in-flight", type=int, nargs="+", default=[1, 2], help="frames of one camera under way; default 1 2"
+    )
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
     add_front_options(p)
     p.add_argument("--device", default="cuda", help="of the peers; default %(default)s")
     p.add_argument(
-        "--seconds", type=float, default=4, help="of each of perf_analyzer's three windows, and of a peer's; default %(default)s"
+        "--seconds",
+        type=float,
+        default=4,
+        help="of each of perf_analyzer's three windows, and of a peer's; default %(default)s",
     )
     p.add_argument("--output", type=Path, help="JSON file to write")
     return p
@@ -85,7 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (AnalyzerError, ServerError) as error:
         print(f"perf.bench.end_to_end: {error}", file=sys.stderr)
         return 2
-    about = {"versions": package_versions(), "hardware": machine(), "frames": "drawn scenes, 1920x1080 JPEG", "details": details}
+    about = {
+        "versions": package_versions(),
+        "hardware": machine(),
+        "frames": "drawn scenes, 1920x1080 JPEG",
+        "details": details,
+    }
     publish("perf.bench.end_to_end", argv, "whole server", rows, options.output, **about)
     return 0
 
@@ -96,19 +113,22 @@ def _ratio(fps: float, other: float | None) -> float | None:
 
 # ---- the server
 def measure_server(
-    options: argparse.Namespace, served: Served, shown: Sequence[inputs.Picture]
+    options: argparse.Namespace, served: Served, shown: Sequence[inputs.SampleFrame]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """For each number of frames under way perf_analyzer's figures of a front model with the most GPU memory that its server had in use so far; and what the
-    server says of stages and models."""
+    """For each number of frames under way perf_analyzer's figures of a front model with the most GPU memory that its
+    server had in use so far; and what the server says of stages and models."""
     variant, log = served.variant, []  # type: ignore[var-annotated]
     name, before_mb = variant.front_name, gpu.used_mb()
     cosines = [c["cosine"] for a in served.artifacts for c in a.manifest.get("gate", {}).get("outputs", {}).values()]
     with tempfile.TemporaryDirectory() as folder, Analyzer() as analyzer:
         data = inputs.write_input(
-            Path(folder) / "input.json", inputs.front_input(shown, options.classes, "bits", LOWEST, PICKS * options.classes)
+            Path(folder) / "input.json",
+            inputs.front_input(shown, options.classes, "bits", LOWEST, PICKS * options.classes),
         )
         front = front_settings(options)
-        with EmbeddedServer(options.repository, log=log.append, resolutions=[variant.resolution], front=front) as server:
+        with EmbeddedServer(
+            options.repository, log=log.append, resolutions=[variant.resolution], front=front
+        ) as server:
             look_once(server.grpc_url, name, shown[0], options.classes)
             for in_flight in sorted(options.in_flight):
                 with GpuWatch(server.metrics_url, before_mb) as watch:
@@ -128,14 +148,16 @@ def measure_server(
                 yield row, more | {"pool_mb": round(server.pool_mb), "variant": variant.to_dict(), "log": log[:10]}
 
 
-def look_once(url: str, model: str, picture: inputs.Picture, classes: int) -> None:
+def look_once(url: str, model: str, picture: inputs.SampleFrame, classes: int) -> None:
     """The first call of all models. Raises ServerError unless it gives all detections asked for, each with its mask."""
     wanted = PICKS * classes
     with Client(url, model=model, timeout=120) as client:
         names = inputs.classes_of(picture, classes)
         found = client.detect(picture.jpeg, names, threshold=LOWEST, max_detections=wanted, mask_format="bits")
     if len(found) != wanted or len(found.mask_bits) != wanted:
-        raise ServerError(f"{model}: expected {wanted} detections with masks, got {len(found)} with {len(found.mask_bits)}")
+        raise ServerError(
+            f"{model}: expected {wanted} detections with masks, got {len(found)} with {len(found.mask_bits)}"
+        )
 
 
 def analyze(analyzer: Analyzer, url: str, model: str, data: Path, concurrency: int, seconds: float) -> dict[str, float]:

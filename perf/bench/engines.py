@@ -1,7 +1,9 @@
-"""Milliseconds a frame of SAM3's parts on one GPU, engine beside engine: resolutions, batches and class counts in, a table, a JSON file and one JSON line out.
+"""Milliseconds a frame of SAM3's parts on one GPU, engine beside engine: resolutions, batches and class counts in, a
+table, a JSON file and one JSON line out.
 
-Everything runs in one process on the same checkpoint (by default random weights of real size) and the same tensors (never zeros, on which a GPU is faster). Beside each speed stands
-the least cosine of the outputs with the same computation in fp32, so that nothing is fast and wrong.
+Everything runs in one process on the same checkpoint (by default random weights of real size) and the same tensors
+(never zeros, on which a GPU is faster). Beside each speed stands the least cosine of the outputs with the same
+computation in fp32, so that nothing is fast and wrong.
 
     python -m perf.bench.engines --repository build/packages --resolutions 1008
     python -m perf.bench.engines --resolutions 1008 --classes 4 --engines wrappers fused --batches 8
@@ -50,7 +52,8 @@ MOST_PAIRS = Variant.max_pairs
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement; `present` is the share of pairs that get masks, `peak_mb` what the call needs beside weights and inputs."""
+    """One measurement; `present` is the share of pairs that get masks, `peak_mb` what the call needs beside weights and
+    inputs."""
 
     engine: str
     part: str
@@ -69,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf.bench.engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s")
+    parser.add_argument(
+        "--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s"
+    )
     parser.add_argument("--resolutions", type=int, nargs="+", default=[1008, 672])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 4, 16])
@@ -81,14 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--repository", type=Path, help="written from the same checkpoint by sam3-export --engine aoti, for engine aoti"
     )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no new measurement after that long")
-    parser.add_argument("--profile", type=Path, help="also write the longest kernels of each engine's parts to this file")
+    parser.add_argument(
+        "--profile", type=Path, help="also write the longest kernels of each engine's parts to this file"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args(argv)
     if not torch.cuda.is_available():
         parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
     arguments.device = "cuda"
     if "aoti" in arguments.engines and arguments.repository is None:
-        parser.error("expected --repository for engine aoti; write one with sam3-export --engine aoti, or name other --engines")
+        parser.error(
+            "expected --repository for engine aoti; write one with sam3-export --engine aoti, or name other --engines"
+        )
     console = Console(stderr=True, width=130)
     start = time.monotonic()
     rows: list[Row] = []
@@ -115,7 +124,9 @@ def measure(source: Sam3Model, arguments: argparse.Namespace, deadline: float, c
                 yield from measure_engine(engine, candidate, truth, resolution, arguments, deadline)
             except Exception as error:
                 console.print(
-                    f"{engine} at {resolution} failed: {type(error).__name__}: {str(error)[:1500]}", markup=False, highlight=False
+                    f"{engine} at {resolution} failed: {type(error).__name__}: {str(error)[:1500]}",
+                    markup=False,
+                    highlight=False,
                 )
             candidate = None  # type: ignore[assignment]  # its weights leave the GPU before the next one's come
             gc.collect()
@@ -161,7 +172,9 @@ def measure_engine(
             for present in arguments.present:
                 if time.monotonic() > deadline:
                     return
-                works = [truth.work(batch, classes, present, chunk) for chunk in range(-(-batch * classes // MOST_PAIRS))]
+                works = [
+                    truth.work(batch, classes, present, chunk) for chunk in range(-(-batch * classes // MOST_PAIRS))
+                ]
                 row = Row(engine, "decoder+masks", resolution, batch, classes, present, "fp16", 0, 0, {}, 0)
                 wanted = truth.decoded(features, works[0])
                 yield timed(
@@ -173,7 +186,8 @@ def measure_engine(
 
 
 def timed(row: Row, call: Callable[[], Outputs], wanted: Outputs, profile: Path | None) -> Row:
-    """`row` with the median time of `call` by CUDA events after warming up, its memory, and its outputs' cosines with `wanted`."""
+    """`row` with the median time of `call` by CUDA events after warming up, its memory, and its outputs' cosines with
+    `wanted`."""
     device = next(iter(wanted.values())).device.type
     before = torch.cuda.memory_allocated() if device == "cuda" else 0
     if device == "cuda":
@@ -183,7 +197,9 @@ def timed(row: Row, call: Callable[[], Outputs], wanted: Outputs, profile: Path 
     if device == "cuda":
         torch.cuda.synchronize()
         peak = (torch.cuda.max_memory_allocated() - before) / 1e6
-    cosines = {name: round(cosine(found[name], wanted[name]), 7) for name in wanted if name in found and name != "mask_bits"}
+    cosines = {
+        name: round(cosine(found[name], wanted[name]), 7) for name in wanted if name in found and name != "mask_bits"
+    }
     del found
     milliseconds = median_ms(call, device)
     if profile:
@@ -223,7 +239,8 @@ def write_profile(path: Path, row: Row, call: Callable[[], object]) -> None:
         torch.cuda.synchronize()
     events = sorted(recorded.key_averages(), key=lambda e: -e.self_device_time_total)
     lines = [
-        f"## {row.engine} {row.part} r{row.resolution} b{row.batch} c{row.classes} present {row.present}: ms of one call, launches, kernel"
+        f"## {row.engine} {row.part} r{row.resolution} b{row.batch} c{row.classes} present {row.present}: ms of one"
+        " call, launches, kernel"
     ]
     lines += [f"{e.self_device_time_total / 1e3:9.3f} {e.count:5d} {e.key[:110]}" for e in events[:25]]
     with path.open("a") as file:
@@ -276,7 +293,10 @@ def write(rows: Sequence[Row], path: Path, argv: Sequence[str] | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python -m perf.bench.engines", *(argv if argv is not None else sys.argv[1:])])
     versions = {name: version(name) for name in ("torch", "triton", "transformers")} | {"cuda": torch.version.cuda}
-    machine = {"gpu": torch.cuda.get_device_name(), "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30)}
+    machine = {
+        "gpu": torch.cuda.get_device_name(),
+        "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30),
+    }
     data = {
         "command": command,
         "date": date.today().isoformat(),
@@ -288,7 +308,9 @@ def write(rows: Sequence[Row], path: Path, argv: Sequence[str] | None) -> None:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    result = Table("part", "R", "frames", "classes", "present", "engine", "ms/frame", "cosine", "MB", title="fp16, one GPU")
+    result = Table(
+        "part", "R", "frames", "classes", "present", "engine", "ms/frame", "cosine", "MB", title="fp16, one GPU"
+    )
     for row in sorted(rows, key=lambda r: (r.part, -r.resolution, r.batch, r.classes, -r.present)):
         cells = (row.part, row.resolution, row.batch, row.classes or "", row.present, row.engine)
         result.add_row(*map(str, cells), f"{row.ms_per_frame:.2f}", f"{row.cosine:.5f}", f"{row.peak_mb:.0f}")

@@ -1,7 +1,8 @@
-"""A front model of an exported repository, opened in this process: held-out scenes and their questions in, its answers out.
+"""A front model of an exported repository, opened in this process: held-out scenes and their questions in, its answers
+out.
 
-The artifacts are run by their own engines, and between them runs what runs in the server: requests are parsed, frames scaled and pairs, picks and masks
-handled by the modules of `ensemble/`. Only Triton is left out.
+The artifacts are run by their own engines, and between them runs what runs in the server: requests are parsed, frames
+scaled and pairs, picks and masks handled by the modules of `ensemble/`. Only Triton is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ensemble.pipeline import Pipeline
 from ensemble.preprocess.cpu import CpuPreprocessor
 from ensemble.prompts import PromptTokenizer
 from ensemble.server.repository import Served
-from ensemble.spec import Model, Variant
+from ensemble.spec import ModelSpec, Variant
 from export.engines.registry import engine
 from export.tiny.evaluate import Case
 from export.tiny.predictor import FLOOR, TOP, Detections
@@ -29,7 +30,8 @@ Answers = Iterator[list[Detections]]
 
 @contextmanager
 def opened(served: Served) -> Iterator[Callable[[Iterable[Case]], Answers]]:
-    """The artifacts in the server's pipeline: a function from cases to answers, `variant.max_batch` frames a call, while the block runs."""
+    """The artifacts in the server's pipeline: a function from cases to answers, `variant.max_batch` frames a call,
+    while the block runs."""
     variant = served.variant
     path = served.folder.parent / variant.text_encoder.name / "1" / "tokenizer.json"
     with ExitStack() as stack:
@@ -38,7 +40,7 @@ def opened(served: Served) -> Iterator[Callable[[Iterable[Case]], Answers]]:
             runs[model.part] = engine(artifact.engine).open(artifact.path)
             stack.callback(getattr(runs[model.part], "close", lambda: None))
 
-        def call(model: Model, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        def call(model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
             made = runs[model.part]({tensor.name: inputs[tensor.name] for tensor in model.inputs})
             return {name: made[name] for name in outputs}
 
@@ -76,7 +78,9 @@ def by_question(case: Case, found: postprocess.Detections, mask_size: int) -> li
     """A frame's detections, best first, as the best `TOP` of each question."""
     masks = postprocess.unpack(found.mask_bits, mask_size)
     chosen = [np.flatnonzero(found.class_ids == k)[:TOP] for k in range(len(case.questions))]
-    return [Detections(found.scores[c], found.boxes[c], masks[c], float(found.presence[k])) for k, c in enumerate(chosen)]
+    return [
+        Detections(found.scores[c], found.boxes[c], masks[c], float(found.presence[k])) for k, c in enumerate(chosen)
+    ]
 
 
 def batches(cases: Iterable[Case], size: int) -> Iterator[list[Case]]:

@@ -1,7 +1,8 @@
-"""Milliseconds of this project's GPU kernels beside the library calls that they replace, at the sizes of eight frames (32 pairs) at 1008.
+"""Milliseconds of this project's GPU kernels beside the library calls that they replace, at the sizes of eight frames
+(32 pairs) at 1008.
 
-Random half-precision tensors in, medians by CUDA events and the relative error against plain PyTorch in fp32 out: what each kernel is worth by itself.
-How fast whole parts are is `perf.bench.engines`' question.
+Random half-precision tensors in, medians by CUDA events and the relative error against plain PyTorch in fp32 out: what
+each kernel is worth by itself. How fast whole parts are is `perf.bench.engines`' question.
 
     python -m perf.bench.kernels
 """
@@ -67,12 +68,17 @@ def row(what: str, by: str, call: Callable[[], Any], wanted: Tensor | None = Non
     from triton.testing import do_bench
 
     milliseconds = do_bench(recorded(call), warmup=25, rep=100, return_mode="median")
-    error = None if wanted is None or found is None else float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    error = (
+        None
+        if wanted is None or found is None
+        else float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    )
     return {"what": what, "by": by, "ms": round(float(milliseconds), 4), "error": error}
 
 
 def recorded(call: Callable[[], Any]) -> Callable[[], Any]:
-    """`call` as a CUDA graph: what Python takes to start a kernel is more than some of them take to run, and compiled packages start them without it."""
+    """`call` as a CUDA graph: what Python takes to start a kernel is more than some of them take to run, and compiled
+    packages start them without it."""
     call()  # what is made once is made outside the graph
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -121,7 +127,8 @@ def attention() -> list[Row]:
 
 
 def turned_attention() -> list[Row]:
-    """The image transformer's attention as it is called there, on a joined projection: queries turned inside the kernel, or before it."""
+    """The image transformer's attention as it is called there, on a joined projection: queries turned inside the
+    kernel, or before it."""
     from export.fused.kernels.attention import launch_attention, plain_attention, turn
 
     rows = []
@@ -138,7 +145,13 @@ def turned_attention() -> list[Row]:
         }.items():
             call = lambda: launch_attention(*arguments)  # noqa: B023, E731
             rows.append(
-                row(f"image transformer, {what}, joined projection", f"kernel, queries turned {by}", call, wanted, call()[:1])
+                row(
+                    f"image transformer, {what}, joined projection",
+                    f"kernel, queries turned {by}",
+                    call,
+                    wanted,
+                    call()[:1],
+                )
             )
     return rows
 

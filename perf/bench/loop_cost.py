@@ -1,8 +1,8 @@
 """`python -m perf.bench.loop_cost`: what fetching a frame costs the event loop, with the reading thread and without it.
 
 A film flows in (drawn if none is given), a table and one JSON line flow out. The loop plays a client whose server takes
-`--answer-ms` for each frame; measured is only the time from asking for a frame to having it as JPEG, during which nothing else
-can run in the loop that decodes by itself.
+`--answer-ms` for each frame; measured is only the time from asking for a frame to having it as JPEG, during which
+nothing else can run in the loop that decodes by itself.
 """
 
 from __future__ import annotations
@@ -63,15 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--film", type=Path, help="default: 1280x720, drawn")
     parser.add_argument("--frames", type=int, default=60, help="of the drawn film (default: %(default)s)")
-    parser.add_argument("--answer-ms", type=float, default=40.0, help="what the server is thought to take (default: %(default)s)")
+    parser.add_argument(
+        "--answer-ms", type=float, default=40.0, help="what the server is thought to take (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         path = options.film or film(Path(folder) / "film.mp4", options.frames)
         cost = asyncio.run(measure(path, options.answer_ms))
     result = {}
     for way, ms in cost.items():
-        result[way] = {"median_ms": round(statistics.median(ms), 3), "mean_ms": round(statistics.fmean(ms), 3), "frames": len(ms)}
-        print(f"{way:16s} median {result[way]['median_ms']:7.3f} ms  mean {result[way]['mean_ms']:7.3f} ms  {len(ms)} frames")
+        result[way] = {
+            "median_ms": round(statistics.median(ms), 3),
+            "mean_ms": round(statistics.fmean(ms), 3),
+            "frames": len(ms),
+        }
+        print(
+            f"{way:16s} median {result[way]['median_ms']:7.3f} ms  mean {result[way]['mean_ms']:7.3f} ms  {len(ms)}"
+            " frames"
+        )
     print(json.dumps(result))
     return 0
 

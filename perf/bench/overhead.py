@@ -1,8 +1,8 @@
 """What a frame costs outside the sub-models: a repository goes in, a table and one JSON line come out.
 
-The embedded server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the sub-models computed, and the rest
-of the round trip is the front model, the calls between models and the protocol. Every case runs in one process on one server, alternating, so that the
-figures can be compared.
+The embedded server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the
+sub-models computed, and the rest of the round trip is the front model, the calls between models and the protocol. Every
+case runs in one process on one server, alternating, so that the figures can be compared.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[
                 classes = present if there else ABSENT[: len(present)]
                 before, start = compute_ms(server), time.perf_counter()
                 answers = await asyncio.gather(
-                    *(client.detect(rendering.frame, classes, mask_format=mask_format, threshold=0.5) for _ in range(cameras))
+                    *(
+                        client.detect(rendering.frame, classes, mask_format=mask_format, threshold=0.5)
+                        for _ in range(cameras)
+                    )
                 )
                 wall = (time.perf_counter() - start) * 1e3
                 inside = compute_ms(server) - before
@@ -81,7 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf.bench.overhead",
         description="Time per frame outside the sub-models, on the embedded server.",
-        epilog="example: python -m perf.bench.overhead --repository build/repository --output perf/results/cpu/overhead.json",
+        epilog=(
+            "example: python -m perf.bench.overhead --repository build/repository --output"
+            " perf/results/cpu/overhead.json"
+        ),
     )
     parser.add_argument(
         "--repository",

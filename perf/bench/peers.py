@@ -1,8 +1,9 @@
-"""`sam3-perf peers`: the same frames and the same classes for this server and for transformers' model in one run; milliseconds a frame and ratios come out.
+"""`sam3-perf peers`: the same frames and the same classes for this server and for transformers' model in one run;
+milliseconds a frame and ratios come out.
 
-The peers do what their documentation shows: transformers' eager model class by class, with its own post-processing to masks of the frame's size; the same
-with the vision encoder run once for all classes; and that through `torch.compile` where asked for. The contestants take turns frame by frame, so that
-whatever else the machine does falls on all of them.
+The peers do what their documentation shows: transformers' eager model class by class, with its own post-processing to
+masks of the frame's size; the same with the vision encoder run once for all classes; and that through `torch.compile`
+where asked for. The contestants take turns frame by frame, so that whatever else the machine does falls on all of them.
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ from ensemble.spec import DEFAULT_THRESHOLD
 from perf import results
 from perf.console import size, wide_console
 from perf.sweep import inputs
-from perf.sweep.inputs import Picture
+from perf.sweep.inputs import SampleFrame
 from perf.sweep.target import add_server_options, serving
 
 EXAMPLES = """examples:
   sam3-perf peers --repository build/repository --checkpoint export/tiny/checkpoint --resolution 252
   sam3-perf peers --grpc-url gpu:8001 --checkpoint facebook/sam3 --resolution 1008 --device cuda --compile"""
 
-Contestant = Callable[[Picture, list[str]], int]
+Contestant = Callable[[SampleFrame, list[str]], int]
 """Looks for the names in a picture and returns how many objects it found."""
 
 
 def transformers_contestants(
     checkpoint: str, resolution: int, device: str, compiled: bool, threshold: float
 ) -> dict[str, Contestant]:
-    """transformers' `Sam3Model` at that resolution, in the ways its users run it. Raises ValueError for a checkpoint that cannot be loaded."""
+    """transformers' `Sam3Model` at that resolution, in the ways its users run it. Raises ValueError for a checkpoint
+    that cannot be loaded."""
     import torch
     from transformers.models.sam3.image_processing_sam3 import Sam3ImageProcessor
 
@@ -56,32 +58,38 @@ def transformers_contestants(
     if device != "cpu":
         model = model.to(torch.bfloat16)
 
-    def prepare(picture: Picture, names: list[str]) -> tuple[Any, Any, Any]:
+    def prepare(picture: SampleFrame, names: list[str]) -> tuple[Any, Any, Any]:
         image = Image.open(io.BytesIO(picture.jpeg)).convert("RGB")
         pixels = torch.from_numpy(to_pixel_values(image, resolution)).to(device, model.dtype)[None] / 127.5 - 1
         encoded = source.tokenizer.encode_batch(names)
         ids, mask = ([getattr(e, kind) for e in encoded] for kind in ("ids", "attention_mask"))
-        return (image.height, image.width), pixels, (torch.tensor(ids, device=device), torch.tensor(mask, device=device))
+        return (
+            (image.height, image.width),
+            pixels,
+            (torch.tensor(ids, device=device), torch.tensor(mask, device=device)),
+        )
 
     def finish(found: Any, size: tuple[int, int]) -> int:
         answer = processor.post_process_instance_segmentation(found, threshold=threshold, target_sizes=[size])[0]
         return len(answer["scores"].cpu())
 
     @torch.no_grad()
-    def class_by_class(picture: Picture, names: list[str]) -> int:
+    def class_by_class(picture: SampleFrame, names: list[str]) -> int:
         size, pixels, (ids, mask) = prepare(picture, names)
         rows = range(len(names))
         return sum(
-            finish(model(pixel_values=pixels, input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]), size) for i in rows
+            finish(model(pixel_values=pixels, input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]), size)
+            for i in rows
         )
 
     def vision_once(forward: Any, encode: Any) -> Contestant:
         @torch.no_grad()
-        def detect(picture: Picture, names: list[str]) -> int:
+        def detect(picture: SampleFrame, names: list[str]) -> int:
             size, pixels, (ids, mask) = prepare(picture, names)
             seen, rows = encode(pixels), range(len(names))
             return sum(
-                finish(forward(vision_embeds=seen, input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]), size) for i in rows
+                finish(forward(vision_embeds=seen, input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]), size)
+                for i in rows
             )
 
         return detect
@@ -102,14 +110,17 @@ def this_server(url: str, model: str, threshold: float) -> Iterator[Contestant]:
     """The server over gRPC, one frame at a time, with packed masks."""
     with Client(url, model=model, timeout=120) as client:
 
-        def detect(picture: Picture, names: list[str]) -> int:
+        def detect(picture: SampleFrame, names: list[str]) -> int:
             return len(client.detect(picture.jpeg, names, threshold=threshold, mask_format="bits"))
 
         yield detect
 
 
-def race(contestants: dict[str, Contestant], frames: Sequence[Picture], classes: int, rounds: int) -> list[dict[str, Any]]:
-    """A row per contestant: median milliseconds a frame, frames a second, how often it is as fast as the first one, objects found in all frames."""
+def race(
+    contestants: dict[str, Contestant], frames: Sequence[SampleFrame], classes: int, rounds: int
+) -> list[dict[str, Any]]:
+    """A row per contestant: median milliseconds a frame, frames a second, how often it is as fast as the first one,
+    objects found in all frames."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     objects = dict.fromkeys(contestants, 0)
     for turn in track(range(rounds + 1), description="rounds", console=wide_console(), transient=True):
@@ -123,24 +134,37 @@ def race(contestants: dict[str, Contestant], frames: Sequence[Picture], classes:
     medians = {name: float(np.median(values)) for name, values in times.items()}
     first = next(iter(medians.values()))
     return [
-        {"who": name, "ms": round(ms, 2), "fps": round(1e3 / ms, 2), "ratio": round(first / ms, 2), "objects": objects[name]}
+        {
+            "who": name,
+            "ms": round(ms, 2),
+            "fps": round(1e3 / ms, 2),
+            "ratio": round(first / ms, 2),
+            "objects": objects[name],
+        }
         for name, ms in medians.items()
     ]
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="sam3-perf peers", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sam3-perf peers",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_server_options(p)
-    p.add_argument("--checkpoint", required=True, help="folder, hub name or `random`: what the server's models were made from")
+    p.add_argument(
+        "--checkpoint", required=True, help="folder, hub name or `random`: what the server's models were made from"
+    )
     p.add_argument("--resolution", type=int, required=True)
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
     p.add_argument("--frames", type=int, default=8, help="default %(default)s")
     p.add_argument("--frame", default="640x360", help="size of the frames; default %(default)s")
     p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score; default %(default)s")
     p.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    p.add_argument("--device", default="cpu", help="of transformers' model: cpu (fp32) or cuda (bf16); default %(default)s")
+    p.add_argument(
+        "--device", default="cpu", help="of transformers' model: cpu (fp32) or cuda (bf16); default %(default)s"
+    )
     p.add_argument("--compile", action="store_true", help="also transformers through torch.compile")
     p.add_argument("--output", type=Path, help="also write the JSON there")
     return p
@@ -156,7 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with serving(options, [options.resolution] if options.repository else ()) as target:
             model = f"sam3_r{options.resolution}"
             if model not in target.models():
-                raise ServerError(f"{model} is not loaded; export it with sam3-export --resolution {options.resolution}")
+                raise ServerError(
+                    f"{model} is not loaded; export it with sam3-export --resolution {options.resolution}"
+                )
             others = transformers_contestants(
                 options.checkpoint, options.resolution, options.device, options.compile, options.threshold
             )
@@ -176,7 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "date": date.today().isoformat(),
         "machine": results.machine(),
     }
-    result |= {"versions": results.package_versions(), "frame": options.frame, "threshold": options.threshold, "rows": rows}
+    result |= {
+        "versions": results.package_versions(),
+        "frame": options.frame,
+        "threshold": options.threshold,
+        "rows": rows,
+    }
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")

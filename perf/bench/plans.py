@@ -1,7 +1,8 @@
-"""Milliseconds a frame of a repository's TensorRT plans, on the inputs and against the fp32 answers of `perf.bench.engines`: the same rows for one more engine.
+"""Milliseconds a frame of a repository's TensorRT plans, on the inputs and against the fp32 answers of
+`perf.bench.engines`: the same rows for one more engine.
 
-Plans run in their own processes (`export/engines/tensorrt/host.py`), which time them with CUDA events after a warm-up, on these inputs and never on zeros.
-PyTorch needs the GPU too, for the fp32 answers; it computes before the clock runs.
+Plans run in their own processes (`export/engines/tensorrt/host.py`), which time them with CUDA events after a warm-up,
+on these inputs and never on zeros. PyTorch needs the GPU too, for the fp32 answers; it computes before the clock runs.
 
     python -m perf.bench.plans --repository build/plans --checkpoint random
     python -m perf.bench.plans --repository build/plans --resolutions 672 --classes 4 --layers 20
@@ -57,7 +58,8 @@ class Clock:
         return self.plans[part](feed)
 
     def measured(self, *calls: tuple[str, Arrays]) -> tuple[float, tuple[float, float], float]:
-        """Milliseconds of all `calls` (part, inputs) together, their fastest and slowest, and the activations of the parts that were called."""
+        """Milliseconds of all `calls` (part, inputs) together, their fastest and slowest, and the activations of the
+        parts that were called."""
         taken = [(part, self.plans[part].time(feed, self.warm_up, self.repeats)) for part, feed in calls]
         memory = sum({part: answer["activation_mb"] for part, answer in taken}.values())
         fastest, slowest = (sum(answer["spread_ms"][i] for _, answer in taken) for i in (0, 1))
@@ -74,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", default="random", help="what the plans were made from; default %(default)s")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--classes", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--present", type=float, nargs="+", default=[1.0, 0.25], help="share of the pairs that get masks")
+    parser.add_argument(
+        "--present", type=float, nargs="+", default=[1.0, 0.25], help="share of the pairs that get masks"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="timed executions; default %(default)s")
     parser.add_argument("--layers", type=int, default=0, help="also list that many of each plan's longest layers")
     parser.add_argument("--tensorrt-python", default="")
@@ -93,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     if not variants:
         parser.error(
-            f"expected plans in {arguments.repository}, found none that are whole; write them with sam3-export --engine tensorrt"
+            f"expected plans in {arguments.repository}, found none that are whole; write them with sam3-export --engine"
+            " tensorrt"
         )
     source = checkpoint.load(arguments.checkpoint).model
     rows: list[Row] = []
@@ -109,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settings: TensorRT, console: Console) -> Iterator[Row]:
+def measure(
+    arguments: argparse.Namespace, variant: Variant, source: Any, settings: TensorRT, console: Console
+) -> Iterator[Row]:
     """The rows of one resolution: vision encoder, text encoder, then decoder and mask head together."""
     batches = sorted({min(b, variant.max_batch) for b in arguments.batches}, reverse=True)
     truth = Truth(source, variant.resolution, batches[0], "cuda")
@@ -119,9 +126,13 @@ def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settin
         plans = {part: opened.enter_context(open_plan(path, settings)) for part, path in paths.items()}
         clock = Clock(plans, 5, arguments.repeats)
 
-        def row(part: str, batch: int, classes: int, present: float, calls: list, found: Arrays, wanted: Outputs) -> PlanRow:
+        def row(
+            part: str, batch: int, classes: int, present: float, calls: list, found: Arrays, wanted: Outputs
+        ) -> PlanRow:
             cosines = {
-                n: round(cosine(torch.from_numpy(found[n].copy()).cuda(), wanted[n]), 7) for n in found if n != "mask_bits"
+                n: round(cosine(torch.from_numpy(found[n].copy()).cuda(), wanted[n]), 7)
+                for n in found
+                if n != "mask_bits"
             }
             ms, (fastest, slowest), activations = clock.measured(*calls)
             memory = activations + sum(array.nbytes for array in found.values()) / 1e6
@@ -133,7 +144,15 @@ def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settin
             work = truth.work(batch, 1, 1.0)
             wanted = truth.features(batch)
             feed = {"pixel_values": host(work.pixel_values)}
-            yield row("vision_encoder", batch, 0, 1.0, [("vision_encoder", feed)], clock.outputs("vision_encoder", feed), wanted)
+            yield row(
+                "vision_encoder",
+                batch,
+                0,
+                1.0,
+                [("vision_encoder", feed)],
+                clock.outputs("vision_encoder", feed),
+                wanted,
+            )
             if batch == batches[0]:
                 names = min(len(work.input_ids), variant.max_pairs)
                 feed = {"input_ids": host(work.input_ids[:names])}
@@ -150,7 +169,9 @@ def measure(arguments: argparse.Namespace, variant: Variant, source: Any, settin
                         more, answer = decode(clock, features, one)
                         calls += more
                         answers.append(answer)
-                    yield row("decoder+masks", batch, classes, present, calls, answers[0], truth.decoded(features, works[0]))
+                    yield row(
+                        "decoder+masks", batch, classes, present, calls, answers[0], truth.decoded(features, works[0])
+                    )
         for part in plans if arguments.layers else ():
             feed = last_feed(part, clock, truth, batches[0])
             console.print(layer_table(part, plans[part].profile(feed)[: arguments.layers]))
@@ -199,7 +220,9 @@ def write(
     for variant in variants:
         for model in variant.sub_models:
             manifest = json.loads((arguments.repository / model.name / "manifest.json").read_text())
-            plans[model.name] = {name: manifest[name] for name in ("precision", "bytes", "build_seconds", "build", "gate")}
+            plans[model.name] = {
+                name: manifest[name] for name in ("precision", "bytes", "build_seconds", "build", "gate")
+            }
     command = " ".join(["python -m perf.bench.plans", *(argv if argv is not None else sys.argv[1:])])
     data = {
         "command": command,
@@ -215,7 +238,9 @@ def write(
 
 
 def table(rows: Sequence[Row]) -> Table:
-    sheet = Table("part", "R", "frames", "classes", "present", "ms/frame", "cosine", "MB", title=f"{rows[0].engine}, one GPU")
+    sheet = Table(
+        "part", "R", "frames", "classes", "present", "ms/frame", "cosine", "MB", title=f"{rows[0].engine}, one GPU"
+    )
     for row in rows:
         cells = (row.part, row.resolution, row.batch, row.classes or "", row.present)
         sheet.add_row(*map(str, cells), f"{row.ms_per_frame:.2f}", f"{row.cosine:.5f}", f"{row.peak_mb:.0f}")

@@ -1,7 +1,9 @@
-"""Pre-processing on the CPU and on a GPU, compared: drawn frames of a camera's kinds go in, milliseconds and grey levels of difference come out.
+"""Pre-processing on the CPU and on a GPU, compared: drawn frames of a camera's kinds go in, milliseconds and grey
+levels of difference come out.
 
-Both ways are those of the front model, without Triton around them. A case fails where the GPU's pixels lie further from Pillow's than the limit that the
-front model itself sets, or where a file that should be decoded on the GPU was not: Pillow would then have been compared with itself.
+Both ways are those of the front model, without Triton around them. A case fails where the GPU's pixels lie further from
+Pillow's than the limit that the front model itself sets, or where a file that should be decoded on the GPU was not:
+Pillow would then have been compared with itself.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def milliseconds(way: Preprocessor, requests: Sequence[FrameRequest], rounds: in
 
 
 def compare(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
-    """Grey levels between two batches uint8 [B,3,R,R]: the mean over the worst frame, and the largest difference of any pixel."""
+    """Grey levels between two batches uint8 [B,3,R,R]: the mean over the worst frame, and the largest difference of any
+    pixel."""
     difference = np.abs(ours.astype(np.int16) - theirs)
     return {"mean": round(float(difference.mean(axis=(1, 2, 3)).max()), 4), "max": int(difference.max())}
 
@@ -78,7 +81,8 @@ def compare(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
 def measure(
     resolution: int, rounds: int, pool: ThreadPoolExecutor, make: Callable[[int, bool], GpuDevice]
 ) -> list[dict[str, Any]]:
-    """A row per case and decoder at one resolution. `make` opens a device of that resolution, with the JPEG engines or without."""
+    """A row per case and decoder at one resolution. `make` opens a device of that resolution, with the JPEG engines or
+    without."""
     cpu, rows = CpuPreprocessor(resolution, pool), []
     devices = {name: make(resolution, hardware) for name, hardware in ENGINES.items()}
     for case, (width, height, options) in CASES.items():
@@ -120,7 +124,8 @@ def failures(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m perf.bench.preprocess`: prints the table, writes the JSON where asked; 1 where pixels differ too much, 2 without a GPU."""
+    """`python -m perf.bench.preprocess`: prints the table, writes the JSON where asked; 1 where pixels differ too much,
+    2 without a GPU."""
     parser = argparse.ArgumentParser(
         prog="python -m perf.bench.preprocess",
         description="Pixels and time per frame of pre-processing on the CPU and on a GPU.",
@@ -147,8 +152,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     import cupy
 
     gpu = cupy.cuda.runtime.getDeviceProperties(first.device_id)["name"].decode()
-    title = f"Milliseconds per frame alone and in a batch of {BATCH}, grey levels between both ways (median of {options.rounds})"
-    publish("perf.bench.preprocess", argv, title, rows, options.output, gpu=gpu, versions=first.versions, cpu_threads=threads)
+    title = (
+        f"Milliseconds per frame alone and in a batch of {BATCH}, grey levels between both ways (median of"
+        f" {options.rounds})"
+    )
+    publish(
+        "perf.bench.preprocess",
+        argv,
+        title,
+        rows,
+        options.output,
+        gpu=gpu,
+        versions=first.versions,
+        cpu_threads=threads,
+    )
     bad = failures(rows)
     for sentence in bad:
         print(f"perf.bench.preprocess: {sentence}", file=sys.stderr)

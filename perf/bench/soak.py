@@ -1,12 +1,14 @@
-"""`python -m perf.bench.soak`: many cameras for a long time: does memory grow, is any frame unaccounted for, does a camera starve?
+"""`python -m perf.bench.soak`: many cameras for a long time: does memory grow, is any frame unaccounted for, does a
+camera starve?
 
-Drawn films flow in, played in real time and for ever through `clients/fleet/fleet.py`; a line now and then, a table, and one JSON object
-flow out. The embedded server is a child of this process, so that both sides' memory can be read; `--url` asks a server that runs
-already, whose memory then is not known. The limits that the run is held to stand in `LIMITS`.
+Drawn films flow in, played in real time and for ever through `clients/fleet/fleet.py`; a line now and then, a table,
+and one JSON object flow out. The embedded server is a child of this process, so that both sides' memory can be read;
+`--url` asks a server that runs already, whose memory then is not known. The limits that the run is held to stand in
+`LIMITS`.
 
-A server's memory follows the largest batch that it has had: ONNX Runtime's arenas and Triton's shared-memory regions grow to what
-one batch of that many frames and classes needs and never give it back. So the largest one is sent before the clock starts, or its
-first chance meeting in mid-run would look like a leak.
+A server's memory follows the largest batch that it has had: ONNX Runtime's arenas and Triton's shared-memory regions
+grow to what one batch of that many frames and classes needs and never give it back. So the largest one is sent before
+the clock starts, or its first chance meeting in mid-run would look like a leak.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from export.tiny import CHECKPOINT
 from perf.record import publish
 
 LIMITS = {"growth": 0.05, "fairness": 0.9}
-"""Memory may grow by so much after `SETTLED_S`; the least served camera gets so much of what the most served one gets."""
+"""Memory may grow by so much after `SETTLED_S`; the least served camera gets so much of what the most served one
+gets."""
 SETTLED_S = 60.0
 """Until then caches fill and the cameras' latest answers pile up; a shorter run cannot tell growth."""
 SAMPLES = 20
@@ -46,8 +49,8 @@ PAGE = resource.getpagesize()
 
 
 def memory_mb(pid: int) -> dict[str, float]:
-    """Resident memory in MB of a process and its descendants, by the model that each serves (Triton runs each python model in
-    processes of its own) or its program. Shared pages count in each process that has touched them.
+    """Resident memory in MB of a process and its descendants, by the model that each serves (Triton runs each python
+    model in processes of its own) or its program. Shared pages count in each process that has touched them.
     """
     found: dict[str, float] = {}
     todo = [pid]
@@ -66,9 +69,12 @@ def memory_mb(pid: int) -> dict[str, float]:
 
 
 async def send_largest_batch(films: Sequence[steps.Film], url: str, model: str, masks: str) -> None:
-    """As many frames at once, with as many classes each, as the server puts into one batch; a few times, since batches come together by chance."""
+    """As many frames at once, with as many classes each, as the server puts into one batch; a few times, since batches
+    come together by chance."""
     limits = Variant()
-    words = list(dict.fromkeys(word for film in films for word in film.classes))[: math.ceil(limits.max_pairs / limits.max_batch)]
+    words = list(dict.fromkeys(word for film in films for word in film.classes))[
+        : math.ceil(limits.max_pairs / limits.max_batch)
+    ]
     with open_source(films[0].video) as source:
         jpeg = to_jpeg(next(iter(source)).rgb)
     async with AsyncClient(url, model=model) as client:
@@ -100,7 +106,8 @@ def cameras_of(films: Sequence[steps.Film], model: str, a: argparse.Namespace) -
 async def soak(
     configs: Sequence[CameraConfig], url: str, seconds: float, server_pid: int | None, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Runs the cameras: the fleet's summary with an account of each, and `SAMPLES` rows of answers and memory over time."""
+    """Runs the cameras: the fleet's summary with an account of each, and `SAMPLES` rows of answers and memory over
+    time."""
     cameras = [Camera(config) for config in configs]
     samples: list[dict[str, Any]] = []
     start, stop = time.monotonic(), asyncio.Event()
@@ -110,10 +117,20 @@ async def soak(
             await asyncio.sleep(seconds / SAMPLES)
             done = [c.tally.answered for c in cameras]
             server = memory_mb(server_pid) if server_pid else {}
-            row = {"at_s": round(time.monotonic() - start, 1), "answered": sum(done), "fewest": min(done), "most": max(done)}
+            row = {
+                "at_s": round(time.monotonic() - start, 1),
+                "answered": sum(done),
+                "fewest": min(done),
+                "most": max(done),
+            }
             row["load"] = os.getloadavg()[0]  # of the whole machine: what else runs slows the fleet down
-            row |= {"client_mb": sum(memory_mb(os.getpid()).values()) - sum(server.values()), "server_mb": sum(server.values())}
-            samples.append({k: round(v, 1) for k, v in row.items()} | {k: round(v, 1) for k, v in sorted(server.items())})
+            row |= {
+                "client_mb": sum(memory_mb(os.getpid()).values()) - sum(server.values()),
+                "server_mb": sum(server.values()),
+            }
+            samples.append(
+                {k: round(v, 1) for k, v in row.items()} | {k: round(v, 1) for k, v in sorted(server.items())}
+            )
             say(" ".join(f"{key} {value}" for key, value in list(samples[-1].items())[:7]))
 
     def ignore(camera: Camera, answer: Answer) -> None:
@@ -124,14 +141,18 @@ async def soak(
     cpu = time.process_time()
     summary = await run_fleet(cameras, open_pool(FleetConfig(tuple(configs), (url,)), say), ignore, stop)
     looking.cancel()
-    summary["client_cpu_percent_per_camera"] = round(100 * (time.process_time() - cpu) / summary["seconds"] / len(cameras), 2)
+    summary["client_cpu_percent_per_camera"] = round(
+        100 * (time.process_time() - cpu) / summary["seconds"] / len(cameras), 2
+    )
     return summary, samples
 
 
 def held(summary: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str, bool | None]:
     """Each limit and whether it held; None where the run was too short to tell."""
     settled = [sample for sample in samples if sample["at_s"] >= SETTLED_S]
-    grown = [settled[-1][side] / settled[0][side] - 1 for side in ("client_mb", "server_mb") if settled and settled[0][side]]
+    grown = [
+        settled[-1][side] / settled[0][side] - 1 for side in ("client_mb", "server_mb") if settled and settled[0][side]
+    ]
     return {
         "every frame accounted for": all(
             each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
@@ -155,7 +176,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--in-flight", type=int, default=2, help="of each camera (default: %(default)s)")
     p.add_argument("--masks", choices=("none", "bits", "rle"), default="none", help="default: %(default)s")
     p.add_argument("--resolution", type=int, default=252, help="of the small checkpoint (default: %(default)s)")
-    p.add_argument("--films", type=Path, default=Path("build/soak/films"), help="drawn where missing (default: %(default)s)")
+    p.add_argument(
+        "--films", type=Path, default=Path("build/soak/films"), help="drawn where missing (default: %(default)s)"
+    )
     p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default: %(default)s")
     p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
     p.add_argument("--url", help="host:port of a server that runs already; needs --model")

@@ -1,8 +1,9 @@
-"""What the server is measured against, on the same frames: its own engines alone, and transformers as its documentation shows it; frames a second come out.
+"""What the server is measured against, on the same frames: its own engines alone, and transformers as its documentation
+shows it; frames a second come out.
 
-The engines' rate is that of one stream of calls with everything at hand: a batch through the vision encoder, then decoder and mask head for its pairs.
-transformers' user path is the whole of it, from JPEG files to masks of the frame's size: nvJPEG and its own processor on the GPU, the features once for the
-batch, then a class at a time.
+The engines' rate is that of one stream of calls with everything at hand: a batch through the vision encoder, then
+decoder and mask head for its pairs. transformers' user path is the whole of it, from JPEG files to masks of the frame's
+size: nvJPEG and its own processor on the GPU, the features once for the batch, then a class at a time.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from PIL import Image
 from ensemble.preprocess.cpu import decode, to_pixel_values
 from ensemble.spec import ARTIFACTS, Variant
 from perf.sweep import inputs
-from perf.sweep.inputs import Picture
+from perf.sweep.inputs import SampleFrame
 
 
 def engines_fps(
-    repository: Path, variant: Variant, shown: Sequence[Picture], classes: int, picks: int, seconds: float
+    repository: Path, variant: Variant, shown: Sequence[SampleFrame], classes: int, picks: int, seconds: float
 ) -> float | None:
-    """Frames a second of the repository's compiled packages, called from one process; None for engines that only Triton runs."""
+    """Frames a second of the repository's compiled packages, called from one process; None for engines that only Triton
+    runs."""
     from perf.bench.candidates import Work, aoti
 
     paths = {m.part: repository / m.name / "1" / ARTIFACTS["aoti"] for m in variant.sub_models}
@@ -51,7 +53,13 @@ def engines_fps(
 
 
 def transformers_fps(
-    checkpoint: str, resolution: int, shown: Sequence[Picture], classes: int, picks: int, device: str, seconds: float
+    checkpoint: str,
+    resolution: int,
+    shown: Sequence[SampleFrame],
+    classes: int,
+    picks: int,
+    device: str,
+    seconds: float,
 ) -> float:
     """Frames a second of transformers' `Sam3Model` in bfloat16 (fp32 on a CPU), all of `shown` as one batch.
 
@@ -94,10 +102,12 @@ def transformers_fps(
     return rate(call, len(shown), seconds)
 
 
-def load_frames(shown: Sequence[Picture], device: str) -> list[torch.Tensor]:
+def load_frames(shown: Sequence[SampleFrame], device: str) -> list[torch.Tensor]:
     """uint8 [3,H,W] of each file, decoded by nvJPEG on a GPU."""
     if device == "cpu":
-        return [torch.from_numpy(np.array(Image.open(io.BytesIO(p.jpeg)).convert("RGB"))).permute(2, 0, 1) for p in shown]
+        return [
+            torch.from_numpy(np.array(Image.open(io.BytesIO(p.jpeg)).convert("RGB"))).permute(2, 0, 1) for p in shown
+        ]
     from torchvision.io import ImageReadMode, decode_jpeg
 
     files = [torch.frombuffer(bytearray(p.jpeg), dtype=torch.uint8) for p in shown]
@@ -105,7 +115,8 @@ def load_frames(shown: Sequence[Picture], device: str) -> list[torch.Tensor]:
 
 
 def rate(call: Callable[[], None], frames: int, seconds: float) -> float:
-    """Frames a second over so many seconds, after a warm-up of half of them, of calls that each do `frames` and wait for their end."""
+    """Frames a second over so many seconds, after a warm-up of half of them, of calls that each do `frames` and wait
+    for their end."""
     for length in (seconds / 2, seconds):
         start, calls = time.perf_counter(), 0
         while not calls or time.perf_counter() - start < length:

@@ -1,7 +1,8 @@
-"""What a second, closer look is worth: drawn scenes of small objects in, average precision and milliseconds of four ways to look at them out.
+"""What a second, closer look is worth: drawn scenes of small objects in, average precision and milliseconds of four
+ways to look at them out.
 
-The ways are one low resolution, one high resolution, and the fleet's zoom (low first, then high on crops around what might be there) with few and many
-crops. All see the same frames of one server, one after another.
+The ways are one low resolution, one high resolution, and the fleet's zoom (low first, then high on crops around what
+might be there) with few and many crops. All see the same frames of one server, one after another.
 """
 
 from __future__ import annotations
@@ -54,7 +55,11 @@ class Tally:
         for instance in rendering.instances:
             x0, y0, x1, y1 = instance.box
             box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
-            entry = {"image_id": len(self.images), "category_id": ids[f"{instance.colour} {instance.shape}"], "bbox": box}
+            entry = {
+                "image_id": len(self.images),
+                "category_id": ids[f"{instance.colour} {instance.shape}"],
+                "bbox": box,
+            }
             self.truth.append({"id": len(self.truth) + 1, "area": box[2] * box[3], "iscrowd": 0, **entry})
         return ids
 
@@ -86,7 +91,10 @@ class Tally:
 async def measure(server: EmbeddedServer, low_model: str, high_model: str, scenes: int, shrink: float) -> Tally:
     """Looks at `scenes` held-out scenes, their objects shrunk to `shrink` of their size, in every way."""
     tally = Tally()
-    async with AsyncClient(server.grpc_url, model=low_model) as low, AsyncClient(server.grpc_url, model=high_model) as high:
+    async with (
+        AsyncClient(server.grpc_url, model=low_model) as low,
+        AsyncClient(server.grpc_url, model=high_model) as high,
+    ):
         for seed in validation_seeds(scenes):
             scene = random_scene(seed, aspect=SIZE[1] / SIZE[0])
             smaller = tuple(dataclasses.replace(o, size=o.size * shrink) for o in scene.objects)
@@ -103,7 +111,9 @@ async def measure(server: EmbeddedServer, low_model: str, high_model: str, scene
                 return await low.detect(jpeg, classes, threshold=FLOOR)
 
             async def closer(crops: int, frame: np.ndarray = rendering.frame) -> Detections:
-                return await look_closer(frame, await first(), Zoom(high_model, suspect=0.1, crops=crops, least=0.35), ask)
+                return await look_closer(
+                    frame, await first(), Zoom(high_model, suspect=0.1, crops=crops, least=0.35), ask
+                )
 
             await tally.look(f"{low_model} alone", ids, first)
             await tally.look(f"{high_model} alone", ids, partial(ask, jpeg))
@@ -117,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m perf.bench.zoom", description="Small objects: one look, or a second one on crops."
     )
-    parser.add_argument("--repository", type=Path, required=True, help="with both resolutions, as sam3-export writes it")
+    parser.add_argument(
+        "--repository", type=Path, required=True, help="with both resolutions, as sam3-export writes it"
+    )
     parser.add_argument("--low", default="sam3_r140")
     parser.add_argument("--high", default="sam3_r252")
     parser.add_argument("--scenes", type=int, default=60)

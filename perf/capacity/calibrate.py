@@ -1,11 +1,13 @@
-"""From operations and bytes to milliseconds and megabytes: measurements go in, a `Calibration` that predicts other points comes out.
+"""From operations and bytes to milliseconds and megabytes: measurements go in, a `Calibration` that predicts other
+points comes out.
 
     ms per frame  = per frame + per call / batch + TFLOP x ms per TFLOP + bytes of unfused attention scores / bandwidth
     megabytes     = as `ensemble/server/memory.py` says
 
-The names "per frame" (decoding, resizing, copying), "per call" and "ms per TFLOP", and of the memory "base" and "activations", are fitted, by least squares
-of relative errors and never below zero; the rest is computed. Few coefficients, so that a handful of points suffices and leaving one out means something.
-Packages, which take memory as it is needed, have activations of frames and of pairs, plans those of their batch.
+The names "per frame" (decoding, resizing, copying), "per call" and "ms per TFLOP", and of the memory "base" and
+"activations", are fitted, by least squares of relative errors and never below zero; the rest is computed. Few
+coefficients, so that a handful of points suffices and leaving one out means something. Packages, which take memory as
+it is needed, have activations of frames and of pairs, plans those of their batch.
 """
 
 from __future__ import annotations
@@ -53,15 +55,20 @@ class Calibration:
     def memory_mb(
         self, resolution: int, batch: float, classes: int, queries: int | None = None, plan_batch: int = PLAN_BATCH
     ) -> float | None:
-        """Megabytes on the GPU, Triton's pool not counted, with `batch` frames under way and plans built for `plan_batch`; None where no memory calibrates it."""
+        """Megabytes on the GPU, Triton's pool not counted, with `batch` frames under way and plans built for
+        `plan_batch`; None where no memory calibrates it."""
         if self.footprint is None:
             return None
         queries = queries or self.queries
-        sample = Measurement(resolution, batch, classes, 0.0, queries=queries, plan_batch=plan_batch, packages=self.packages)
+        sample = Measurement(
+            resolution, batch, classes, 0.0, queries=queries, plan_batch=plan_batch, packages=self.packages
+        )
         return computed(self.footprint, self.architecture, sample)
 
 
-def fit(samples: Sequence[Measurement], architecture: Architecture = SAM3, bandwidth_gb_s: float = 1792.0) -> Calibration:
+def fit(
+    samples: Sequence[Measurement], architecture: Architecture = SAM3, bandwidth_gb_s: float = 1792.0
+) -> Calibration:
     """Raises CalibrationError for fewer than two samples."""
     if len(samples) < 2:
         raise CalibrationError(
@@ -104,26 +111,33 @@ def load(sample: Measurement) -> tuple[int, int]:
 def computed(footprint: Footprint, a: Architecture, s: Measurement) -> float:
     """Megabytes under the sample's load, Triton's pool not counted."""
     frames, (batch, pairs) = max(1, round(s.batch)), load(s)
-    return need(footprint, s.resolution, frames, a, s.queries, plan_batch=batch, pairs=pairs, fused=fused(s.packages)).total
+    return need(
+        footprint, s.resolution, frames, a, s.queries, plan_batch=batch, pairs=pairs, fused=fused(s.packages)
+    ).total
 
 
 def fused(packages: bool) -> bool | None:
-    """Whether attention is, as `ensemble.server.memory.score_bytes` takes it: PyTorch's kernels always are, plans by the rule there."""
+    """Whether attention is, as `ensemble.server.memory.score_bytes` takes it: PyTorch's kernels always are, plans by
+    the rule there."""
     return True if packages else None
 
 
-def time_columns(a: Architecture, resolution: int, batch: float, classes: int, queries: int) -> tuple[float, float, float]:
+def time_columns(
+    a: Architecture, resolution: int, batch: float, classes: int, queries: int
+) -> tuple[float, float, float]:
     """What the three fitted coefficients of time are multiplied by."""
     return 1.0, 1 / batch, frame_flops(resolution, classes, a, queries) / 1e12
 
 
 def score_ms(a: Architecture, resolution: int, bandwidth_gb_s: float, packages: bool) -> float:
-    """Milliseconds a frame of reading and writing attention scores in the global layers, where attention is not fused."""
+    """Milliseconds a frame of reading and writing attention scores in the global layers, where attention is not
+    fused."""
     return PASSES * a.global_layers * score_bytes(resolution, 1, a, fused=fused(packages)) / (bandwidth_gb_s * 1e6)
 
 
 def least_squares(rows: Sequence[Sequence[float]], values: Sequence[float], scale: Sequence[float]) -> list[float]:
-    """The x >= 0 that makes rows·x come nearest to `values`, errors counted relative to `scale`: the most negative column is dropped until none is."""
+    """The x >= 0 that makes rows·x come nearest to `values`, errors counted relative to `scale`: the most negative
+    column is dropped until none is."""
     matrix = np.asarray(rows, float) / np.asarray(scale, float)[:, None]
     target = np.asarray(values, float) / np.asarray(scale, float)
     kept = list(range(matrix.shape[1]))

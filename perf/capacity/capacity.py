@@ -1,7 +1,9 @@
-"""`sam3-perf capacity`: cameras, frames a second, classes, memory and the smallest object go in, a ranked recommendation comes out.
+"""`sam3-perf capacity`: cameras, frames a second, classes, memory and the smallest object go in, a ranked
+recommendation comes out.
 
-Each figure says whether it was measured here, measured elsewhere or modelled; each rejected resolution says by what it fails. Without a sweep of your own
-the figures are those of a published table (an RTX 5090 and another pipeline): enough to choose, not to promise.
+Each figure says whether it was measured here, measured elsewhere or modelled; each rejected resolution says by what it
+fails. Without a sweep of your own the figures are those of a published table (an RTX 5090 and another pipeline): enough
+to choose, not to promise.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from rich.table import Table
 
 from ensemble.spec import RESOLUTIONS
 from perf import results
-from perf.capacity.advice import Offer, Wish, delay_us, offers, what_next
+from perf.capacity.advice import Recommendation, Requirements, delay_us, offers, what_next
 from perf.capacity.evidence import Evidence, committed, gather, usual
 from perf.capacity.published import TABLES
 from perf.console import size, wide_console
@@ -50,34 +52,47 @@ def memory_of(given: str | None) -> float:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="sam3-perf capacity", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sam3-perf capacity",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--cameras", type=int, required=True)
     p.add_argument("--memory", help="of the GPU, for example 8GB; default: of the GPU that is here")
     p.add_argument("--classes", type=int, default=4, help="names each camera looks for; default %(default)s")
     p.add_argument("--fps", type=float, default=1.0, help="frames a second of each camera; default %(default)s")
-    p.add_argument("--object-pixels", type=float, default=0.0, help="narrower side of the smallest object, in the source frame")
+    p.add_argument(
+        "--object-pixels", type=float, default=0.0, help="narrower side of the smallest object, in the source frame"
+    )
     p.add_argument("--source", default="1920x1080", help="size of the cameras' frames; default %(default)s")
     p.add_argument("--resolutions", type=int, nargs="+", help="candidates; default: the sweeps', or 1008 840 672 560")
-    p.add_argument("--prefer", choices=("quality", "speed"), default="quality", help="what to rank by; default %(default)s")
-    p.add_argument("--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep: used before published tables")
+    p.add_argument(
+        "--prefer", choices=("quality", "speed"), default="quality", help="what to rank by; default %(default)s"
+    )
+    p.add_argument(
+        "--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep: used before published tables"
+    )
     p.add_argument(
         "--calibration",
         nargs="+",
         choices=(*TABLES, *committed()),
         default=usual(),
-        help="measurements elsewhere: published tables, and this server's own sweeps that come with it; default %(default)s",
+        help=(
+            "measurements elsewhere: published tables, and this server's own sweeps that come with it; default"
+            " %(default)s"
+        ),
     )
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: there is a recommendation; 1: nothing grants the wish, and the answer says what would; 2: the request cannot be."""
+    """0: there is a recommendation; 1: nothing grants the wish, and the answer says what would; 2: the request cannot
+    be."""
     options = parser().parse_args(argv)
     try:
         evidence = gather(options.calibration, options.sweep)
         swept = tuple(sorted({s.resolution for e in evidence[: len(options.sweep)] for s in e.samples}, reverse=True))
-        wish = Wish(
+        wish = Requirements(
             cameras=options.cameras,
             classes=options.classes,
             fps=options.fps,
@@ -95,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return answer(wish, found, evidence)
 
 
-def answer(wish: Wish, found: Sequence[Offer], evidence: Sequence[Evidence]) -> int:
+def answer(wish: Requirements, found: Sequence[Recommendation], evidence: Sequence[Evidence]) -> int:
     """Prints the table, the reasons and the JSON line; returns the exit status."""
     console = wide_console()
     console.print(table(found))
@@ -122,7 +137,7 @@ def answer(wish: Wish, found: Sequence[Offer], evidence: Sequence[Evidence]) -> 
     return 0
 
 
-def record(offer: Offer) -> dict[str, Any]:
+def record(offer: Recommendation) -> dict[str, Any]:
     """An offer's figures as plain data; `figures` says where each comes from."""
     figures = {name: getattr(offer, name) for name in ("fps_per_camera", "memory_mb", "p95_ms")}
     return {
@@ -136,14 +151,20 @@ def record(offer: Offer) -> dict[str, Any]:
     }
 
 
-def table(found: Sequence[Offer]) -> Table:
+def table(found: Sequence[Recommendation]) -> Table:
     sheet = Table(title="best first")
     for column in ("resolution", "batch", "fps per camera", "p95 ms", "memory MB", "object, patches", "will do"):
         sheet.add_column(column, justify="right")
     marks = {"measured here": "", "measured elsewhere": " °", "modelled": " *"}
     for o in found:
-        cells = [f"{o.fps_per_camera.value:.2f}{marks[o.fps_per_camera.basis]}", f"{o.p95_ms.value:.0f}{marks[o.p95_ms.basis]}"]
-        cells += [f"{o.memory_mb.value:,.0f}{marks[o.memory_mb.basis]}", f"{o.object_patches:.2f}" if o.object_patches else "-"]
+        cells = [
+            f"{o.fps_per_camera.value:.2f}{marks[o.fps_per_camera.basis]}",
+            f"{o.p95_ms.value:.0f}{marks[o.p95_ms.basis]}",
+        ]
+        cells += [
+            f"{o.memory_mb.value:,.0f}{marks[o.memory_mb.basis]}",
+            f"{o.object_patches:.2f}" if o.object_patches else "-",
+        ]
         sheet.add_row(str(o.resolution), str(o.batch), *cells, "no" if o.reasons else "yes")
     sheet.caption = "° measured elsewhere   * modelled   unmarked: measured here"
     return sheet

@@ -1,6 +1,8 @@
-"""`sam3-perf check`: how far to trust `sam3-perf capacity`: every measured point is predicted by a model that was fitted without it, and both stand side by side.
+"""`sam3-perf check`: how far to trust `sam3-perf capacity`: every measured point is predicted by a model that was
+fitted without it, and both stand side by side.
 
-The last line also holds the fitted footprint, which is what `ensemble/server/memory.py` keeps for the server's start check.
+The last line also holds the fitted footprint, which is what `ensemble/server/memory.py` keeps for the server's start
+check.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every left-out point within the limits; 1: some are not; 2: nothing could be checked."""
     parser = argparse.ArgumentParser(
-        prog="sam3-perf check", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sam3-perf check",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--table", nargs="*", default=["rtx5090"], help="published tables; default rtx5090")
     parser.add_argument("--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep")
@@ -55,11 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def worst(found: Sequence[LeftOut]) -> dict[str, float | None]:
     """Largest absolute relative errors; memory None where none was measured."""
     memory = [abs(f.memory_error) for f in found if f.memory_error is not None]
-    return {"time": round(max(abs(f.time_error) for f in found), 4), "memory": round(max(memory), 4) if memory else None}
+    return {
+        "time": round(max(abs(f.time_error) for f in found), 4),
+        "memory": round(max(memory), 4) if memory else None,
+    }
 
 
 def table(evidence: Evidence, found: Sequence[LeftOut]) -> Table:
-    sheet = Table(title=f"{evidence.name}: each point predicted by a fit to the others", caption=evidence.samples[0].where)
+    sheet = Table(
+        title=f"{evidence.name}: each point predicted by a fit to the others", caption=evidence.samples[0].where
+    )
     for column in ("R", "cameras", "classes", "ms/frame", "predicted", "error", "memory MB", "predicted", "error"):
         sheet.add_column(column, justify="right")
     for point in found:

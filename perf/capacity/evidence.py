@@ -1,4 +1,5 @@
-"""Where a prediction's measurements come from: names of published tables and files of sweeps go in, samples and what they were measured with come out."""
+"""Where a prediction's measurements come from: names of published tables and files of sweeps go in, samples and what
+they were measured with come out."""
 
 from __future__ import annotations
 
@@ -42,7 +43,9 @@ def published(name: str) -> Evidence:
     if name in own:
         return from_sweep(own[name], name)
     if name not in TABLES:
-        raise ValueError(f"expected one of {', '.join((*TABLES, *own))}, got {name!r}; a sweep's file is given with --sweep")
+        raise ValueError(
+            f"expected one of {', '.join((*TABLES, *own))}, got {name!r}; a sweep's file is given with --sweep"
+        )
     return Evidence(name, TABLES[name], SAM3, BANDWIDTH_GB_S[name])
 
 
@@ -52,9 +55,14 @@ def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Ev
     here = bool(sweep.machine) and sweep.machine == results.machine()
     rows = front_rows(sweep.rows)
     if not rows:
-        raise results.ResultsError(f"{path} has no row of a front model under steady load; measure one with sam3-perf sweep")
+        raise results.ResultsError(
+            f"{path} has no row of a front model under steady load; measure one with sam3-perf sweep"
+        )
     what = f"{sweep.setting.get('engine', '')} {sweep.setting.get('checkpoint', '')}".strip()
-    where = f"{'' if here else 'one '}{sweep.where}, this server{f' with {what}' if what else ''}, {path.name} of {sweep.date}"
+    where = (
+        f"{'' if here else 'one '}{sweep.where}, this server{f' with {what}' if what else ''}, {path.name} of"
+        f" {sweep.date}"
+    )
     own = own_memory(sweep.rows)
     samples = tuple(_sample(row, sweep.setting, where, here, id(row) in own) for row in rows)
     known = sweep.setting.get("architecture")
@@ -84,7 +92,8 @@ def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool
 
 
 def committed() -> dict[str, Path]:
-    """Name -> file of the sweeps of SAM3 itself on a GPU that this repository carries: `perf/results/<name>/sweep.json`."""
+    """Name -> file of the sweeps of SAM3 itself on a GPU that this repository carries:
+    `perf/results/<name>/sweep.json`."""
     found = {path.parent.name: path for path in sorted(RESULTS.glob("*/sweep.json"))}
     return {name: path for name, path in found.items() if _is_of_sam3(results.read(path))}
 
@@ -94,9 +103,12 @@ def _is_of_sam3(sweep: results.Results) -> bool:
 
 
 def usual() -> list[str]:
-    """What speaks for SAM3 where the reader has no sweep: this server's own on such a GPU as is here, else the published table."""
+    """What speaks for SAM3 where the reader has no sweep: this server's own on such a GPU as is here, else the
+    published table."""
     gpu = results.machine().get("gpu")
-    return [name for name, path in committed().items() if gpu and results.read(path).machine["gpu"] == gpu] or ["rtx5090"]
+    return [name for name, path in committed().items() if gpu and results.read(path).machine["gpu"] == gpu] or [
+        "rtx5090"
+    ]
 
 
 def gather(tables: Sequence[str], sweeps: Sequence[Path]) -> list[Evidence]:

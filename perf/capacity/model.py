@@ -1,8 +1,10 @@
-"""What a resolution costs in arithmetic: SAM3's widths and a resolution go in, operations per part come out; `ensemble/server/memory.py` counts the bytes.
+"""What a resolution costs in arithmetic: SAM3's widths and a resolution go in, operations per part come out;
+`ensemble/server/memory.py` counts the bytes.
 
-First principles only: nothing here is measured. `perf/capacity/calibrate.py` turns these into milliseconds with the help of measurements. An operation
-is a multiplication or an addition, so a product of matrices [m,k]·[k,n] has 2·m·k·n of them. Normalisation, activations and additions are left out: they
-are below one per cent of the arithmetic, and where they matter (bandwidth) they are part of what is calibrated.
+First principles only: nothing here is measured. `perf/capacity/calibrate.py` turns these into milliseconds with the
+help of measurements. An operation is a multiplication or an addition, so a product of matrices [m,k]·[k,n] has 2·m·k·n
+of them. Normalisation, activations and additions are left out: they are below one per cent of the arithmetic, and where
+they matter (bandwidth) they are part of what is calibrated.
 
 The layers are those of transformers' `Sam3Model`; n = p² are the patches of a frame, p = resolution / 14.
 """
@@ -16,7 +18,8 @@ from ensemble.server.memory import SAM3, Architecture
 
 # ---- operations
 def vision_flops(resolution: int, a: Architecture = SAM3, *, pad_linears: bool = True) -> float:
-    """Of one frame's vision encoder. `pad_linears`: QKV and projection run on padded windows, as in transformers; without, only attention does."""
+    """Of one frame's vision encoder. `pad_linears`: QKV and projection run on padded windows, as in transformers;
+    without, only attention does."""
     n, padded = a.patches(resolution), a.padded(resolution)
     windowed, linear_tokens = a.layers - a.global_layers, padded if pad_linears else n
     projections = 8 * a.width**2 * (linear_tokens * windowed + n * a.global_layers)  # Q, K, V, output
@@ -49,7 +52,8 @@ def decoder_flops(resolution: int, a: Architecture = SAM3, queries: int | None =
 
 
 def mask_head_flops(resolution: int, a: Architecture = SAM3, queries: int | None = None) -> float:
-    """Of one pair with masks for all queries: prompt attention, 3x3 convolutions at 2p and 4p, projection, product with the queries."""
+    """Of one pair with masks for all queries: prompt attention, 3x3 convolutions at 2p and 4p, projection, product with
+    the queries."""
     n, c, q = a.patches(resolution), a.fpn, queries or a.queries
     pixels = 2 * 9 * c * c * (4 * n + 16 * n)
     return n * (4 * c * c + 4 * a.context * c) + pixels + 2 * c * c * 16 * n + 2 * q * c * 16 * n
@@ -57,10 +61,14 @@ def mask_head_flops(resolution: int, a: Architecture = SAM3, queries: int | None
 
 def text_flops(a: Architecture = SAM3) -> float:
     """Of one prompt; the server computes it once and keeps it."""
-    return a.text_layers * a.context * (8 * a.text_width**2 + 4 * a.text_width * a.text_mlp + 4 * a.context * a.text_width)
+    return (
+        a.text_layers * a.context * (8 * a.text_width**2 + 4 * a.text_width * a.text_mlp + 4 * a.context * a.text_width)
+    )
 
 
-def frame_flops(resolution: int, classes: int, a: Architecture = SAM3, queries: int | None = None, masked: float = 1.0) -> float:
+def frame_flops(
+    resolution: int, classes: int, a: Architecture = SAM3, queries: int | None = None, masked: float = 1.0
+) -> float:
     """Of one frame with `classes` prompts; `masked` is the share of pairs whose masks are made."""
     pair = decoder_flops(resolution, a, queries) + masked * mask_head_flops(resolution, a, queries)
     return vision_flops(resolution, a) + classes * pair

@@ -1,6 +1,8 @@
-"""Measurements that others published and that this project made before it had a sweep: plain records, each with its source.
+"""Measurements that others published and that this project made before it had a sweep: plain records, each with its
+source.
 
-They calibrate `sam3-perf capacity` where no sweep of the reader's own machine is given, and the check command is held to them.
+They calibrate `sam3-perf capacity` where no sweep of the reader's own machine is given, and the check command is held
+to them.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ PLAN_BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One measured point: `ms` per round of `batch` frames, memory in MB as nvidia-smi counts it, None where it was not published.
+    """One measured point: `ms` per round of `batch` frames, memory in MB as nvidia-smi counts it, None where it was not
+    published.
 
-    In a sweep `batch` is the mean batch that Triton formed and `cameras` how many requests were under way; elsewhere both are the same.
+    In a sweep `batch` is the mean batch that Triton formed and `cameras` how many requests were under way; elsewhere
+    both are the same.
     """
 
     resolution: int

@@ -1,6 +1,8 @@
-"""`sam3-perf guide`: the numbers in docs/resolution.md: the model of cost and the published measurements go in, the page's tables come out.
+"""`sam3-perf guide`: the numbers in docs/resolution.md: the model of cost and the published measurements go in, the
+page's tables come out.
 
-What is written between two markers of a table is replaced, everything else is left as it is, so judgement is written by hand and no number is.
+What is written between two markers of a table is replaced, everything else is left as it is, so judgement is written by
+hand and no number is.
 """
 
 from __future__ import annotations
@@ -75,12 +77,15 @@ def objects() -> Sheet:
         rows.append(tuple(cells))
     columns = ("resolution", "1080p: patch", "1 patch", "2 patches", "4K: patch", "1 patch", "2 patches")
     return Sheet(
-        "Pixels of the source in one patch, and the object width that covers one and two (computed)", columns, tuple(rows)
+        "Pixels of the source in one patch, and the object width that covers one and two (computed)",
+        columns,
+        tuple(rows),
     )
 
 
 def published() -> Sheet:
-    """The published tables, and this server's own on a GPU beside them: what one round of all cameras takes, and what each camera gets."""
+    """The published tables, and this server's own on a GPU beside them: what one round of all cameras takes, and what
+    each camera gets."""
     own = [evidence.published(name) for name in evidence.committed()]
     sources = [("RTX 5090, published", RTX_5090), *((own_name(e), e.samples) for e in own)]
     names = ("ms a round", "fps per camera", "p95 ms", "memory MB")
@@ -93,7 +98,9 @@ def published() -> Sheet:
             found = [m for m in samples if (m.resolution, m.cameras_served, m.classes) == (resolution, cameras, 4)]
             cells += _served(found[0], cameras) if found else ["-"] * len(names)
         rows.append(tuple(cells))
-    return Sheet("Measured, 4 classes; the published pipeline keeps 50 queries, in TensorRT FP16", tuple(columns), tuple(rows))
+    return Sheet(
+        "Measured, 4 classes; the published pipeline keeps 50 queries, in TensorRT FP16", tuple(columns), tuple(rows)
+    )
 
 
 def own_name(source: evidence.Evidence) -> str:
@@ -125,21 +132,33 @@ def gpu() -> str:
     pages = []
     for sweep in found:
         sheets = [sheet.markdown() for sheet in tables.guide(sweep.rows)]
-        what = f"{sweep.setting.get('engine', '')}, {sweep.setting.get('precision', '')}, checkpoint {sweep.setting.get('checkpoint', '')}"
+        what = (
+            f"{sweep.setting.get('engine', '')}, {sweep.setting.get('precision', '')}, checkpoint"
+            f" {sweep.setting.get('checkpoint', '')}"
+        )
         frames = f"frames: {sweep.setting.get('frames', '')}"
-        said = f"Measured on one {sweep.where} ({what}; {frames}), {sweep.date}: `{sweep.command}`. ≤: allocators keep what an earlier, larger load took.\n"
+        said = (
+            f"Measured on one {sweep.where} ({what}; {frames}), {sweep.date}: `{sweep.command}`. ≤: allocators keep"
+            " what an earlier, larger load took.\n"
+        )
         pages.append("\n".join([*sheets, said]))
     return "\n".join(pages)
 
 
 def whole() -> str:
-    """The whole server on a GPU, every class of every frame found (`perf.bench.end_to_end`), its memory beside the published one."""
+    """The whole server on a GPU, every class of every frame found (`perf.bench.end_to_end`), its memory beside the
+    published one."""
     measured = json.loads(END_TO_END.read_text())
     rows = []
     for row in measured["rows"]:
         known = [m for m in RTX_5090 if (m.resolution, m.cameras_served) == (row["resolution"], row["cameras"])]
         cells = [str(row[name]) for name in ("resolution", "cameras", "in_flight", "classes", "engine")]
-        cells += [f"{row['fps']:.1f}", f"{row['fps'] / row['cameras']:.1f}", f"{row['p95_ms']:.0f}", f"{row['peak_mb']:,.0f}"]
+        cells += [
+            f"{row['fps']:.1f}",
+            f"{row['fps'] / row['cameras']:.1f}",
+            f"{row['p95_ms']:.0f}",
+            f"{row['peak_mb']:,.0f}",
+        ]
         rows.append((*cells, f"{known[0].memory_mb:,.0f}" if known and known[0].memory_mb else "-"))
     columns = (
         "resolution",
@@ -152,7 +171,9 @@ def whole() -> str:
         "p95 ms",
         "memory MB",
     )
-    title = f"This server on one {measured['hardware']['gpu']}, 200 queries, the best 80 of every frame with their masks"
+    title = (
+        f"This server on one {measured['hardware']['gpu']}, 200 queries, the best 80 of every frame with their masks"
+    )
     sheet = Sheet(title, (*columns, "published, TensorRT on an RTX 5090: MB"), tuple(rows))
     return f"{sheet.markdown()}\nMeasured {measured['date']}: `{measured['command']}`.\n"
 
@@ -173,7 +194,9 @@ def h200() -> Sheet:
         for m in samples
     ]
     columns = ("transformers", "resolution", "frames", "classes", "ms a frame", "fps")
-    return Sheet("H200, transformers 5.17, bf16, model alone without decoding and transport (measured)", columns, tuple(rows))
+    return Sheet(
+        "H200, transformers 5.17, bf16, model alone without decoding and transport (measured)", columns, tuple(rows)
+    )
 
 
 def embedded() -> str:
@@ -185,13 +208,13 @@ def embedded() -> str:
     said += " Memory is that of all the server's processes with every resolution loaded, and only grows."
     if repeat is not None:
         said += (
-            f" The fastest turn of each point is shown; the machine had other work meanwhile, and ratios between resolutions"
-            f" in single turns lie up to {repeat:.0%} from their median."
+            " The fastest turn of each point is shown; the machine had other work meanwhile, and ratios between"
+            f" resolutions in single turns lie up to {repeat:.0%} from their median."
         )
     changes = tables.ratio_changes(sweep.rows, results.read(EARLIER).rows)
     said += (
-        f" An earlier sweep of the same points gave ratios between the shown figures that differ by {median(changes):.0%} in the"
-        f" median and by {max(changes):.0%} at most."
+        " An earlier sweep of the same points gave ratios between the shown figures that differ by"
+        f" {median(changes):.0%} in the median and by {max(changes):.0%} at most."
     )
     return "\n".join([*sheets, said]) + "\n"
 
@@ -201,9 +224,10 @@ def coefficients() -> str:
     c = fit(RTX_5090)
     assert c.footprint is not None, "the table has memory figures"
     return (
-        f"Fitted to that table: {c.per_frame_ms:.1f} ms a frame that no resolution changes, {c.per_call_ms:.1f} ms a call, "
-        f"{c.ms_per_tflop:.1f} ms a TFLOP ({1 / c.ms_per_tflop * 1e3:.0f} TFLOP/s), {c.footprint.base_mb:.0f} MB beside the weights, "
-        f"{c.footprint.activation_mb:.0f} MB of activations per thousand patches and frame of the plan's batch.\n"
+        f"Fitted to that table: {c.per_frame_ms:.1f} ms a frame that no resolution changes, {c.per_call_ms:.1f} ms a"
+        f" call, {c.ms_per_tflop:.1f} ms a TFLOP ({1 / c.ms_per_tflop * 1e3:.0f} TFLOP/s), {c.footprint.base_mb:.0f} MB"
+        f" beside the weights, {c.footprint.activation_mb:.0f} MB of activations per thousand patches and frame of the"
+        " plan's batch.\n"
     )
 
 
@@ -222,7 +246,8 @@ SECTIONS = {
 
 
 def fill(text: str) -> str:
-    """`text` with every `<!-- name -->` ... `<!-- /name -->` filled. Raises ValueError for a name that nobody generates."""
+    """`text` with every `<!-- name -->` ... `<!-- /name -->` filled. Raises ValueError for a name that nobody
+    generates."""
 
     def replace(match: re.Match[str]) -> str:
         name = match["name"]
@@ -235,7 +260,9 @@ def fill(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: the page is up to date (now); 1: with --check, it was not; 2: it cannot be read or names an unknown table."""
-    parser = argparse.ArgumentParser(prog="sam3-perf guide", description="Write the numbers of docs/resolution.md again.")
+    parser = argparse.ArgumentParser(
+        prog="sam3-perf guide", description="Write the numbers of docs/resolution.md again."
+    )
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--check", action="store_true", help="change nothing, say whether it is up to date")
     options = parser.parse_args(argv)

@@ -33,7 +33,8 @@ def resolutions_of(rows: Sequence[Row]) -> list[int]:
 
 
 def throughput_latency(rows: Sequence[Row]) -> Figure:
-    """Frames a second against p50, p95 and p99; a line a resolution, a point a number of cameras, a panel a number of classes."""
+    """Frames a second against p50, p95 and p99; a line a resolution, a point a number of cameras, a panel a number of
+    classes."""
     rows = front_rows(rows)
     counts = sorted({r["classes"] for r in rows})
     figure, panels = _panels(len(counts), sharey=True)
@@ -45,10 +46,17 @@ def throughput_latency(rows: Sequence[Row]) -> Figure:
                 label = str(resolution) if name == "p50_ms" else None
                 marker = "o" if name == "p50_ms" else ""
                 panel.plot(
-                    [r[name] for r in line], [r["fps"] for r in line], style, marker=marker, color=shade[resolution], label=label
+                    [r[name] for r in line],
+                    [r["fps"] for r in line],
+                    style,
+                    marker=marker,
+                    color=shade[resolution],
+                    label=label,
                 )
             for r in line:
-                panel.annotate(str(r["cameras"]), (r["p50_ms"], r["fps"]), textcoords="offset points", xytext=(4, 4), fontsize=7)
+                panel.annotate(
+                    str(r["cameras"]), (r["p50_ms"], r["fps"]), textcoords="offset points", xytext=(4, 4), fontsize=7
+                )
         panel.set(
             xlabel="latency, ms (p50 solid, p95 dashed, p99 dotted)",
             title=counted(classes, "class"),
@@ -62,7 +70,8 @@ def throughput_latency(rows: Sequence[Row]) -> Figure:
 
 
 def stage_breakdown(rows: Sequence[Row]) -> Figure:
-    """Where a frame's milliseconds go, a bar a resolution; a panel for the fewest and the most cameras, at the most classes."""
+    """Where a frame's milliseconds go, a bar a resolution; a panel for the fewest and the most cameras, at the most
+    classes."""
     rows = front_rows(rows)
     classes = max(r["classes"] for r in rows)
     loads = sorted({r["cameras"] for r in rows})
@@ -77,7 +86,10 @@ def stage_breakdown(rows: Sequence[Row]) -> Figure:
             panel.barh([str(r["resolution"]) for r in bars], widths, left=left, color=colour, label=name)
             left += widths
         panel.invert_yaxis()
-        panel.set(xlabel="ms a frame, from request to answer", title=f"{counted(cameras, 'camera')}, {counted(classes, 'class')}")
+        panel.set(
+            xlabel="ms a frame, from request to answer",
+            title=f"{counted(cameras, 'camera')}, {counted(classes, 'class')}",
+        )
     panels[0].set_ylabel("resolution")
     panels[-1].legend(fontsize=7, loc="lower right")
     figure.suptitle("Where the time goes (the wait for the other frames of a batch is in the stages)")
@@ -94,7 +106,8 @@ def stage_ms(row: Row, name: str) -> float:
 
 
 def cost(rows: Sequence[Row]) -> Figure:
-    """Milliseconds a frame against the number of classes, and frames a second of each camera against the number of cameras."""
+    """Milliseconds a frame against the number of classes, and frames a second of each camera against the number of
+    cameras."""
     rows = front_rows(rows)
     figure, (left, right) = _panels(2)
     shade = colours(resolutions_of(rows))
@@ -103,14 +116,23 @@ def cost(rows: Sequence[Row]) -> Figure:
         mine = [r for r in rows if r["resolution"] == resolution]
         line = [r for r in mine if r["cameras"] == cameras]
         left.plot(
-            [r["classes"] for r in line], [1e3 / r["fps"] for r in line], "-o", color=shade[resolution], label=str(resolution)
+            [r["classes"] for r in line],
+            [1e3 / r["fps"] for r in line],
+            "-o",
+            color=shade[resolution],
+            label=str(resolution),
         )
         line = [r for r in mine if r["classes"] == classes]
         right.plot([r["cameras"] for r in line], [r["fps"] / r["cameras"] for r in line], "-o", color=shade[resolution])
     left.set(
-        xlabel="classes", ylabel="ms a frame, all cameras together", title=f"cost of classes, {cameras} cameras", ylim=(0, None)
+        xlabel="classes",
+        ylabel="ms a frame, all cameras together",
+        title=f"cost of classes, {cameras} cameras",
+        ylim=(0, None),
     )
-    right.set(xlabel="cameras", ylabel="frames a second of each", title=f"cost of cameras, {classes} classes", yscale="log")
+    right.set(
+        xlabel="cameras", ylabel="frames a second of each", title=f"cost of cameras, {classes} classes", yscale="log"
+    )
     left.legend(title="resolution")
     return figure
 
@@ -124,7 +146,10 @@ def speed_up(rows: Sequence[Row]) -> Figure:
     figure, (panel,) = _panels(1)
     shade, width = colours(resolutions), 0.8 / len(resolutions)
     for index, resolution in enumerate(resolutions):
-        heights = [kept.get((resolution, c), 0) / kept[resolutions[0], c] if (resolutions[0], c) in kept else 0 for c in cameras]
+        heights = [
+            kept.get((resolution, c), 0) / kept[resolutions[0], c] if (resolutions[0], c) in kept else 0
+            for c in cameras
+        ]
         at = np.arange(len(cameras)) + index * width
         drawn = panel.bar(at, heights, width, color=shade[resolution], label=str(resolution))
         panel.bar_label(drawn, fmt="%.2f", fontsize=7)
@@ -135,7 +160,8 @@ def speed_up(rows: Sequence[Row]) -> Figure:
 
 
 def accuracy(rows: Sequence[Row], evaluation: dict[str, Any]) -> Figure | None:
-    """Box AP by object size against frames a second at the most cameras; None where no resolution was both measured and judged."""
+    """Box AP by object size against frames a second at the most cameras; None where no resolution was both measured and
+    judged."""
     rows = front_rows(rows)
     cameras, classes = max(r["cameras"] for r in rows), max(r["classes"] for r in rows)
     speed = {str(r["resolution"]): r["fps"] for r in rows if (r["cameras"], r["classes"]) == (cameras, classes)}
@@ -143,11 +169,18 @@ def accuracy(rows: Sequence[Row], evaluation: dict[str, Any]) -> Figure | None:
     if not both:
         return None
     figure, (panel,) = _panels(1)
-    for name, label, style in (("AP", "all", "-o"), ("APs", "small", ":s"), ("APm", "medium", "--^"), ("APl", "large", "-.D")):
+    for name, label, style in (
+        ("AP", "all", "-o"),
+        ("APs", "small", ":s"),
+        ("APm", "medium", "--^"),
+        ("APl", "large", "-.D"),
+    ):
         values = [evaluation["results"][r]["text"]["box"][name] for r in both]
         panel.plot([speed[r] for r in both], values, style, label=label)
     for r in both:
-        panel.annotate(r, (speed[r], evaluation["results"][r]["text"]["box"]["AP"]), textcoords="offset points", xytext=(4, 6))
+        panel.annotate(
+            r, (speed[r], evaluation["results"][r]["text"]["box"]["AP"]), textcoords="offset points", xytext=(4, 6)
+        )
     panel.set(
         xlabel=f"frames a second, {cameras} cameras, {classes} classes",
         ylabel="box AP",
@@ -159,7 +192,8 @@ def accuracy(rows: Sequence[Row], evaluation: dict[str, Any]) -> Figure | None:
 
 
 def memory(rows: Sequence[Row]) -> Figure | None:
-    """Memory against cameras, a line a resolution and number of classes; None where no row has any. On a GPU only where it is that of the point's own load."""
+    """Memory against cameras, a line a resolution and number of classes; None where no row has any. On a GPU only where
+    it is that of the point's own load."""
     on_gpu, own = any(r.get("gpu_memory_mb") for r in rows), own_memory(rows)
     rows = [r for r in front_rows(rows) if memory_of(r) and (id(r) in own or not on_gpu)]
     if not rows:
@@ -177,7 +211,11 @@ def memory(rows: Sequence[Row]) -> Figure | None:
                 color=shade[resolution],
                 label=f"{resolution}, {counted(classes, 'class')}",
             )
-    title = "GPU memory" if on_gpu else "memory of the server's processes, all resolutions loaded, as it stood after each point"
+    title = (
+        "GPU memory"
+        if on_gpu
+        else "memory of the server's processes, all resolutions loaded, as it stood after each point"
+    )
     panel.set(xlabel="cameras", ylabel="MB", title=title, ylim=(0, None))
     panel.legend(fontsize=7)
     return figure

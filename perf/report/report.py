@@ -1,6 +1,8 @@
-"""`sam3-perf report`: one or several sweeps go in; a page that holds everything, its plots as PNG and its tables as Markdown come out.
+"""`sam3-perf report`: one or several sweeps go in; a page that holds everything, its plots as PNG and its tables as
+Markdown come out.
 
-The page needs no network and no other file. Several sweeps are set side by side, the first being what the others are compared with.
+The page needs no network and no other file. Several sweeps are set side by side, the first being what the others are
+compared with.
 """
 
 from __future__ import annotations
@@ -56,7 +58,10 @@ def about(sweep: results.Results) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in sweep.machine.items()) or "machine unknown (read from CSV)"
     setting = {name: value for name, value in sweep.setting.items() if name != "architecture"}
     lines = [f"measured on {machine}, {sweep.date}", f"setting: {', '.join(f'{k} {v}' for k, v in setting.items())}"]
-    lines += [f"versions: {', '.join(f'{name} {value}' for name, value in sweep.versions.items())}", f"command: {sweep.command}"]
+    lines += [
+        f"versions: {', '.join(f'{name} {value}' for name, value in sweep.versions.items())}",
+        f"command: {sweep.command}",
+    ]
     return "\n".join(lines)
 
 
@@ -87,13 +92,17 @@ def build(sweeps: Sequence[tuple[str, results.Results]], evaluation: dict[str, A
         text.append(sheet.markdown())
         page += ["<h2>Side by side</h2>", sheet.html()]
     (folder / "report.md").write_text("\n".join(text))
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>SAM3 on Triton, measured</title><style>{STYLE}</style>"
+    head = (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>SAM3 on Triton,"
+        f" measured</title><style>{STYLE}</style>"
+    )
     (folder / "report.html").write_text(head + "\n".join(page) + "</html>\n")
     return ["report.html", "report.md", *written]
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """Short names of the sweeps: the file's, the folder's before it where that is not enough, a number where nothing is."""
+    """Short names of the sweeps: the file's, the folder's before it where that is not enough, a number where nothing
+    is."""
     short = [p.stem for p in paths]
     if len(set(short)) < len(short):
         short = [f"{p.parent.name}-{p.stem}" for p in paths]
@@ -103,7 +112,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """0: written; 2: a sweep cannot be read or has nothing to show."""
     parser = argparse.ArgumentParser(
-        prog="sam3-perf report", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sam3-perf report",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sweeps", type=Path, nargs="+", help="JSON (or CSV) files of sam3-perf sweep")
     parser.add_argument("--output", type=Path, default=Path("build/perf/report"), help="folder; default %(default)s")
@@ -112,12 +124,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        found = [(name, results.read(path)) for name, path in zip(names_of(options.sweeps), options.sweeps, strict=True)]
+        found = [
+            (name, results.read(path)) for name, path in zip(names_of(options.sweeps), options.sweeps, strict=True)
+        ]
         for path, (_, sweep) in zip(options.sweeps, found, strict=True):
             if sweep.note:
                 print(sweep.note, file=sys.stderr)
             if not tables.front_rows(sweep.rows):
-                raise results.ResultsError(f"{path} has no finished point of a front model; go on with the sweep that wrote it")
+                raise results.ResultsError(
+                    f"{path} has no finished point of a front model; go on with the sweep that wrote it"
+                )
     except results.ResultsError as error:
         print(f"sam3-perf report: {error}", file=sys.stderr)
         print(json.dumps({"error": str(error)}))

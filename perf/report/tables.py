@@ -1,4 +1,5 @@
-"""The tables of a resolution guide: rows of a sweep go in, tables of plain text cells come out, ready for Markdown and HTML."""
+"""The tables of a resolution guide: rows of a sweep go in, tables of plain text cells come out, ready for Markdown and
+HTML."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        lines = [f"**{self.title}**", "", f"| {' | '.join(self.columns)} |", f"|{'|'.join(['---:'] * len(self.columns))}|"]
+        lines = [
+            f"**{self.title}**",
+            "",
+            f"| {' | '.join(self.columns)} |",
+            f"|{'|'.join(['---:'] * len(self.columns))}|",
+        ]
         return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self.rows)]) + "\n"
 
     def html(self) -> str:
@@ -35,9 +41,11 @@ def counted(number: int, noun: str) -> str:
 
 
 def front_rows(rows: Sequence[Row], protocol: str = "grpc") -> list[Row]:
-    """Rows of front models under steady load, largest resolution first; of points that were measured in several turns, the fastest.
+    """Rows of front models under steady load, largest resolution first; of points that were measured in several turns,
+    the fastest.
 
-    Other work on the machine only ever takes time away, so the fastest turn is the least disturbed; `repeatability` says how far turns lie apart.
+    Other work on the machine only ever takes time away, so the fastest turn is the least disturbed; `repeatability`
+    says how far turns lie apart.
     """
     groups: dict[tuple[int, int, int], list[Row]] = {}
     for r in _steady(rows, protocol):
@@ -50,7 +58,8 @@ def _steady(rows: Sequence[Row], protocol: str = "grpc") -> list[Row]:
 
 
 def repeatability(rows: Sequence[Row]) -> float | None:
-    """How far a resolution's throughput over that of the largest, in one turn, lies from its median over the turns, at most; None for a single turn."""
+    """How far a resolution's throughput over that of the largest, in one turn, lies from its median over the turns, at
+    most; None for a single turn."""
     fps = {(r["resolution"], r["cameras"], r["classes"], r.get("turn", 1)): r["fps"] for r in _steady(rows)}
     largest = max((key[0] for key in fps), default=0)
     ratios: dict[tuple[int, int, int], list[float]] = {}
@@ -63,7 +72,8 @@ def repeatability(rows: Sequence[Row]) -> float | None:
 
 
 def ratio_changes(rows: Sequence[Row], others: Sequence[Row]) -> list[float]:
-    """How far a resolution's throughput over that of the largest, as `front_rows` shows both, differs between two sweeps; one number a point that both have."""
+    """How far a resolution's throughput over that of the largest, as `front_rows` shows both, differs between two
+    sweeps; one number a point that both have."""
 
     def ratios(found: Sequence[Row]) -> dict[tuple[int, int, int], float]:
         fps = {(r["resolution"], r["cameras"], r["classes"]): r["fps"] for r in front_rows(found)}
@@ -130,7 +140,9 @@ def relative(rows: Sequence[Row], cameras: Sequence[int], classes: int) -> Sheet
         cells.append((str(resolution), *ratios))
     names = tuple(counted(c, "camera") for c in cameras)
     return Sheet(
-        f"Throughput, {resolutions[0] if resolutions else '-'} is 100 %, {classes} classes", ("resolution", *names), tuple(cells)
+        f"Throughput, {resolutions[0] if resolutions else '-'} is 100 %, {classes} classes",
+        ("resolution", *names),
+        tuple(cells),
     )
 
 

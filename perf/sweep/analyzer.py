@@ -1,7 +1,8 @@
 """Runs the real perf_analyzer: a point of the sweep and a file of inputs go in, its figures of one window come out.
 
-The wheel of tritonclient carries the program, but not two libraries that it links to, libb64 and the CUDA 12 runtime. The wheel of nvidia-pytriton carries
-both under other names, so that links to them in a folder of our own are enough, and nothing has to be installed.
+The wheel of tritonclient carries the program, but not two libraries that it links to, libb64 and the CUDA 12 runtime.
+The wheel of nvidia-pytriton carries both under other names, so that links to them in a folder of our own are enough,
+and nothing has to be installed.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class AnalyzerError(RuntimeError):
 
 
 class AnalyzerStuckError(AnalyzerError):
-    """perf_analyzer does not end though the server has answered everything: version 2.51 in 3 of 280 windows of five requests at five a second, with `--async`
-    or without, on a machine with other work."""
+    """perf_analyzer does not end though the server has answered everything: version 2.51 in 3 of 280 windows of five
+    requests at five a second, with `--async` or without, on a machine with other work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One measurement window. Times in milliseconds, `fps` in inferences a second (frames: requests times their batch)."""
+    """One measurement window. Times in milliseconds, `fps` in inferences a second (frames: requests times their
+    batch)."""
 
     requests: int
     fps: float
@@ -62,22 +64,27 @@ class Window:
 
 
 class Analyzer:
-    """The program, ready to run; a context manager that owns the folder of links. Raises AnalyzerError where it cannot run."""
+    """The program, ready to run; a context manager that owns the folder of links. Raises AnalyzerError where it cannot
+    run."""
 
     def __init__(self) -> None:
         self.program = find_program()
         self._folder = tempfile.TemporaryDirectory(prefix="sam3-perf-")
-        self.environment = os.environ | {"LD_LIBRARY_PATH": f"{link_libraries(Path(self._folder.name))}:{_library_path()}"}
+        self.environment = os.environ | {
+            "LD_LIBRARY_PATH": f"{link_libraries(Path(self._folder.name))}:{_library_path()}"
+        }
         try:
-            done = subprocess.run([self.program, "--version"], env=self.environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [self.program, "--version"], env=self.environment, capture_output=True, text=True, check=False
+            )
         except OSError as error:
             raise AnalyzerError(
                 f"{self.program} cannot be executed ({error.strerror}); its wheel is for Linux on x86_64"
             ) from None
         if done.returncode:
             raise AnalyzerError(
-                f"{self.program} does not start: {(done.stderr or done.stdout).strip()[-300:]}; "
-                'install what it misses (Debian: libb64-0d; pip: nvidia-cuda-runtime-cu12), or pip install -e ".[serve]", which carries both'
+                f"{self.program} does not start: {(done.stderr or done.stdout).strip()[-300:]}; install what it misses"
+                ' (Debian: libb64-0d; pip: nvidia-cuda-runtime-cu12), or pip install -e ".[serve]", which carries both'
             )
         self.version = (done.stdout + done.stderr).split("Version")[-1].split("(")[0].strip()
 
@@ -97,18 +104,28 @@ class Analyzer:
         timeout: float = 300.0,
         answered: Callable[[], float] | None = None,
     ) -> Window:
-        """One window of exactly `requests` requests. Raises AnalyzerError with the program's own last words, AnalyzerStuckError where the program is at fault,
-        which `answered` tells: how many requests of the model the server has answered so far.
+        """One window of exactly `requests` requests. Raises AnalyzerError with the program's own last words,
+        AnalyzerStuckError where the program is at fault, which `answered` tells: how many requests of the model the
+        server has answered so far.
 
-        Its log of requests holds all their tensors as text: `log=False` does without it where those are features of many megabytes.
+        Its log of requests holds all their tensors as text: `log=False` does without it where those are features of
+        many megabytes.
         """
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             report, export = Path(folder) / "window.csv", Path(folder) / "requests.json"
             command = [self.program, *arguments, "--request-count", str(requests), "-b", str(batch)]
-            command += ["-f", str(report), "--percentile", "95", *(["--profile-export-file", str(export)] if log else [])]
+            command += [
+                "-f",
+                str(report),
+                "--percentile",
+                "95",
+                *(["--profile-export-file", str(export)] if log else []),
+            ]
             done = self._ended(command, requests, timeout, answered)
             if done.returncode or not report.is_file() or (log and not export.is_file()):
-                raise AnalyzerError(f"perf_analyzer ended with {done.returncode}: {last_words(done.stdout + done.stderr)}")
+                raise AnalyzerError(
+                    f"perf_analyzer ended with {done.returncode}: {last_words(done.stdout + done.stderr)}"
+                )
             with report.open() as lines:
                 row = next(csv.DictReader(lines))
             if not log:
@@ -140,8 +157,8 @@ class Analyzer:
                     if now - begun > timeout:
                         told = f"; the server gave {count:.0f}" if answered else ""
                         raise AnalyzerError(
-                            f"perf_analyzer had no {requests} answers after {timeout:.0f} s{told}; is the server alive? "
-                            "ask for fewer --requests or more --point-timeout"
+                            f"perf_analyzer had no {requests} answers after {timeout:.0f} s{told}; is the server alive?"
+                            " ask for fewer --requests or more --point-timeout"
                         )
             finally:
                 process.kill()
@@ -152,7 +169,9 @@ def find_program() -> str:
     beside = Path(sys.executable).with_name("perf_analyzer")
     found = shutil.which("perf_analyzer") or (str(beside) if beside.is_file() else None)
     if found is None:
-        raise AnalyzerError('perf_analyzer is not on PATH nor in this environment; pip install "tritonclient[all]==2.51.0"')
+        raise AnalyzerError(
+            'perf_analyzer is not on PATH nor in this environment; pip install "tritonclient[all]==2.51.0"'
+        )
     return found
 
 
@@ -174,7 +193,8 @@ def _library_path() -> str:
 def window(row: dict[str, str], export: dict[str, Any], batch: int) -> Window:
     """The figures of one window from perf_analyzer's CSV row (microseconds) and its log of requests (nanoseconds).
 
-    Percentiles and throughput are taken from the log, first request to last answer. Raises AnalyzerError where no request was answered.
+    Percentiles and throughput are taken from the log, first request to last answer. Raises AnalyzerError where no
+    request was answered.
     """
     answered = [r for e in export["experiments"] for r in e["requests"] if r.get("response_timestamps")]
     if not answered:
@@ -196,7 +216,8 @@ def window(row: dict[str, str], export: dict[str, Any], batch: int) -> Window:
 
 
 def window_of_row(row: dict[str, str], requests: int, batch: int) -> Window:
-    """The same from the CSV row alone, for one request at a time: then throughput is the batch over the mean latency."""
+    """The same from the CSV row alone, for one request at a time: then throughput is the batch over the mean
+    latency."""
     parts = ("Client Send", "Network+Server Send/Recv", "Server Queue", "Client Recv", *COMPUTE)
     mean = sum(float(row[part]) for part in parts) / 1e3
     p50, p90, p95, p99 = (float(row[f"p{p} latency"]) / 1e3 for p in (50, 90, 95, 99))

@@ -1,6 +1,8 @@
-"""The GPU during a window: the server's metrics page is read again and again in a thread; the peak of its memory, its mean use and power come out.
+"""The GPU during a window: the server's metrics page is read again and again in a thread; the peak of its memory, its
+mean use and power come out.
 
-Memory is read from NVML as well where the server is on this machine: Triton's page is as old as its own interval. All is 0 where there is no GPU.
+Memory is read from NVML as well where the server is on this machine: Triton's page is as old as its own interval. All
+is 0 where there is no GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ INTERVAL_S = 0.1
 
 
 class GpuWatch:
-    """`with GpuWatch(url, before) as watch: ...; watch.figures()`. `before_mb` was in use before a server on this machine started; None for a server elsewhere."""
+    """`with GpuWatch(url, before) as watch: ...; watch.figures()`. `before_mb` was in use before a server on this
+    machine started; None for a server elsewhere."""
 
     def __init__(self, metrics_url: str, before_mb: float | None) -> None:
         self._url, self._before = metrics_url, before_mb
@@ -31,7 +34,9 @@ class GpuWatch:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()

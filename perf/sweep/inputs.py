@@ -1,7 +1,7 @@
 """What the sweep sends: drawn scenes with objects in them go in, perf_analyzer's input files come out.
 
-Random bytes would measure another product: their JPEG is three times as large, nothing is found in them and no mask is ever made. The scenes are those
-that the small checkpoint is judged on, so that most classes asked for are there.
+Random bytes would measure another product: their JPEG is three times as large, nothing is found in them and no mask is
+ever made. The scenes are those that the small checkpoint is judged on, so that most classes asked for are there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class SampleFrame:
     """One drawn frame: its JPEG file, and the names of what is in it."""
 
     jpeg: bytes
@@ -34,7 +34,7 @@ class Picture:
 
 
 @lru_cache(maxsize=4)
-def pictures(count: int = FRAMES, width: int = 640, height: int = 360) -> tuple[Picture, ...]:
+def pictures(count: int = FRAMES, width: int = 640, height: int = 360) -> tuple[SampleFrame, ...]:
     """`count` held-out scenes, always the same ones."""
     from clients.video.encode import to_jpeg
     from export.tiny.random_scene import random_scene, validation_seeds
@@ -44,17 +44,17 @@ def pictures(count: int = FRAMES, width: int = 640, height: int = 360) -> tuple[
     for seed in validation_seeds(count):
         rendering = render(random_scene(seed), height, width)
         names = tuple(dict.fromkeys(f"{i.colour} {i.shape}" for i in rendering.instances))
-        drawn.append(Picture(to_jpeg(rendering.frame), names))
+        drawn.append(SampleFrame(to_jpeg(rendering.frame), names))
     return tuple(drawn)
 
 
-def classes_of(picture: Picture, count: int) -> list[str]:
+def classes_of(picture: SampleFrame, count: int) -> list[str]:
     """`count` names: those in the picture first, then others."""
     return list(dict.fromkeys((*picture.names, *CLASS_NAMES, *(f"thing {i}" for i in range(count)))))[:count]
 
 
 def front_input(
-    shown: Sequence[Picture],
+    shown: Sequence[SampleFrame],
     classes: int,
     masks: str,
     threshold: float = DEFAULT_THRESHOLD,
@@ -74,12 +74,14 @@ def front_input(
     return {"data": steps}
 
 
-def vision_input(shown: Sequence[Picture], resolution: int) -> dict[str, Any]:
+def vision_input(shown: Sequence[SampleFrame], resolution: int) -> dict[str, Any]:
     """The same pictures as the vision encoder gets them: uint8 [3,R,R]."""
     steps = []
     for picture in shown:
         pixels = to_pixel_values(decode(picture.jpeg), resolution)
-        steps.append({"pixel_values": {"b64": base64.b64encode(pixels.tobytes()).decode(), "shape": list(pixels.shape)}})
+        steps.append(
+            {"pixel_values": {"b64": base64.b64encode(pixels.tobytes()).decode(), "shape": list(pixels.shape)}}
+        )
     return {"data": steps}
 
 

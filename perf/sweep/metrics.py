@@ -1,4 +1,5 @@
-"""What the server says of itself: its Prometheus page at the beginning and at the end of a window goes in, figures per frame come out."""
+"""What the server says of itself: its Prometheus page at the beginning and at the end of a window goes in, figures per
+frame come out."""
 
 from __future__ import annotations
 
@@ -62,8 +63,8 @@ def largest(sample: Sample, metric: str) -> float:
 def figures(before: Sample, after: Sample, front: str, parts: Mapping[str, str]) -> dict[str, float]:
     """Figures of the window between two samples, in milliseconds per frame of the front model.
 
-    `parts`: part -> model name. `mean_batch` is frames per execution, `failed` requests that had no answer, `stage_<stage>_ms` what a frame spent in each
-    stage, `compute_<part>_ms` what each sub-model computed per frame.
+    `parts`: part -> model name. `mean_batch` is frames per execution, `failed` requests that had no answer,
+    `stage_<stage>_ms` what a frame spent in each stage, `compute_<part>_ms` what each sub-model computed per frame.
     """
 
     def grown(metric: str, **labels: str) -> float:
@@ -77,7 +78,9 @@ def figures(before: Sample, after: Sample, front: str, parts: Mapping[str, str])
     }
     for stage in STAGES:
         count = grown("sam3_stage_seconds_count", model=front, stage=stage)
-        found[f"stage_{stage}_ms"] = 1e3 * grown("sam3_stage_seconds_sum", model=front, stage=stage) / count if count else 0.0
+        found[f"stage_{stage}_ms"] = (
+            1e3 * grown("sam3_stage_seconds_sum", model=front, stage=stage) / count if count else 0.0
+        )
     for part, model in parts.items():
         spent = grown("nv_inference_compute_infer_duration_us", model=model) / 1e3
         found[f"compute_{part}_ms"] = spent / frames if frames else 0.0
@@ -85,7 +88,8 @@ def figures(before: Sample, after: Sample, front: str, parts: Mapping[str, str])
 
 
 def process_memory_mb(pid: int | None) -> float:
-    """Proportional memory (Pss) of a process and all its descendants in MB, as Linux counts it; 0 where it cannot be read."""
+    """Proportional memory (Pss) of a process and all its descendants in MB, as Linux counts it; 0 where it cannot be
+    read."""
     if pid is None:
         return 0.0
     total = 0.0

@@ -1,4 +1,5 @@
-"""What a sweep measures: the lists of the command line go in, the points and perf_analyzer's arguments for each come out."""
+"""What a sweep measures: the lists of the command line go in, the points and perf_analyzer's arguments for each come
+out."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ FRONT, VISION = "front", "vision_encoder"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One measurement. `cameras` requests are under way at once, or, where `rate` is not 0, `rate` requests a second are sent at fixed intervals, answered or
-    not. `batch` frames travel in one request: always 1 for the front model, whose batches Triton forms itself.
+    """One measurement. `cameras` requests are under way at once, or, where `rate` is not 0, `rate` requests a second
+    are sent at fixed intervals, answered or not. `batch` frames travel in one request: always 1 for the front model,
+    whose batches Triton forms itself.
     """
 
     target: str
@@ -51,7 +53,18 @@ class Point:
         shared = [] if self.shared_memory == "none" else ["--shared-memory", self.shared_memory]
         largest = int(feature_bytes(self.resolution, self.batch, element=4))  # of one output no more than of all
         shared += ["--output-shared-memory-size", str(largest)] if shared else []
-        return ["-m", self.model, "-u", urls[self.protocol], "-i", self.protocol, "--input-data", str(data), *load, *shared]
+        return [
+            "-m",
+            self.model,
+            "-u",
+            urls[self.protocol],
+            "-i",
+            self.protocol,
+            "--input-data",
+            str(data),
+            *load,
+            *shared,
+        ]
 
 
 def points(
@@ -66,7 +79,8 @@ def points(
     shared_memory: str = "none",
     turns: int = 1,
 ) -> list[Point]:
-    """Every combination; the resolution changes fastest, so that what is compared is measured side by side, and all of it `turns` times over.
+    """Every combination; the resolution changes fastest, so that what is compared is measured side by side, and all of
+    it `turns` times over.
 
     Raises ValueError with what would work.
     """

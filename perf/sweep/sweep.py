@@ -1,6 +1,8 @@
-"""`sam3-perf sweep`: a served repository goes in, one row per point comes out: perf_analyzer's throughput and latency, and the server's own figures of the same window.
+"""`sam3-perf sweep`: a served repository goes in, one row per point comes out: perf_analyzer's throughput and latency,
+and the server's own figures of the same window.
 
-`perf/sweep/window.py` measures a point. One that is in the output already is not measured again, so an interrupted sweep goes on where it stopped.
+`perf/sweep/window.py` measures a point. One that is in the output already is not measured again, so an interrupted
+sweep goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ def sweep(
     one: Callable[[Point], dict[str, Any]],
     progress: Callable[[Point], None] = lambda point: None,
 ) -> list[str]:
-    """Measures what is not in `found` yet and writes `output` after each of them; returns what went wrong, a sentence per point.
+    """Measures what is not in `found` yet and writes `output` after each of them; returns what went wrong, a sentence
+    per point.
 
     Two failures in a row end it: then the server is gone, not a point bad.
     """
@@ -67,7 +70,8 @@ def sweep(
 
 
 def resume(output: Path, fresh: results.Results, restart: bool) -> results.Results:
-    """What is to be gone on with: the rows in `output` if they are of this machine and these versions. Raises ResultsError."""
+    """What is to be gone on with: the rows in `output` if they are of this machine and these versions. Raises
+    ResultsError."""
     if restart or not output.exists():
         return fresh
     old = results.read(output)
@@ -83,27 +87,44 @@ def resume(output: Path, fresh: results.Results, restart: bool) -> results.Resul
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="sam3-perf sweep", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sam3-perf sweep",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_server_options(p)
     p.add_argument("--resolutions", type=int, nargs="+", help="default: all that the server has")
-    p.add_argument("--cameras", type=int, nargs="+", default=[1, 2, 4, 8], help="requests under way at once; default 1 2 4 8")
+    p.add_argument(
+        "--cameras", type=int, nargs="+", default=[1, 2, 4, 8], help="requests under way at once; default 1 2 4 8"
+    )
     p.add_argument("--classes", type=int, nargs="+", default=[1, 4], help="default 1 4")
-    p.add_argument("--rates", type=float, nargs="*", default=[], help="also at these fixed rates, frames a second of all cameras")
-    p.add_argument("--batches", type=int, nargs="*", default=[], help="also the vision encoder alone, with these batches")
+    p.add_argument(
+        "--rates", type=float, nargs="*", default=[], help="also at these fixed rates, frames a second of all cameras"
+    )
+    p.add_argument(
+        "--batches", type=int, nargs="*", default=[], help="also the vision encoder alone, with these batches"
+    )
     p.add_argument("--protocols", nargs="+", choices=("grpc", "http"), default=["grpc"])
     p.add_argument("--masks", default="bits", help="mask format asked for: none, bits, rle; default %(default)s")
-    p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score asked for; default %(default)s")
-    p.add_argument("--max-detections", type=int, default=DEFAULT_MAX_DETECTIONS, help="most answers a frame; default %(default)s")
+    p.add_argument(
+        "--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score asked for; default %(default)s"
+    )
+    p.add_argument(
+        "--max-detections", type=int, default=DEFAULT_MAX_DETECTIONS, help="most answers a frame; default %(default)s"
+    )
     p.add_argument("--frame", default="640x360", help="size of the cameras' frames; default %(default)s")
-    p.add_argument("--shared-memory", choices=("none", "system", "cuda"), default="none", help="for the vision encoder's tensors")
+    p.add_argument(
+        "--shared-memory", choices=("none", "system", "cuda"), default="none", help="for the vision encoder's tensors"
+    )
     p.add_argument("--requests", type=int, default=48, help="of one window; default %(default)s")
     p.add_argument(
         "--alone",
         action="store_true",
         help="load one resolution at a time (with --repository): then the GPU's memory is that of one resolution",
     )
-    p.add_argument("--turns", type=int, default=1, help="go over all points so many times; reports take the fastest. Default 1")
+    p.add_argument(
+        "--turns", type=int, default=1, help="go over all points so many times; reports take the fastest. Default 1"
+    )
     p.add_argument("--point-timeout", type=float, default=300, help="seconds; default %(default)s")
     p.add_argument(
         "--check-client",
@@ -177,7 +198,13 @@ def _measure_all(
 ) -> list[str]:
     """Starts the servers in turn and measures what is not there yet; returns what went wrong."""
     problems: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as progress, tempfile.TemporaryDirectory() as folder:
         task = progress.add_task("starting", total=len(wanted))
         for group in groups(wanted, options.alone):
@@ -196,7 +223,12 @@ def _measure_all(
 
 
 def _row(
-    options: argparse.Namespace, analyzer: Analyzer, target: Target, fronts: Mapping[str, Variant], folder: Path, point: Point
+    options: argparse.Namespace,
+    analyzer: Analyzer,
+    target: Target,
+    fronts: Mapping[str, Variant],
+    folder: Path,
+    point: Point,
 ) -> dict[str, Any]:
     load, timeout = load_of(options), options.point_timeout
     row = measure(analyzer, target, point, fronts, folder, load, timeout)

@@ -1,4 +1,5 @@
-"""The server that a sweep measures: addresses or a repository go in, a running `Target` comes out, with what it says of itself."""
+"""The server that a sweep measures: addresses or a repository go in, a running `Target` comes out, with what it says of
+itself."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from export.tiny import CHECKPOINT
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running server: host:port of its three services; its process, its CUDA pool and what the GPU held before, where we started it."""
+    """A running server: host:port of its three services; its process, its CUDA pool and what the GPU held before, where
+    we started it."""
 
     grpc: str
     http: str
@@ -70,9 +72,12 @@ class Target:
 
 
 def describe(variant: Variant, engine: str) -> dict[str, Any]:
-    """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the cost of its layers depends on."""
+    """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the
+    cost of its layers depends on."""
     known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
-    known |= {name: getattr(variant, name) for name in placement.FRONT_SETTINGS} | {"checkpoint": variant.checkpoint.name}
+    known |= {name: getattr(variant, name) for name in placement.FRONT_SETTINGS} | {
+        "checkpoint": variant.checkpoint.name
+    }
     folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
     if variant.checkpoint.hidden_size == SAM3.fpn:
         return known | {"architecture": asdict(SAM3)}
@@ -80,7 +85,8 @@ def describe(variant: Variant, engine: str) -> dict[str, Any]:
 
 
 def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dict[str, Any]]]:
-    """Resolutions that can be measured, the largest first, and what describes each: from the repository, else from the running server."""
+    """Resolutions that can be measured, the largest first, and what describes each: from the repository, else from the
+    running server."""
     if options.repository is None:
         target = Target(options.grpc_url, options.http_url, options.metrics_url)
         fronts = [m.removeprefix("sam3_r") for m in target.models()]
@@ -94,14 +100,17 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     """What `serving` and `offered` read."""
     parser.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
     add_front_options(parser)
-    parser.add_argument("--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s")
+    parser.add_argument(
+        "--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s"
+    )
     parser.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
     parser.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
 
 
 @contextlib.contextmanager
 def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Iterator[Target]:
-    """The server of the command line: the one at the given addresses, or an embedded one on --repository with these resolutions, all where none is named."""
+    """The server of the command line: the one at the given addresses, or an embedded one on --repository with these
+    resolutions, all where none is named."""
     if options.repository is None:
         yield Target(options.grpc_url, options.http_url, options.metrics_url)
         return

@@ -1,4 +1,5 @@
-"""One point of a sweep: a running server and what to send go in, one row of figures comes out: perf_analyzer's, the server's own, and the client's beside them.
+"""One point of a sweep: a running server and what to send go in, one row of figures comes out: perf_analyzer's, the
+server's own, and the client's beside them.
 
 A window is a fixed number of requests with drawn frames in them, after a few that warm caches and allocators up.
 """
@@ -38,7 +39,7 @@ class Load:
     threshold: float = DEFAULT_THRESHOLD
     max_detections: int = DEFAULT_MAX_DETECTIONS
 
-    def pictures(self) -> tuple[inputs.Picture, ...]:
+    def pictures(self) -> tuple[inputs.SampleFrame, ...]:
         return inputs.pictures(inputs.FRAMES, self.width, self.height)
 
     def setting(self) -> dict[str, Any]:
@@ -49,7 +50,13 @@ class Load:
 
 
 def measure(
-    analyzer: Analyzer, target: Target, point: Point, fronts: Mapping[str, Variant], folder: Path, load: Load, timeout: float
+    analyzer: Analyzer,
+    target: Target,
+    point: Point,
+    fronts: Mapping[str, Variant],
+    folder: Path,
+    load: Load,
+    timeout: float,
 ) -> dict[str, Any]:
     """The row of one point; `fronts` are the loaded front models by name. Raises AnalyzerError, MetricsError."""
     shown = load.pictures()
@@ -61,12 +68,16 @@ def measure(
     arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
 
     def run(requests: int, log: bool) -> Window:
-        return analyzer.run(arguments, requests=requests, batch=point.batch, log=log, timeout=timeout, answered=answered)
+        return analyzer.run(
+            arguments, requests=requests, batch=point.batch, log=log, timeout=timeout, answered=answered
+        )
 
     def answered() -> float:
         return metrics.answered(metrics.scrape(target.metrics), point.model)
 
-    fewest = max(2 * point.cameras, 4, math.ceil(point.rate))  # perf_analyzer refuses fewer requests than it sends in a second
+    fewest = max(
+        2 * point.cameras, 4, math.ceil(point.rate)
+    )  # perf_analyzer refuses fewer requests than it sends in a second
     once_more(lambda: run(fewest, False))
     parts = {model.part: model.name for model in fronts[f"sam3_r{point.resolution}"].sub_models}
     count, log = max(load.requests, fewest), point.target == FRONT
@@ -79,7 +90,9 @@ def measure(
 
     window, told = once_more(measured)
     row = asdict(point) | asdict(window) | told
-    row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number plus this sweep's own, others were at work
+    row["load"] = os.getloadavg()[
+        0
+    ]  # of the last minute: above the cores' number plus this sweep's own, others were at work
     row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
     row |= {"pool_mb": target.pool_mb, "loaded": len(fronts)}
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
@@ -95,7 +108,8 @@ def once_more(call: Callable[[], T]) -> T:
 
 
 async def client_fps(point: Point, url: str, load: Load) -> float:
-    """Frames a second that the project's own client gets from the same load: `point.cameras` tasks that wait for their answers."""
+    """Frames a second that the project's own client gets from the same load: `point.cameras` tasks that wait for their
+    answers."""
     from clients.connection import AsyncClient
 
     shown = load.pictures()
@@ -122,10 +136,12 @@ async def client_fps(point: Point, url: str, load: Load) -> float:
 def check_client(
     analyzer: Analyzer, target: Target, point: Point, folder: Path, load: Load, timeout: float, rounds: int
 ) -> dict[str, float]:
-    """The project's client against perf_analyzer over rounds of four windows, client - both of perf_analyzer - client: `client_fps` and `client_ratio` are
-    medians, half of the rounds lie between `client_ratio_low` and `client_ratio_high`.
+    """The project's client against perf_analyzer over rounds of four windows, client - both of perf_analyzer - client:
+    `client_fps` and `client_ratio` are medians, half of the rounds lie between `client_ratio_low` and
+    `client_ratio_high`.
 
-    A machine drifts by more than the two differ, so they are compared only within a round, in an order that a steady drift cancels out of.
+    A machine drifts by more than the two differ, so they are compared only within a round, in an order that a steady
+    drift cancels out of.
     """
     content = inputs.front_input(load.pictures(), point.classes, point.masks, load.threshold, load.max_detections)
     arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
@@ -142,4 +158,7 @@ def check_client(
         ratios.append(harmonic_mean(found["client"]) / harmonic_mean(found["analyzer"]))
     low, middle, high = np.percentile(ratios, [25, 50, 75])
     found_ratios = {"client_ratio": middle, "client_ratio_low": low, "client_ratio_high": high}
-    return {"client_fps": round(median(fps), 3), **{name: round(float(value), 4) for name, value in found_ratios.items()}}
+    return {
+        "client_fps": round(median(fps), 3),
+        **{name: round(float(value), 4) for name, value in found_ratios.items()},
+    }

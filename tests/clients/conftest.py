@@ -21,7 +21,9 @@ from clients.video.encode import VideoWriter
 from ensemble.spec import STAGES, Variant
 
 SMALL = Variant(252)
-RTSP_PACKAGES = "apt-get install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly python3-gi"
+RTSP_PACKAGES = (
+    "apt-get install gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly python3-gi"
+)
 
 
 @pytest.fixture

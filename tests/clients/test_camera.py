@@ -18,7 +18,10 @@ def last_json(capsys):
 
 def test_no_server(film, closed_port, capsys):
     assert (
-        camera.main(["--source", str(film), "--classes", "cat", "--url", f"127.0.0.1:{closed_port}", "--model", "sam3_r252"]) == 2
+        camera.main(
+            ["--source", str(film), "--classes", "cat", "--url", f"127.0.0.1:{closed_port}", "--model", "sam3_r252"]
+        )
+        == 2
     )
     output = capsys.readouterr()
     assert "no SAM3 server answers" in output.err
@@ -75,7 +78,11 @@ def test_record_without_masks(detections):
 
 @pytest.mark.parametrize(
     ("source", "output"),
-    [("films/street.mp4", "street-annotated.mp4"), ("cat.JPG", "cat-annotated.png"), ("photos/", "photos-annotated.mp4")],
+    [
+        ("films/street.mp4", "street-annotated.mp4"),
+        ("cat.JPG", "cat-annotated.png"),
+        ("photos/", "photos-annotated.mp4"),
+    ],
 )
 def test_default_output(source, output):
     assert str(camera.default_output(source)) == output

@@ -82,7 +82,8 @@ def test_supervision_is_optional(detections, monkeypatch):
 
 
 def test_supervision_gets_pixels(detections, masks, monkeypatch):
-    """The package is not a dependency; its constructor's keywords are checked here, the package itself in the test below."""
+    """The package is not a dependency; its constructor's keywords are checked here, the package itself in the test
+    below."""
     monkeypatch.setitem(sys.modules, "supervision", types.SimpleNamespace(Detections=lambda **given: given))
     given = detections(masks=masks).to_supervision()
     assert given["xyxy"][0].tolist() == [160, 90, 320, 270]

@@ -1,4 +1,5 @@
-"""Every failure is a `Sam3ServerError` that names the place and the remedy, over both protocols, blocking and asyncio."""
+"""Every failure is a `Sam3ServerError` that names the place and the remedy, over both protocols, blocking and
+asyncio."""
 
 import asyncio
 import socket
@@ -78,7 +79,11 @@ STATUS = {
     "http invalid": ("400", "threshold: expected 0 to 1, got 7", InvalidRequest),
     "grpc not found": ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' is not found", ModelNotFound),
     "http not found": ("404", "Request for unknown model: 'x' is not found", ModelNotFound),
-    "no version left": ("StatusCode.UNAVAILABLE", "Request for unknown model: 'x' has no available versions", ModelNotFound),
+    "no version left": (
+        "StatusCode.UNAVAILABLE",
+        "Request for unknown model: 'x' has no available versions",
+        ModelNotFound,
+    ),
     "grpc stopping": ("StatusCode.UNAVAILABLE", "server is stopping", ServerUnavailable),
     "http stopping": ("503", "server is stopping", ServerUnavailable),
     "deadline": ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", RequestTimeout),

@@ -38,13 +38,15 @@ def test_request_has_every_input_of_the_specification(case):
         array = request[tensor.name]
         assert array.dtype == triton_to_np_dtype(tensor.dtype), tensor.name
         assert (array.shape[0], array.ndim) == (1, 1 + len(tensor.dims)), tensor.name
-        assert all(isinstance(want, Axis) or want == have for want, have in zip(tensor.dims, array.shape[1:], strict=True)), (
-            tensor.name
-        )
+        assert all(
+            isinstance(want, Axis) or want == have for want, have in zip(tensor.dims, array.shape[1:], strict=True)
+        ), tensor.name
 
 
 def test_request_values():
-    request = build_request(PIXELS, ["a", "b"], boxes=BOX, box_classes=[1], threshold=0.25, mask_format="bits", max_detections=7)
+    request = build_request(
+        PIXELS, ["a", "b"], boxes=BOX, box_classes=[1], threshold=0.25, mask_format="bits", max_detections=7
+    )
     assert request["image"].tolist() == [[b""]]
     assert request["frame"].shape == (1, 48, 64, 3)
     assert request["classes"].tolist() == [[b"a", b"b"]]
@@ -69,7 +71,10 @@ REFUSED = {
     "empty pixels": ({"image": PIXELS[:0], "classes": ["a"]}, "uint8 [height, width, 3]"),
     "file that is not there": ({"image": "nowhere.jpg", "classes": ["a"]}, "nowhere.jpg"),
     "something else": ({"image": 3, "classes": ["a"]}, "got int"),
-    "boxes of five numbers": ({"image": b"x", "classes": ["a"], "boxes": [[0, 0, 1, 1, 1]]}, "boxes must have the shape [n, 4]"),
+    "boxes of five numbers": (
+        {"image": b"x", "classes": ["a"], "boxes": [[0, 0, 1, 1, 1]]},
+        "boxes must have the shape [n, 4]",
+    ),
     "ragged boxes": ({"image": b"x", "classes": ["a"], "boxes": [[0, 0, 1], [0, 0, 1, 1]]}, "boxes"),
     "boxes of unknown class": ({"image": b"x", "classes": ["a", "b"], "boxes": BOX}, "box_classes"),
     "threshold that is no number": ({"image": b"x", "classes": ["a"], "threshold": "high"}, "threshold"),

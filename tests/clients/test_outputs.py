@@ -15,7 +15,7 @@ from clients.fleet.config import CameraConfig
 from clients.fleet.fleet import Camera
 from clients.fleet.watch import CocoResults, Outputs
 from clients.fleet.webhook import Webhook
-from clients.video.reader import Picture
+from clients.video.reader import CapturedFrame
 
 
 @pytest.fixture
@@ -94,6 +94,6 @@ async def test_pictures_show_tracks(detections, tmp_path):
     path, rgb, tracks = tmp_path / "yard.png", np.full((360, 640, 3), 90, np.uint8), (7, -1)
     camera = Camera(CameraConfig("yard", "none", ("blue square", "red circle"), (0.5, 0.5), outputs=(path,)))
     outputs = Outputs([camera])
-    await outputs(camera, Answer(Picture(0, 0.0, 0.0, 0, rgb, b""), "answered", 1.0, detections(), tracks=tracks))
+    await outputs(camera, Answer(CapturedFrame(0, 0.0, 0.0, 0, rgb, b""), "answered", 1.0, detections(), tracks=tracks))
     await outputs.close()
     assert np.array_equal(np.asarray(Image.open(path)), annotate(rgb, detections(), tracks=tracks))

@@ -1,4 +1,5 @@
-"""The clients against the real server: both protocols, blocking and asyncio give the same answers and the same errors."""
+"""The clients against the real server: both protocols, blocking and asyncio give the same answers and the same
+errors."""
 
 import asyncio
 import io
@@ -86,7 +87,8 @@ def test_every_way_to_send_a_picture(server, picture, tmp_path):
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
     with Client(server.grpc_url, model=MODEL) as client:
         pixels, png, path, jpeg = (
-            client.detect(image, CLASSES) for image in (picture, buffer.getvalue(), tmp_path / "a.png", to_jpeg(picture))
+            client.detect(image, CLASSES)
+            for image in (picture, buffer.getvalue(), tmp_path / "a.png", to_jpeg(picture))
         )
     for other, tolerance in ((png, 1e-4), (path, 1e-4), (jpeg, 0.05)):
         assert other.labels == pixels.labels
@@ -155,7 +157,8 @@ def test_models_and_readiness(server, protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_concurrent_frames_of_different_classes_share_batches(server, protocol, picture):
-    """Sixteen requests at once, with different pictures, class lists and mask formats: each gets its own answer, and batches form."""
+    """Sixteen requests at once, with different pictures, class lists and mask formats: each gets its own answer, and
+    batches form."""
 
     async def go():
         async with AsyncClient(url_of(server, protocol), protocol=protocol, model=MODEL) as client:
@@ -164,7 +167,9 @@ def test_concurrent_frames_of_different_classes_share_batches(server, protocol, 
                 small = np.ascontiguousarray(picture[: 360 - i, : 640 - 2 * i])
                 classes = CLASSES[i % 2 : 2] if i % 3 else CLASSES
                 requests.append(
-                    client.detect(small if i % 2 else to_jpeg(small), classes, mask_format=("none", "bits", "rle")[i % 3])
+                    client.detect(
+                        small if i % 2 else to_jpeg(small), classes, mask_format=("none", "bits", "rle")[i % 3]
+                    )
                 )
             return await asyncio.gather(*requests)
 
@@ -221,12 +226,16 @@ def test_camera_command(server, protocol, picture, tmp_path, capsys):
 
 def test_camera_asks_to_choose_a_model(server, tmp_path, capsys):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert camera.main(["--source", str(tmp_path / "a.png"), "--classes", "cat", "--url", server.grpc_url, "--output"]) == 2
+    assert (
+        camera.main(["--source", str(tmp_path / "a.png"), "--classes", "cat", "--url", server.grpc_url, "--output"])
+        == 2
+    )
     assert "choose one: " in capsys.readouterr().err
 
 
 def test_clients_outlive_their_server(repository, picture):
-    """The same clients, before, while and two seconds after their server is away. One event loop, as an asyncio client has only one."""
+    """The same clients, before, while and two seconds after their server is away. One event loop, as an asyncio client
+    has only one."""
     brief = ("--exit-timeout-secs=3",)  # Triton waits that long for HTTP connections that are still open
 
     async def found(client):

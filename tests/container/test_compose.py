@@ -1,4 +1,5 @@
-"""What can be said of the container without Docker: its flags exist in the real server, nothing is open to the world, nothing is writable, versions agree."""
+"""What can be said of the container without Docker: its flags exist in the real server, nothing is open to the world,
+nothing is writable, versions agree."""
 
 import re
 import shutil
@@ -29,7 +30,11 @@ def known_flags():
     package = preflight.find_triton()
     environment = preflight.environment(package, preflight.find_libpython())
     shown = subprocess.run(
-        [package / "tritonserver/bin/tritonserver", "--help"], env=environment, capture_output=True, text=True, check=False
+        [package / "tritonserver/bin/tritonserver", "--help"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return set(re.findall(r"^\s*(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
 
@@ -49,8 +54,13 @@ def test_the_server_starts_through_the_check():
 
 
 def test_the_check_needs_nothing_but_the_standard_library():
-    code = "import sys; import ensemble.server.container; print(*{m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names))"
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], **TEXT)
+    code = (
+        "import sys; import ensemble.server.container; print(*{m.split('.')[0] for m in sys.modules} -"
+        " set(sys.stdlib_module_names))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], **TEXT
+    )
     assert set(done.stdout.split()) <= {"ensemble", "__main__"}, done.stderr
 
 
@@ -79,16 +89,21 @@ def test_models_are_served_from_where_they_are_built():
 
 
 def test_whoever_builds_can_write_what_the_build_writes():
-    """The builder is a user without a name; only the volume, with the mode of the image's folder, and the mounted repository are theirs."""
+    """The builder is a user without a name; only the volume, with the mode of the image's folder, and the mounted
+    repository are theirs."""
     build = COMPOSE["services"]["build"]
     assert re.search(r"^RUN mkdir --mode=1777 /cache$", DOCKERFILE, re.MULTILINE)
-    assert re.search(r"^ENV HOME=/cache USER=\w+$", DOCKERFILE, re.MULTILINE)  # getpass asks for a name where torch caches
+    assert re.search(
+        r"^ENV HOME=/cache USER=\w+$", DOCKERFILE, re.MULTILINE
+    )  # getpass asks for a name where torch caches
     written = [
-        build["entrypoint"][build["entrypoint"].index(flag) + 1] for flag in ("--staging", "--timing-cache", "--repository")
+        build["entrypoint"][build["entrypoint"].index(flag) + 1]
+        for flag in ("--staging", "--timing-cache", "--repository")
     ]
     mounted = [volume.split(":")[1] for volume in build["volumes"]]
     assert all(
-        any(path == m or path.startswith(f"{m}/") for m in mounted) for path in [*written, build["environment"]["HF_HOME"]]
+        any(path == m or path.startswith(f"{m}/") for m in mounted)
+        for path in [*written, build["environment"]["HF_HOME"]]
     )
     parsed = build_parser().parse_args(build["entrypoint"][3:])
     assert str(parsed.staging) == written[0]

@@ -24,7 +24,10 @@ def filled(box: Sequence[float], height: int, width: int) -> np.ndarray:
     """bool [height, width], true inside the box."""
     y, x = np.mgrid[:height, :width]
     return (
-        (x >= box[0] * width - 1e-6) & (x < box[2] * width - 1e-6) & (y >= box[1] * height - 1e-6) & (y < box[3] * height - 1e-6)
+        (x >= box[0] * width - 1e-6)
+        & (x < box[2] * width - 1e-6)
+        & (y >= box[1] * height - 1e-6)
+        & (y < box[3] * height - 1e-6)
     )
 
 
@@ -55,7 +58,9 @@ def reel() -> Callable[..., Reel]:
                 )
             frames.append(objects)
         film = Film(
-            name, Path("nowhere.mp4"), {"classes": classes, "width": WIDTH, "height": HEIGHT, "fps": 10, "frames": frames}
+            name,
+            Path("nowhere.mp4"),
+            {"classes": classes, "width": WIDTH, "height": HEIGHT, "fps": 10, "frames": frames},
         )
         shots = []
         for index, found in enumerate(answers):

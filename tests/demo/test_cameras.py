@@ -25,7 +25,8 @@ def films(tmp_path):
 
 
 class Answers:
-    """Stands in for a client: answers after a moment, except every `fail`-th request, and notes how many were under way at once."""
+    """Stands in for a client: answers after a moment, except every `fail`-th request, and notes how many were under way
+    at once."""
 
     def __init__(self, found, fail=0):
         self.found, self.fail, self.asked, self.open, self.most = found, fail, [], 0, 0

@@ -42,7 +42,20 @@ def test_three_cameras(server, tmp_path, protocol, capfd):
 
 
 def test_a_model_that_is_not_there_fails_every_frame(server, tmp_path, capfd):
-    code = main(["--output", str(tmp_path), "--cameras", "2", "--frames", "2", "--url", server.grpc_url, "--model", "sam3_r1008"])
+    code = main(
+        [
+            "--output",
+            str(tmp_path),
+            "--cameras",
+            "2",
+            "--frames",
+            "2",
+            "--url",
+            server.grpc_url,
+            "--model",
+            "sam3_r1008",
+        ]
+    )
     output = capfd.readouterr().out.strip().splitlines()
     result = json.loads(output[-1])
     assert (code, result["frames"], result["failed"], result["map50"]) == (1, 0, 4, None)

@@ -33,7 +33,10 @@ def result(reels):
 
 def test_summary(result):
     line = result[0]
-    assert line | {"cameras": 3, "frames": 4, "failed": 0, "fps": 2.0, "p95_ms": 20.0, "mean_batch": 2.0, "detections": 4} == line
+    assert (
+        line | {"cameras": 3, "frames": 4, "failed": 0, "fps": 2.0, "p95_ms": 20.0, "mean_batch": 2.0, "detections": 4}
+        == line
+    )
     assert line["map50"] == 1.0
 
 

@@ -33,7 +33,9 @@ def test_films_are_drawn_once_per_request(tmp_path, calls):
 def test_the_films_as_cameras(tmp_path):
     films = [steps.Film(f"camera {i}", tmp_path / f"{i}.mp4", {"classes": [f"thing {i}", "thing"]}) for i in range(2)]
     config = read_config(steps.configuration(films, "sam3_r252", tmp_path))
-    assert [(c.name, c.source, list(c.classes)) for c in config.cameras] == [(f.name, str(f.video), f.classes) for f in films]
+    assert [(c.name, c.source, list(c.classes)) for c in config.cameras] == [
+        (f.name, str(f.video), f.classes) for f in films
+    ]
     assert all(c.realtime and c.loop and c.track and c.model == "sam3_r252" for c in config.cameras)
     assert read_config(steps.configuration(films, None, tmp_path)).cameras[0].model is None
 

@@ -1,4 +1,5 @@
-"""The front model on the real server: bad frames among good ones, both protocols, equal answers for equal pictures, and what Prometheus is told."""
+"""The front model on the real server: bad frames among good ones, both protocols, equal answers for equal pictures, and
+what Prometheus is told."""
 
 import asyncio
 import io
@@ -70,7 +71,8 @@ def infer(server, protocol, request, model=MODEL):
     client = module.InferenceServerClient(server.grpc_url if protocol == "grpc" else server.http_url)
     try:
         inputs = [
-            module.InferInput(n, list(a.shape), np_to_triton_dtype(a.dtype)).set_data_from_numpy(a) for n, a in request.items()
+            module.InferInput(n, list(a.shape), np_to_triton_dtype(a.dtype)).set_data_from_numpy(a)
+            for n, a in request.items()
         ]
         return client.infer(model, inputs)
     finally:
@@ -228,7 +230,9 @@ def test_many_classes_are_decoded_in_chunks(server):
 def metrics(server):
     with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")}
+    return {
+        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")
+    }
 
 
 def test_prometheus_is_told(server):

@@ -1,4 +1,5 @@
-"""The whole server against `Sam3Model` and its processor's own post-processing, on the same drawn frames: same detections, boxes, scores and masks."""
+"""The whole server against `Sam3Model` and its processor's own post-processing, on the same drawn frames: same
+detections, boxes, scores and masks."""
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ FRAMES = [
 
 @pytest.fixture(scope="module")
 def reference(checkpoint):
-    """(classes, frame, boxes by class) -> per class (scores, boxes xyxy in 0..1, masks bool [D,4p,4p]), by transformers alone."""
+    """(classes, frame, boxes by class) -> per class (scores, boxes xyxy in 0..1, masks bool [D,4p,4p]), by transformers
+    alone."""
     import torch
     from transformers import Sam3Model, Sam3Processor
 
@@ -44,7 +46,8 @@ def box_iou(a, b):
 
 
 def compare(found, class_id, scores, boxes, masks, tolerance=1e-3, iou=0.99):
-    """Every detection of one side has its equal on the other, scores within `tolerance`, boxes and masks overlapping by `iou`; returns how many there were."""
+    """Every detection of one side has its equal on the other, scores within `tolerance`, boxes and masks overlapping by
+    `iou`; returns how many there were."""
     mine = np.flatnonzero(found.class_ids == class_id)
     assert len(mine) == len(scores)
     ours = found.masks
@@ -59,11 +62,14 @@ def compare(found, class_id, scores, boxes, masks, tolerance=1e-3, iou=0.99):
 
 @pytest.mark.parametrize("rendering", FRAMES, ids=lambda r: f"{r.frame.shape[1]}x{r.frame.shape[0]}")
 @pytest.mark.parametrize(
-    ("stretched", "tolerance", "iou"), [(True, 1e-3, 0.99), (False, 1e-2, 0.97)], ids=["same pixels", "processor's own resize"]
+    ("stretched", "tolerance", "iou"),
+    [(True, 1e-3, 0.99), (False, 1e-2, 0.97)],
+    ids=["same pixels", "processor's own resize"],
 )
 def test_text_prompts(server, reference, rendering, stretched, tolerance, iou):
-    """On the same pixels scores agree to 1e-3 and boxes and masks overlap by 0.99. Where the processor stretches the frame itself, torchvision's 16-bit filter weights leave up to a fifth of
-    the pixels one grey level off Pillow's at some sizes, and that is what the wider limits are for."""
+    """On the same pixels scores agree to 1e-3 and boxes and masks overlap by 0.99. Where the processor stretches the
+    frame itself, torchvision's 16-bit filter weights leave up to a fifth of the pixels one grey level off Pillow's at
+    some sizes, and that is what the wider limits are for."""
     classes = (*sorted({f"{i.colour} {i.shape}" for i in rendering.instances}), "object", "purple hexagon")
     frame = rendering.frame
     with Client(server.grpc_url, model="sam3_r252") as client:
@@ -83,7 +89,9 @@ def test_exemplar_boxes(server, reference):
     pixels = [box[0] * width, box[1] * height, box[2] * width, box[3] * height]
     name = f"{largest.colour} {largest.shape}"
     with Client(server.grpc_url, model="sam3_r252") as client:
-        both = client.detect(rendering.frame, (name, "object"), boxes=[box], box_labels=[1], box_classes=[0], mask_format="bits")
+        both = client.detect(
+            rendering.frame, (name, "object"), boxes=[box], box_labels=[1], box_classes=[0], mask_format="bits"
+        )
         alone = client.detect(rendering.frame, (), boxes=[box], mask_format="bits")
     compare(both, 0, *reference(rendering.frame, name, [pixels], [1]))
     compare(both, 1, *reference(rendering.frame, "object"))

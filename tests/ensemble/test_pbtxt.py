@@ -59,7 +59,9 @@ def test_frames_are_prepared_where_the_vision_encoder_reads_them(engine, preproc
 def test_committed_repository_is_the_generated_one(tmp_path):
     assert pbtxt.main(["--repository", str(tmp_path)]) == 0
     generated = {p.relative_to(tmp_path): p.read_text() for p in tmp_path.rglob("*.*") if p.is_file()}
-    committed = {p.relative_to(COMMITTED): p.read_text() for p in COMMITTED.rglob("*") if p.name in ("config.pbtxt", "model.py")}
+    committed = {
+        p.relative_to(COMMITTED): p.read_text() for p in COMMITTED.rglob("*") if p.name in ("config.pbtxt", "model.py")
+    }
     assert committed == generated
 
 

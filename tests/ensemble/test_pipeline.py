@@ -1,4 +1,5 @@
-"""The flow between the sub-models, with a stand-in `call` whose outputs spell out which image, class and query they belong to."""
+"""The flow between the sub-models, with a stand-in `call` whose outputs spell out which image, class and query they
+belong to."""
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ class Words:
 class SubModels:
     """Answers every call from its inputs alone and remembers them.
 
-    Image i has pixel value i. A class of k letters is found k-1 times (queries 0..k-2) in odd images, never in even ones. Box coordinates say
-    [image, letters, query] / 10; the first mask byte says image * 100 + letters * 10 + query.
+    Image i has pixel value i. A class of k letters is found k-1 times (queries 0..k-2) in odd images, never in even
+    ones. Box coordinates say [image, letters, query] / 10; the first mask byte says image * 100 + letters * 10 + query.
     """
 
     def __init__(self):
@@ -65,7 +66,9 @@ class SubModels:
         letters = prompt_features[:, 0, 0]
         query = np.arange(6)
         there = (query[None] < letters[:, None] - 1) & (image[:, None] % 2 == 1)
-        boxes = np.stack(np.broadcast_arrays(image[:, None] / 10, letters[:, None] / 10, query[None] / 10, 1.0), axis=-1)
+        boxes = np.stack(
+            np.broadcast_arrays(image[:, None] / 10, letters[:, None] / 10, query[None] / 10, 1.0), axis=-1
+        )
         return {
             "pred_logits": np.where(there, 4.0 - query[None] / 10, -9.0).astype(np.float32),
             "pred_boxes": boxes.astype(np.float32),
@@ -75,7 +78,17 @@ class SubModels:
         }
 
     def mask_head(
-        self, model, fpn_0, fpn_1, memory, query_features, prompt_features, prompt_mask, image_index, pair_index, query_index
+        self,
+        model,
+        fpn_0,
+        fpn_1,
+        memory,
+        query_features,
+        prompt_features,
+        prompt_mask,
+        image_index,
+        pair_index,
+        query_index,
     ):
         np.testing.assert_array_equal(memory[pair_index, 0, 0] // 100, fpn_0[image_index, 0, 0, 0])
         value = memory[pair_index, 0, 0][:, None] + query_features[pair_index[:, None], query_index, 0]
@@ -113,7 +126,13 @@ def test_frames_with_different_classes_get_their_own_answers(pipeline, sub_model
 
 def test_one_vision_call_few_decoder_calls_and_no_masks_unless_asked(pipeline, sub_models):
     pipeline.run([job(pipeline, i, ("aa", "bbb")) for i in range(4)])
-    assert parts(sub_models) == ["text_encoder", "vision_encoder", "decoder", "decoder", "decoder"]  # 8 pairs in chunks of 3
+    assert parts(sub_models) == [
+        "text_encoder",
+        "vision_encoder",
+        "decoder",
+        "decoder",
+        "decoder",
+    ]  # 8 pairs in chunks of 3
     assert all("memory" not in outputs for part, _, outputs in sub_models.calls if part == "decoder")
     sub_models.calls.clear()
     pipeline.run([job(pipeline, 1, ("bbb",))])
@@ -127,7 +146,8 @@ def test_mask_head_is_not_called_where_nothing_was_found(pipeline, sub_models):
 
 
 def test_masks_belong_to_their_image_class_and_query(pipeline, sub_models):
-    """Five queries a pair at two picks a row: rows of one pair are split over mask-head calls and put together again."""
+    """Five queries a pair at two picks a row: rows of one pair are split over mask-head calls and put together
+    again."""
     jobs = [
         job(pipeline, 1, ("aa", "bbbbbb"), mask_format="bits"),
         job(pipeline, 1, ("bbb",)),
@@ -161,7 +181,11 @@ def test_exemplars_lengthen_the_prompt_of_their_pair_only(pipeline, sub_models):
 
 
 def test_limits_and_thresholds_are_per_frame(pipeline):
-    jobs = [job(pipeline, 1, ("bbb",), max_detections=1), job(pipeline, 1, ("bbb",), threshold=0.99), job(pipeline, 1, ("bbb",))]
+    jobs = [
+        job(pipeline, 1, ("bbb",), max_detections=1),
+        job(pipeline, 1, ("bbb",), threshold=0.99),
+        job(pipeline, 1, ("bbb",)),
+    ]
     assert [len(f.scores) for f in pipeline.run(jobs)] == [1, 0, 2]
 
 
@@ -179,7 +203,10 @@ def test_masks_are_made_for_what_can_be_among_the_answers_only(pipeline, sub_mod
     wanted = {"classes": ("bbb", "cccc"), "mask_format": "bits"}
     (found,) = pipeline.run([job(pipeline, 1, max_detections=limit, **wanted)])
     shapes = [shapes["query_index"] for part, shapes, _ in sub_models.calls if part == "mask_head"]
-    assert sum(rows * width for rows, width in shapes) - masks in (0, 1)  # a row narrower than its call's widest is filled up
+    assert sum(rows * width for rows, width in shapes) - masks in (
+        0,
+        1,
+    )  # a row narrower than its call's widest is filled up
     (everything,) = pipeline.run([job(pipeline, 1, **wanted)])
     order = np.argsort(-everything.scores, kind="stable")[:limit]
     np.testing.assert_array_equal(found.mask_bits, everything.mask_bits[order])

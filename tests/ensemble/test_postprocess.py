@@ -46,12 +46,18 @@ def part(class_id, values, fill):
     count = len(values)
     bits = np.full((count, 4, 1), fill, np.uint8)
     return Detections(
-        np.full((count, 4), fill, np.float32), np.array(values, np.float32), np.full(count, class_id, np.int32), np.zeros(2), bits
+        np.full((count, 4), fill, np.float32),
+        np.array(values, np.float32),
+        np.full(count, class_id, np.int32),
+        np.zeros(2),
+        bits,
     )
 
 
 def test_best_first_over_the_classes_of_a_frame():
-    found = best_first([part(0, [0.6, 0.5], 1), part(1, [0.9, 0.6], 2)], np.array([0.7, 0.9]), 3, np.zeros((0, 4, 1), np.uint8))
+    found = best_first(
+        [part(0, [0.6, 0.5], 1), part(1, [0.9, 0.6], 2)], np.array([0.7, 0.9]), 3, np.zeros((0, 4, 1), np.uint8)
+    )
     np.testing.assert_allclose(found.scores, [0.9, 0.6, 0.6])
     assert found.class_ids.tolist() == [1, 0, 1]
     assert found.mask_bits[:, 0, 0].tolist() == [2, 1, 2]

@@ -47,7 +47,10 @@ def test_image_instead_of_frame():
 def test_boxes_become_cxcywh_per_class():
     boxes = np.array([[[0.1, 0.2, 0.3, 0.6], [0.5, 0.5, 1.0, 1.0], [0, 0, 0.5, 0.5]]], np.float32)
     request = parse(
-        arrays(classes=text("dog", "cat"), boxes=boxes, box_labels=np.array([[1, 0, 1]]), box_classes=np.array([[1, 1, 0]])), 8
+        arrays(
+            classes=text("dog", "cat"), boxes=boxes, box_labels=np.array([[1, 0, 1]]), box_classes=np.array([[1, 1, 0]])
+        ),
+        8,
     )
     assert set(request.exemplars) == {0, 1}
     np.testing.assert_allclose(request.exemplars[1].boxes, [[0.2, 0.4, 0.2, 0.4], [0.75, 0.75, 0.5, 0.5]], rtol=1e-6)
@@ -70,7 +73,10 @@ CASES = {
     "not UTF-8": ({"classes": text(b"\xff\xfe")}, r"classes\[0\]: expected UTF-8"),
     "no picture": ({"frame": np.zeros((1, 0, 0, 3), np.uint8)}, "expected exactly one of image .* got neither"),
     "two pictures": ({"image": text(b"x")}, "expected exactly one of image .* got both"),
-    "grey frame": ({"frame": np.zeros((1, 4, 4), np.uint8)}, r"frame: expected uint8 \[height, width, 3\], got uint8 \[4, 4\]"),
+    "grey frame": (
+        {"frame": np.zeros((1, 4, 4), np.uint8)},
+        r"frame: expected uint8 \[height, width, 3\], got uint8 \[4, 4\]",
+    ),
     "float frame": ({"frame": np.zeros((1, 4, 4, 3), np.float32)}, "frame: expected uint8"),
     "huge frame": (
         {"frame": np.broadcast_to(np.uint8(0), (1, 40_000, 40_000, 3))},
@@ -80,15 +86,24 @@ CASES = {
     "reversed box": ({"boxes": np.array([[[0.5, 0.1, 0.2, 0.4]]], np.float32)}, r"boxes\[0\]: expected 0 <= x0 < x1"),
     "box in pixels": ({"boxes": np.array([[[10, 10, 20, 20]]], np.float32)}, "fractions of the frame"),
     "box of two numbers": ({"boxes": np.zeros((1, 1, 2), np.float32)}, r"boxes: expected \[count, 4\]"),
-    "label count": ({"boxes": BOX, "box_labels": np.array([[1, 0]])}, r"box_labels: expected one value per box \(1\), got 2"),
+    "label count": (
+        {"boxes": BOX, "box_labels": np.array([[1, 0]])},
+        r"box_labels: expected one value per box \(1\), got 2",
+    ),
     "label value": ({"boxes": BOX, "box_labels": np.array([[7]])}, r"box_labels: expected 1 .* got \[7\]"),
-    "class index": ({"boxes": BOX, "box_classes": np.array([[3]])}, r"box_classes: expected indices into classes \(0 to 0\)"),
+    "class index": (
+        {"boxes": BOX, "box_classes": np.array([[3]])},
+        r"box_classes: expected indices into classes \(0 to 0\)",
+    ),
     "too many boxes": ({"boxes": np.repeat(BOX, 9, axis=1)}, "boxes: at most 8 a class, got 9"),
     "threshold": ({"threshold": np.array([[1.5]], np.float32)}, "threshold: expected 0 to 1, got 1.5"),
     "NaN threshold": ({"threshold": np.array([[np.nan]], np.float32)}, "threshold: expected 0 to 1, got nan"),
     "mask format": ({"mask_format": text("png")}, "mask_format: expected one of none, bits, rle, got 'png'"),
     "limit": ({"max_detections": np.array([[0]], np.int32)}, "max_detections: expected 1 to 10000, got 0"),
-    "two frames": ({"frame": np.zeros((2, 4, 4, 3), np.uint8)}, "frame: the leading dimension is the batch and must be 1"),
+    "two frames": (
+        {"frame": np.zeros((2, 4, 4, 3), np.uint8)},
+        "frame: the leading dimension is the batch and must be 1",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""A small random SAM3 (64 wide, with its own tokenizer), saved and loaded as a checkpoint folder, and its exports, each made once a session."""
+"""A small random SAM3 (64 wide, with its own tokenizer), saved and loaded as a checkpoint folder, and its exports, each
+made once a session."""
 
 from __future__ import annotations
 
@@ -26,18 +27,37 @@ from export.variant import export_variant
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-WORDS = ("red circle", "blue square", "green star", "a purple triangle", "ring", "yellow cross", "white", "the thing on the left")
+WORDS = (
+    "red circle",
+    "blue square",
+    "green star",
+    "a purple triangle",
+    "ring",
+    "yellow cross",
+    "white",
+    "the thing on the left",
+)
 
 
 def small_config(tokenizer: CLIPTokenizer) -> Sam3Config:
-    """Every part of SAM3 at 64 wide: window 4 of a 4 x 4 pretraining grid, so 112 fills its windows and 126 and 140 are padded."""
+    """Every part of SAM3 at 64 wide: window 4 of a 4 x 4 pretraining grid, so 112 fills its windows and 126 and 140 are
+    padded."""
     width = dict(hidden_size=64, num_attention_heads=4)
     detr = dict(**width, intermediate_size=128, dropout=0.0)
     vit = dict(
-        num_hidden_layers=4, image_size=112, patch_size=14, window_size=4, global_attn_indexes=[1, 3], pretrain_image_size=56
+        num_hidden_layers=4,
+        image_size=112,
+        patch_size=14,
+        window_size=4,
+        global_attn_indexes=[1, 3],
+        pretrain_image_size=56,
     )
-    ends = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    text = dict(intermediate_size=128, projection_dim=64, num_hidden_layers=2, max_position_embeddings=32, hidden_act="gelu")
+    ends = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    text = dict(
+        intermediate_size=128, projection_dim=64, num_hidden_layers=2, max_position_embeddings=32, hidden_act="gelu"
+    )
     return Sam3Config(
         vision_config=dict(
             fpn_hidden_size=64, backbone_config=dict(model_type="sam3_vit_model", **width, **vit, intermediate_size=160)
@@ -99,7 +119,8 @@ def exported(source: checkpoint.Source, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="session")
 def sample(source: checkpoint.Source) -> Callable[..., Sample]:
-    """(resolution, images, pairs, with_boxes) -> noise frames, prompts and pairs; with boxes, pairs have one, two or none."""
+    """(resolution, images, pairs, with_boxes) -> noise frames, prompts and pairs; with boxes, pairs have one, two or
+    none."""
 
     def make(resolution: int, images: int, pairs: int, with_boxes: bool, slots: int = 8) -> Sample:
         rng = np.random.default_rng(images * 100 + pairs)
@@ -112,7 +133,9 @@ def sample(source: checkpoint.Source) -> Callable[..., Sample]:
             for n in range(pairs)
             if n % 3 != 2
         }
-        return make_sample(pixels, source.tokenizer, WORDS, chosen, boxes if with_boxes else None, slots if with_boxes else 0)
+        return make_sample(
+            pixels, source.tokenizer, WORDS, chosen, boxes if with_boxes else None, slots if with_boxes else 0
+        )
 
     return make
 
@@ -136,7 +159,8 @@ def error() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
 @pytest.fixture(scope="session")
 def export_fresh(source: checkpoint.Source) -> Callable[..., Export]:
-    """(root, resolution, precision, source) -> an export of its own, of the random checkpoint unless another is given."""
+    """(root, resolution, precision, source) -> an export of its own, of the random checkpoint unless another is
+    given."""
     return lambda root, resolution, precision="fp32", other=None: export(other or source, root, resolution, precision)
 
 

@@ -1,4 +1,5 @@
-"""Where artifacts are built: `torch.export` survives one thread of a process, and two resolutions are two rounds of builds."""
+"""Where artifacts are built: `torch.export` survives one thread of a process, and two resolutions are two rounds of
+builds."""
 
 import threading
 

@@ -1,4 +1,5 @@
-"""A model's folder: current once it is whole and until something in it, or what it was made from, changes. No checkpoint is needed."""
+"""A model's folder: current once it is whole and until something in it, or what it was made from, changes. No
+checkpoint is needed."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def test_what_is_published_is_current_and_tells_of_itself(folder):
         pytest.param(lambda folder: (folder / VERSION / "model.onnx").unlink(), id="a file is gone"),
         pytest.param(lambda folder: (folder / MANIFEST).unlink(), id="no manifest"),
         pytest.param(lambda folder: (folder / MANIFEST).write_text('{"recipe": "flo'), id="half a manifest"),
-        pytest.param(lambda folder: (folder / MANIFEST).write_text('{"recipe": "flour"}'), id="a manifest without files"),
+        pytest.param(
+            lambda folder: (folder / MANIFEST).write_text('{"recipe": "flour"}'), id="a manifest without files"
+        ),
     ],
 )
 def test_a_folder_that_was_changed_is_not_current(folder, change):
@@ -96,11 +99,20 @@ def test_configurations_of_another_engine_leave_nothing_behind(tmp_path):
 def test_a_recipe_names_all_that_an_artifact_is_made_from():
     """Whatever differs, the hash does; and a sub-model that a choice does not reach keeps its own."""
 
-    def of(part: str = "decoder", engine: str = "tensorrt", weights: str = "00", level: int = 3, **choices: int | str) -> str:
+    def of(
+        part: str = "decoder", engine: str = "tensorrt", weights: str = "00", level: int = 3, **choices: int | str
+    ) -> str:
         tool = SimpleNamespace(built_for={"gpu": "NVIDIA H200"}, settings={"level": level})
         return recipe(SimpleNamespace(sha256=weights), Variant(**choices), engine, part, tool)
 
-    changed = [of(weights="ff"), of(level=4), of(precision="fp32"), of(queries=100), of(resolution=672), of(part="mask_head")]
+    changed = [
+        of(weights="ff"),
+        of(level=4),
+        of(precision="fp32"),
+        of(queries=100),
+        of(resolution=672),
+        of(part="mask_head"),
+    ]
     recipes = [*changed, *(of(engine=engine) for engine in ENGINES)]
     assert len(set(recipes)) == len(recipes)
     assert of("text_encoder", queries=100, resolution=672) == of("text_encoder")

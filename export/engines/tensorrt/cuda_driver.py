@@ -1,7 +1,9 @@
-"""The few calls of NVIDIA's driver that running a plan needs: device facts, memory, a stream and events, through ctypes.
+"""The few calls of NVIDIA's driver that running a plan needs: device facts, memory, a stream and events, through
+ctypes.
 
-Whatever CUDA runtime TensorRT carries, the driver is the machine's one and its interface does not change; so this works in an interpreter with nothing
-installed. Standard library only, Python 3.10. The runtime that TensorRT links uses the same primary context.
+Whatever CUDA runtime TensorRT carries, the driver is the machine's one and its interface does not change; so this works
+in an interpreter with nothing installed. Standard library only, Python 3.10. The runtime that TensorRT links uses the
+same primary context.
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ class CudaError(RuntimeError):
 
 
 class Device:
-    """GPU number `ordinal` of those that CUDA_VISIBLE_DEVICES leaves, its primary context made current. Raises CudaError where there is none."""
+    """GPU number `ordinal` of those that CUDA_VISIBLE_DEVICES leaves, its primary context made current. Raises
+    CudaError where there is none."""
 
     def __init__(self, ordinal: int = 0) -> None:
         try:
             self._library = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
-            raise CudaError(f"expected NVIDIA's driver (libcuda.so.1) on this machine: {error}; run on the GPU host") from error
+            raise CudaError(
+                f"expected NVIDIA's driver (libcuda.so.1) on this machine: {error}; run on the GPU host"
+            ) from error
         self.call("cuInit", 0)
         self._device, context = ctypes.c_int(), ctypes.c_void_p()
         self.call("cuDeviceGet", ctypes.byref(self._device), ordinal)

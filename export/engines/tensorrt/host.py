@@ -1,7 +1,8 @@
 """The side of TensorRT that has PyTorch: a torch sub-model in, a plan built and run by other processes out.
 
-TensorRT is imported by the interpreter that `SAM3_TENSORRT_PYTHON` names (by default this one), never here: it may be a Python of its own, and a process
-that ends gives back its GPU memory. The graph goes over as an ONNX file, tensors over pipes (`export/engines/tensorrt/wire.py`).
+TensorRT is imported by the interpreter that `SAM3_TENSORRT_PYTHON` names (by default this one), never here: it may be a
+Python of its own, and a process that ends gives back its GPU memory. The graph goes over as an ONNX file, tensors over
+pipes (`export/engines/tensorrt/wire.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ensemble.spec import Model, Variant
+from ensemble.spec import ModelSpec, Variant
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.plan import BuildOptions
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON_VARIABLE = "SAM3_TENSORRT_PYTHON"
 START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from export.engines.tensorrt.plan import main; sys.exit(main(sys.argv[1:]))"
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from export.engines.tensorrt.plan import main;"
+    " sys.exit(main(sys.argv[1:]))"
 )
 """The folder of this project comes with the command: the other interpreter's own paths may not name it."""
 DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
@@ -41,7 +43,8 @@ DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorRT:
-    """`python` is the interpreter (or a script that starts it) that has TensorRT; `cache` is the folder of its timing caches, empty for none."""
+    """`python` is the interpreter (or a script that starts it) that has TensorRT; `cache` is the folder of its timing
+    caches, empty for none."""
 
     python: str = ""
     workspace_mb: int = BuildOptions.workspace_mb
@@ -67,9 +70,10 @@ def _about(python: str) -> Mapping[str, str]:
 
 
 def build_plan(
-    module: nn.Module, model: Model, variant: Variant, path: Path, settings: TensorRT, report: Callable[[str], None]
+    module: nn.Module, model: ModelSpec, variant: Variant, path: Path, settings: TensorRT, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Torch module -> ONNX -> plan at `path`; the ONNX file is removed again. Returns `PlanInfo` as plain data, for the manifest.
+    """Torch module -> ONNX -> plan at `path`; the ONNX file is removed again. Returns `PlanInfo` as plain data, for the
+    manifest.
 
     Raises PlanError where the build fails, with what TensorRT said last.
     """
@@ -92,7 +96,11 @@ def build_plan(
     try:
         hashes = [file_sha256(file) for file in (onnx, data) if file.is_file()]
         info = _json_of(settings.command(*arguments), settings.interpreter, report)
-        return {**info, "onnx_sha256": hashes, "settings": {"level": settings.level, "workspace_mb": settings.workspace_mb}}
+        return {
+            **info,
+            "onnx_sha256": hashes,
+            "settings": {"level": settings.level, "workspace_mb": settings.workspace_mb},
+        }
     finally:
         for leftover in (onnx, data, told):
             leftover.unlink(missing_ok=True)
@@ -101,8 +109,8 @@ def build_plan(
 class PlanProcess:
     """An open plan in a process of its own: called with arrays by name it returns arrays by name. `close` ends it.
 
-    `command` starts a process that answers as `export/engines/tensorrt/worker.py` does. Raises PlanError with its reason where it does not start, where a
-    request is refused, and where it dies.
+    `command` starts a process that answers as `export/engines/tensorrt/worker.py` does. Raises PlanError with its
+    reason where it does not start, where a request is refused, and where it dies.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -117,7 +125,8 @@ class PlanProcess:
         return {name: np.frombuffer(a.data, DTYPES[a.dtype]).reshape(a.shape) for name, a in outputs.items()}
 
     def time(self, arrays: Mapping[str, np.ndarray], warm_up: int = 10, repeats: int = 30) -> dict[str, Any]:
-        """`ms` (median by CUDA events), `spread_ms`, `activation_mb` and `resident_mb` of executions on these inputs."""
+        """`ms` (median by CUDA events), `spread_ms`, `activation_mb` and `resident_mb` of executions on these
+        inputs."""
         return self._ask({"do": "time", "warm_up": warm_up, "repeats": repeats}, arrays)[0]
 
     def profile(self, arrays: Mapping[str, np.ndarray], repeats: int = 10) -> list[dict[str, Any]]:
@@ -144,11 +153,15 @@ class PlanProcess:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, wire.Array]]:
+    def _ask(
+        self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, Any], dict[str, wire.Array]]:
         tensors = {}
         for name, array in arrays.items():
             held = np.ascontiguousarray(array)
-            tensors[name] = wire.Array(DTYPE_NAMES[held.dtype], held.shape, cast(bytearray, held.reshape(-1).view(np.uint8).data))
+            tensors[name] = wire.Array(
+                DTYPE_NAMES[held.dtype], held.shape, cast(bytearray, held.reshape(-1).view(np.uint8).data)
+            )
         try:
             wire.send(cast(Any, self._process.stdin), header, tensors)
         except wire.WireError as error:
@@ -171,7 +184,10 @@ class PlanProcess:
         self._process.wait()
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().splitlines()[-5:]
-        return f"the process with the plan ended with status {self._process.returncode}; it said last: {' | '.join(last) or 'nothing'}"
+        return (
+            f"the process with the plan ended with status {self._process.returncode}; it said last:"
+            f" {' | '.join(last) or 'nothing'}"
+        )
 
 
 def open_plan(path: Path, settings: TensorRT) -> PlanProcess:
@@ -189,13 +205,21 @@ def child_environment(python: str) -> dict[str, str]:
 
 
 def _json_of(command: Sequence[str], python: str, report: Callable[[str], None]) -> dict[str, Any]:
-    """Runs a command to its end, hands its standard error on line by line, and returns the JSON of its last line of standard output."""
+    """Runs a command to its end, hands its standard error on line by line, and returns the JSON of its last line of
+    standard output."""
     try:
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=child_environment(python)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=child_environment(python),
         )
     except OSError as error:
-        raise PlanError(f"expected a Python with TensorRT at {python}: {error}; name one with --tensorrt-python") from error
+        raise PlanError(
+            f"expected a Python with TensorRT at {python}: {error}; name one with --tensorrt-python"
+        ) from error
     last: deque[str] = deque(maxlen=5)
     with process:
         for line in cast(IO[str], process.stderr):

@@ -1,7 +1,9 @@
-"""A sub-model's ONNX graph in, a TensorRT plan for the GPU of this machine out; and the command line that `export/engines/tensorrt/host.py` starts.
+"""A sub-model's ONNX graph in, a TensorRT plan for the GPU of this machine out; and the command line that
+`export/engines/tensorrt/host.py` starts.
 
-Importable with nothing but `tensorrt` installed, on Python 3.10: TensorRT may live in an interpreter that has no PyTorch, and a build in a process of its
-own gives back all of its memory. A plan runs on the TensorRT version and the kind of GPU that built it, and on no other.
+Importable with nothing but `tensorrt` installed, on Python 3.10: TensorRT may live in an interpreter that has no
+PyTorch, and a build in a process of its own gives back all of its memory. A plan runs on the TensorRT version and the
+kind of GPU that built it, and on no other.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.spec import Model, Variant
+from ensemble.spec import ModelSpec, Variant
 from export.engines.tensorrt.cuda_driver import CudaError, Device
 from export.engines.tensorrt.network import (
     PlanError,
@@ -41,9 +43,10 @@ EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """`workspace_mb` is scratch memory that a layer may use, 0 for all that the GPU has: TensorRT fuses large parts of these graphs into one layer, whose
-    activations count as scratch (the mask head of 1008 with 32 rows found 4 GB too little). `level` is TensorRT's builder optimisation level, 0 to 5, where 5 takes the longest;
-    `timing_cache` is a file of kernel timings that makes later builds on this machine faster, or empty."""
+    """`workspace_mb` is scratch memory that a layer may use, 0 for all that the GPU has: TensorRT fuses large parts of
+    these graphs into one layer, whose activations count as scratch (the mask head of 1008 with 32 rows found 4 GB too
+    little). `level` is TensorRT's builder optimisation level, 0 to 5, where 5 takes the longest; `timing_cache` is a
+    file of kernel timings that makes later builds on this machine faster, or empty."""
 
     workspace_mb: int = 0
     level: int = 3
@@ -52,7 +55,8 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What was built, for the manifest. `activation_mb` is what a context of the largest shapes needs beside weights, inputs and outputs."""
+    """What was built, for the manifest. `activation_mb` is what a context of the largest shapes needs beside weights,
+    inputs and outputs."""
 
     built_for: dict[str, str]
     seconds: float
@@ -66,14 +70,15 @@ class PlanInfo:
 
 def compile_onnx(
     onnx: Path,
-    model: Model,
+    model: ModelSpec,
     plan: Path,
     precision: str = "fp16",
     options: BuildOptions | None = None,
     dtypes: Mapping[str, str] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> PlanInfo:
-    """Builds `plan` from `onnx`; TensorRT 8.6 is told by `dtypes` what its tensors are (`export/engines/tensorrt/v8.py`).
+    """Builds `plan` from `onnx`; TensorRT 8.6 is told by `dtypes` what its tensors are
+    (`export/engines/tensorrt/v8.py`).
 
     Raises PlanError with the parser's own words where TensorRT cannot read the graph, or where the build fails.
     """
@@ -102,8 +107,11 @@ def compile_onnx(
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
     if not typed:
-        # The cuBLAS and cuDNN tactics of 8.6 want library versions that current GPU hosts do not have; its own kernels cover these graphs.
-        config.set_tactic_sources(1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS))
+        # The cuBLAS and cuDNN tactics of 8.6 want library versions that current GPU hosts do not have; its own kernels
+        # cover these graphs.
+        config.set_tactic_sources(
+            1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS)
+        )
     pinned = 0
     if not typed and precision != "fp32":
         set_dtypes(trt, network, model)
@@ -112,12 +120,15 @@ def compile_onnx(
     _load_timing_cache(config, cache)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = progress_monitor(trt, model.name, report)
-    report(f"{model.name}: TensorRT {trt.__version__} builds {network.num_layers} layers, {pinned} of them pinned to fp32")
+    report(
+        f"{model.name}: TensorRT {trt.__version__} builds {network.num_layers} layers, {pinned} of them pinned to fp32"
+    )
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise PlanError(
-            f"{model.name}: TensorRT {trt.__version__} built no plan (its reason is in the log); with less GPU memory free than it needs,"
-            f" lower --max-batch, --max-pairs or --workspace-mb; {device.free_bytes() >> 20} MB are free now"
+            f"{model.name}: TensorRT {trt.__version__} built no plan (its reason is in the log); with less GPU memory"
+            f" free than it needs, lower --max-batch, --max-pairs or --workspace-mb; {device.free_bytes() >> 20} MB are"
+            " free now"
         )
     with plan.open("wb") as file:
         file.write(memoryview(serialized))
@@ -164,8 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="one ready ONNX file -> one plan")
     build.add_argument("--onnx", type=Path, required=True)
     build.add_argument("--plan", type=Path, required=True)
-    build.add_argument("--part", required=True, help="vision_encoder, text_encoder, geometry_encoder, decoder or mask_head")
-    build.add_argument("--variant", required=True, help='JSON, as in the front model\'s config.pbtxt; "{}" is the default')
+    build.add_argument(
+        "--part", required=True, help="vision_encoder, text_encoder, geometry_encoder, decoder or mask_head"
+    )
+    build.add_argument(
+        "--variant", required=True, help='JSON, as in the front model\'s config.pbtxt; "{}" is the default'
+    )
     build.add_argument("--workspace-mb", type=int, default=BuildOptions.workspace_mb, help="default %(default)s")
     build.add_argument("--level", type=int, default=BuildOptions.level, choices=range(6), help="default %(default)s")
     build.add_argument(

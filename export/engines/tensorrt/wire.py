@@ -1,7 +1,8 @@
-"""Messages between the process that has PyTorch and the one that has TensorRT: a line of JSON, then the bytes of each tensor that the line announces.
+"""Messages between the process that has PyTorch and the one that has TensorRT: a line of JSON, then the bytes of each
+tensor that the line announces.
 
-Both ends read and write with these functions, over the pipes of the child's standard input and output. Tensors are raw, little-endian and contiguous, so
-neither NumPy nor PyTorch has to be there. Standard library only, Python 3.10.
+Both ends read and write with these functions, over the pipes of the child's standard input and output. Tensors are raw,
+little-endian and contiguous, so neither NumPy nor PyTorch has to be there. Standard library only, Python 3.10.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def send(stream: BinaryIO, header: Mapping[str, Any], tensors: Mapping[str, Arra
 
 
 def receive(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, Array]] | None:
-    """One message, or None where the other end closed the pipe between two. Raises WireError on anything that is neither."""
+    """One message, or None where the other end closed the pipe between two. Raises WireError on anything that is
+    neither."""
     line = stream.readline()
     if not line:
         return None

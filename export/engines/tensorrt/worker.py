@@ -1,7 +1,9 @@
-"""A plan in, answers over a pipe out: runs, times and profiles one TensorRT plan in an interpreter that may have nothing but `tensorrt`.
+"""A plan in, answers over a pipe out: runs, times and profiles one TensorRT plan in an interpreter that may have
+nothing but `tensorrt`.
 
-`serve` is the loop of requests and knows nothing of TensorRT; `PlanRunner` is what it drives. `python -m export.engines.tensorrt.plan run` joins the two.
-Memory, stream and timing come from the CUDA driver, tensors from `export/engines/tensorrt/wire.py`. Python 3.10.
+`serve` is the loop of requests and knows nothing of TensorRT; `PlanRunner` is what it drives. `python -m
+export.engines.tensorrt.plan run` joins the two. Memory, stream and timing come from the CUDA driver, tensors from
+`export/engines/tensorrt/wire.py`. Python 3.10.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Runner(Protocol):
 
 
 def serve(runner: Runner, requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answers requests until the pipe closes. A request that fails gets {"error": sentence}; the next one is answered as usual."""
+    """Answers requests until the pipe closes. A request that fails gets {"error": sentence}; the next one is answered
+    as usual."""
     wire.send(replies, {"ready": True, **runner.facts})
     while (message := wire.receive(requests)) is not None:
         header, inputs = message
@@ -73,7 +76,8 @@ class PlanRunner:
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise PlanError(
-                f"{plan}: {activation_bytes(self.engine) / 1e6:.0f} MB of GPU memory are not free; lower --max-batch or --max-pairs"
+                f"{plan}: {activation_bytes(self.engine) / 1e6:.0f} MB of GPU memory are not free; lower --max-batch or"
+                " --max-pairs"
             )
         self.stream = Stream(self.device)
         kinds = {trt.float32: "FP32", trt.float16: "FP16", trt.int32: "INT32", trt.uint8: "UINT8"}
@@ -91,8 +95,9 @@ class PlanRunner:
         return {n: Array(self.dtypes[n], shapes[n], self._held[n].download()) for n in self.outputs}
 
     def time(self, inputs: Arrays, warm_up: int, repeats: int) -> dict[str, Any]:
-        """`ms`, the median of `repeats` executions by CUDA events, of which `spread_ms` are the fastest and the slowest; inputs lie on the GPU.
-        `resident_mb` is what the open plan keeps: weights, activations of its largest shapes, inputs and outputs."""
+        """`ms`, the median of `repeats` executions by CUDA events, of which `spread_ms` are the fastest and the
+        slowest; inputs lie on the GPU. `resident_mb` is what the open plan keeps: weights, activations of its largest
+        shapes, inputs and outputs."""
         self._bind(inputs)
         for _ in range(warm_up):
             self._execute()
@@ -108,7 +113,8 @@ class PlanRunner:
         return {"ms": statistics.median(taken), "spread_ms": spread, "resident_mb": round(resident, 1), **self.facts}
 
     def profile(self, inputs: Arrays, repeats: int) -> dict[str, Any]:
-        """`layers`: name and median milliseconds of each of the plan's layers, the longest first. Measuring slows the whole down."""
+        """`layers`: name and median milliseconds of each of the plan's layers, the longest first. Measuring slows the
+        whole down."""
         trt = self.trt
         taken: dict[str, list[float]] = {}
 
@@ -121,7 +127,9 @@ class PlanRunner:
 
         self._bind(inputs)
         self._execute()
-        self.context.profiler = Recorder()  # TensorRT cannot take a profiler off again, so a profiled plan is timed no more
+        self.context.profiler = (
+            Recorder()
+        )  # TensorRT cannot take a profiler off again, so a profiled plan is timed no more
         for _ in range(repeats):
             self._execute()
         layers = [{"layer": name, "ms": statistics.median(times)} for name, times in taken.items()]
@@ -135,7 +143,8 @@ class PlanRunner:
                 raise PlanError(f"{self.plan.parent.parent.name}: expected {name} as {self.dtypes[name]}, got {got}")
             if not self.context.set_input_shape(name, inputs[name].shape):
                 raise PlanError(
-                    f"{self.plan.parent.parent.name}: {name} of shape {list(inputs[name].shape)} is outside the plan's profile"
+                    f"{self.plan.parent.parent.name}: {name} of shape {list(inputs[name].shape)} is outside the plan's"
+                    " profile"
                 )
         shapes = {name: tuple(self.context.get_tensor_shape(name)) for name in self.dtypes}
         for name, shape in shapes.items():

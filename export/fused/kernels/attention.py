@@ -1,7 +1,8 @@
 """Softmax attention without a score matrix in memory: queries, keys and values in, their mixture out.
 
-Two things that a library call needs passes of their own for happen on the way: queries can be turned by their rotary table as they are read, and each
-key can have a bias (padding of a prompt). The running maximum and sum follow Dao, FlashAttention-2 (2023), algorithm 1.
+Two things that a library call needs passes of their own for happen on the way: queries can be turned by their rotary
+table as they are read, and each key can have a bias (padding of a prompt). The running maximum and sum follow Dao,
+FlashAttention-2 (2023), algorithm 1.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ def launch_attention(
         WIDTH=width,
         QUERIES=query_block,
         KEYS=key_block,
-        WHOLE=isinstance(keys, int) and keys % key_block == 0,  # a number that varies from call to call always gets masks
+        WHOLE=isinstance(keys, int)
+        and keys % key_block == 0,  # a number that varies from call to call always gets masks
         KEY_BIAS=key_bias is not None,
         ROTARY=cos is not None,
         num_warps=warps,
@@ -136,7 +138,8 @@ WINDOW_KEYS = 1024
 
 
 def block_sizes(width: int, keys: int | torch.SymInt) -> tuple[int, int, int, int]:
-    """Queries and keys of a block, warps, and stages of the load pipeline: the fastest measured on one H200 for a map's tokens or a prompt's."""
+    """Queries and keys of a block, warps, and stages of the load pipeline: the fastest measured on one H200 for a map's
+    tokens or a prompt's."""
     if not isinstance(keys, int) or keys < 128:
         return 64, 32, 4, 1
     if width < 64:
@@ -145,17 +148,23 @@ def block_sizes(width: int, keys: int | torch.SymInt) -> tuple[int, int, int, in
 
 
 @torch.library.triton_op("sam3::attention", mutates_args={})
-def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """Softmax attention of scaled queries: q [N,heads,n,d], k and v [N,heads,m,d] (channels contiguous, any other strides) -> [N,n,heads*d].
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None
+) -> Tensor:
+    """Softmax attention of scaled queries: q [N,heads,n,d], k and v [N,heads,m,d] (channels contiguous, any other
+    strides) -> [N,n,heads*d].
 
-    `key_bias` fp32 [N,m] is added to every query's scores. `cos` and `sin` [n,d/2] turn the queries: channel i and i + d/2 are a pair. d is a power
-    of two, 16 or more. The result is contiguous and has the dtype of q.
+    `key_bias` fp32 [N,m] is added to every query's scores. `cos` and `sin` [n,d/2] turn the queries: channel i and i +
+    d/2 are a pair. d is a power of two, 16 or more. The result is contiguous and has the dtype of q.
     """
     return launch_attention(q, k, v, key_bias, cos, sin)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """What `attention` computes, in PyTorch; in fp32 but for the queries, which are rounded to their dtype once turned."""
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None
+) -> Tensor:
+    """What `attention` computes, in PyTorch; in fp32 but for the queries, which are rounded to their dtype once
+    turned."""
     if cos is not None and sin is not None:
         q = turn(q, cos, sin)
     scores = q.float() @ k.float().transpose(-1, -2)  # [N,heads,n,m]

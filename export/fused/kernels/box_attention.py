@@ -1,7 +1,9 @@
-"""Attention of box queries on a map: a bias from a row's and a column's number, how far a pixel is from the edges of a query's box, added on the way.
+"""Attention of box queries on a map: a bias from a row's and a column's number, how far a pixel is from the edges of a
+query's box, added on the way.
 
-A library takes such a bias only as a full tensor [N,heads,Q,p*p]: 0.5 GB for 32 pairs at 1008, made, written and read in each of six layers. Here a step
-of the loop is one line of the map, so the columns' numbers stay in registers for the whole loop and the row's is one number for each query.
+A library takes such a bias only as a full tensor [N,heads,Q,p*p]: 0.5 GB for 32 pairs at 1008, made, written and read
+in each of six layers. Here a step of the loop is one line of the map, so the columns' numbers stay in registers for the
+whole loop and the row's is one number for each query.
 """
 
 from __future__ import annotations
@@ -106,10 +108,12 @@ def launch_box_attention(
 
 @torch.library.triton_op("sam3::box_attention", mutates_args={})
 def box_attention(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Softmax attention of scaled queries q [N,heads,1+Q,d] on a map's tokens k and v [N,heads,p*p,d] in lines of p -> [N,1+Q,heads*d].
+    """Softmax attention of scaled queries q [N,heads,1+Q,d] on a map's tokens k and v [N,heads,p*p,d] in lines of p ->
+    [N,1+Q,heads*d].
 
-    `rows` and `columns` [N,heads,Q,p], contiguous, are added to the scores of all queries but the first. d is a power of two, 16 or more; q, k and v
-    have contiguous channels and any other strides. The result is contiguous and has the dtype of q.
+    `rows` and `columns` [N,heads,Q,p], contiguous, are added to the scores of all queries but the first. d is a power
+    of two, 16 or more; q, k and v have contiguous channels and any other strides. The result is contiguous and has the
+    dtype of q.
     """
     return launch_box_attention(q, k, v, rows, columns)
 

@@ -1,6 +1,8 @@
-"""Box edges in, attention bias along one axis of the feature map out: signed log distances through a small MLP whose hidden layer never leaves the chip.
+"""Box edges in, attention bias along one axis of the feature map out: signed log distances through a small MLP whose
+hidden layer never leaves the chip.
 
-For 32 pairs, 200 queries and 72 coordinates the hidden layer would be 236 MB, written and read again, for each axis of each decoder layer.
+For 32 pairs, 200 queries and 72 coordinates the hidden layer would be 236 MB, written and read again, for each axis of
+each decoder layer.
 """
 
 from __future__ import annotations
@@ -99,8 +101,11 @@ def launch_box_bias(
 
 
 @torch.library.triton_op("sam3::box_bias", mutates_args={})
-def box_bias(low: Tensor, high: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, grid: int) -> Tensor:
-    """Edges `low` and `high` fp32 [N,Q] in 0..1 -> bias [N,heads,Q,grid] on `grid` coordinates i/grid, in the dtype of the weights.
+def box_bias(
+    low: Tensor, high: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, grid: int
+) -> Tensor:
+    """Edges `low` and `high` fp32 [N,Q] in 0..1 -> bias [N,heads,Q,grid] on `grid` coordinates i/grid, in the dtype of
+    the weights.
 
     weight1 [H,2], bias1 [H], weight2 [heads,H], bias2 [heads]: two layers with ReLU between. H is a power of two.
     """

@@ -1,4 +1,5 @@
-"""How a kernel is started: traced into an exported graph on a GPU, or run by Triton's interpreter (TRITON_INTERPRET=1) where there is none."""
+"""How a kernel is started: traced into an exported graph on a GPU, or run by Triton's interpreter (TRITON_INTERPRET=1)
+where there is none."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Normalised pixels times queries: the mask head's last map in as its convolution left it, mask logits out; normalisation and ReLU happen on the way.
+"""Normalised pixels times queries: the mask head's last map in as its convolution left it, mask logits out;
+normalisation and ReLU happen on the way.
 
-The map is the largest tensor of the model (1.4 GB for 32 pairs at 1008). Normalising it apart would read and write it once more.
+The map is the largest tensor of the model (1.4 GB for 32 pairs at 1008). Normalising it apart would read and write it
+once more.
 """
 
 from __future__ import annotations
@@ -49,7 +51,12 @@ def mask_product_kernel(
 
 
 def launch_mask_product(
-    x: Tensor, scale: Tensor, shift: Tensor, queries: Tensor, offset: Tensor, blocks: tuple[int, int, int] = (PIXELS, 32, 4)
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    queries: Tensor,
+    offset: Tensor,
+    blocks: tuple[int, int, int] = (PIXELS, 32, 4),
 ) -> Tensor:
     """`mask_product` with the block sizes (pixels, picks, warps) given."""
     rows, pixels, channels = x.shape
@@ -75,8 +82,8 @@ def launch_mask_product(
 
 @torch.library.triton_op("sam3::mask_product", mutates_args={})
 def mask_product(x: Tensor, scale: Tensor, shift: Tensor, queries: Tensor, offset: Tensor) -> Tensor:
-    """relu(x*scale + shift) times queries, plus offset: x [M,P,C], scale and shift fp32 [M,C], queries [M,T,C], offset [M,T], all contiguous ->
-    [M,T,P] in the dtype of x. C is a power of two, 16 or more.
+    """relu(x*scale + shift) times queries, plus offset: x [M,P,C], scale and shift fp32 [M,C], queries [M,T,C], offset
+    [M,T], all contiguous -> [M,T,P] in the dtype of x. C is a power of two, 16 or more.
     """
     return launch_mask_product(x, scale, shift, queries, offset)
 

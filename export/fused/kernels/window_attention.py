@@ -1,8 +1,10 @@
-"""Attention inside the windows of a map that they do not fill: tokens in window order without the padding in, their mixture in the same order out.
+"""Attention inside the windows of a map that they do not fill: tokens in window order without the padding in, their
+mixture in the same order out.
 
-SAM3 pads such a map with zeros and lets everything attend to them. A padded token is zero before the projection, so its key and value are the projection's
-bias after it, the key turned by its place. So nothing is padded here: a window is a run of real tokens, no query is computed for padding, and the padded
-keys are made on the way from one bias, the padded values summed up as one.
+SAM3 pads such a map with zeros and lets everything attend to them. A padded token is zero before the projection, so its
+key and value are the projection's bias after it, the key turned by its place. So nothing is padded here: a window is a
+run of real tokens, no query is computed for padding, and the padded keys are made on the way from one bias, the padded
+values summed up as one.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ def window_attention_kernel(
         highest = tl.full([QUERIES], float("-inf"), tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
         out = tl.zeros([QUERIES, WIDTH], tl.float32)
-        k_ptrs = k_ptr + batch * k_batch + head * k_head + (first + key[None, :]) * k_token + channel[:, None]  # [WIDTH,KEYS]
+        k_ptrs = (
+            k_ptr + batch * k_batch + head * k_head + (first + key[None, :]) * k_token + channel[:, None]
+        )  # [WIDTH,KEYS]
         v_ptrs = v_ptr + batch * v_batch + head * v_head + (first + key[:, None]) * v_token + channel[None, :]
         for start in range(0, count, KEYS):
             k = tl.load(k_ptrs, mask=start + key[None, :] < count, other=0.0)
@@ -82,7 +86,10 @@ def window_attention_kernel(
         for start in range(0, pads, KEYS):
             seen = start + key[None, :] < pads
             turns = (tokens + padded + start + key[None, :]) * half + (channel % half)[:, None]  # [WIDTH,KEYS]
-            key_cos, key_sin = tl.load(cos_ptr + turns, mask=seen, other=0.0), tl.load(sin_ptr + turns, mask=seen, other=0.0)
+            key_cos, key_sin = (
+                tl.load(cos_ptr + turns, mask=seen, other=0.0),
+                tl.load(sin_ptr + turns, mask=seen, other=0.0),
+            )
             scores = tl.where(seen, tl.dot(q, (bias * key_cos + swapped * key_sin).to(q.dtype)), float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1) * LOG2E)
             weight = tl.sum(tl.exp2(scores * LOG2E - higher[:, None]), 1)
@@ -106,7 +113,8 @@ def launch_window_attention(
     longest: int,
     blocks: tuple[int, int, int, int] = (64, 64, 4, 3),
 ) -> Tensor:
-    """`window_attention` with the block sizes (queries, keys, warps, stages) given; those of `attention` for windows by default."""
+    """`window_attention` with the block sizes (queries, keys, warps, stages) given; those of `attention` for windows by
+    default."""
     batch, heads, tokens, width = q.shape
     query_block, key_block, warps, stages = blocks
     parts = triton.cdiv(longest, query_block)
@@ -148,11 +156,13 @@ def window_attention(
     windows: Tensor,
     longest: int,
 ) -> Tensor:
-    """Softmax attention of scaled queries inside windows: q, k and v [N,heads,n,d] (channels contiguous, any other strides) -> [N,n,heads*d].
+    """Softmax attention of scaled queries inside windows: q, k and v [N,heads,n,d] (channels contiguous, any other
+    strides) -> [N,n,heads*d].
 
-    `windows` int32 [W,4] says of each window its first token and how many there are, and its first padded token and how many those are; `longest` is the most
-    tokens of a window. `key_bias` and `value_bias` [heads,d] are what a padded token's key, before it is turned, and value are. `cos` and `sin` [n+P,d/2] turn
-    the queries of the n tokens and the keys of the P padded ones; the tokens' own keys come turned. The result is contiguous and has the dtype of q.
+    `windows` int32 [W,4] says of each window its first token and how many there are, and its first padded token and how
+    many those are; `longest` is the most tokens of a window. `key_bias` and `value_bias` [heads,d] are what a padded
+    token's key, before it is turned, and value are. `cos` and `sin` [n+P,d/2] turn the queries of the n tokens and the
+    keys of the P padded ones; the tokens' own keys come turned. The result is contiguous and has the dtype of q.
     """
     return launch_window_attention(q, k, v, key_bias, value_bias, cos, sin, windows, longest)
 
@@ -168,10 +178,13 @@ def plain_window_attention(
     windows: Tensor,
     longest: int,
 ) -> Tensor:
-    """What `window_attention` computes, in PyTorch; in fp32 but for queries and padded keys, which are rounded to their dtype once turned."""
+    """What `window_attention` computes, in PyTorch; in fp32 but for queries and padded keys, which are rounded to their
+    dtype once turned."""
     tokens = q.shape[2]
     q = turn(q, cos[:tokens], sin[:tokens]).float()
-    padding = turn(key_bias[:, None].expand(-1, len(cos) - tokens, -1), cos[tokens:], sin[tokens:]).float()  # [heads,P,d]
+    padding = turn(
+        key_bias[:, None].expand(-1, len(cos) - tokens, -1), cos[tokens:], sin[tokens:]
+    ).float()  # [heads,P,d]
     out = torch.empty_like(q)
     for first, count, padded, pads in windows.tolist():
         own = slice(first, first + count)

@@ -1,7 +1,9 @@
-"""PyTorch's profiler for `sam3-perf profile`: a repository of packages goes in, they run in this process, the table of GPU kernels and a trace come out.
+"""PyTorch's profiler for `sam3-perf profile`: a repository of packages goes in, they run in this process, the table of
+GPU kernels and a trace come out.
 
-Features stay on the GPU between the models, as in the server; each call is awaited, so a kernel belongs to the part in whose range it ran. Without the
-profiler, stages and parts are NVTX ranges for Nsight Systems: the two cannot watch a GPU at the same time.
+Features stay on the GPU between the models, as in the server; each call is awaited, so a kernel belongs to the part in
+whose range it ran. Without the profiler, stages and parts are NVTX ranges for Nsight Systems: the two cannot watch a
+GPU at the same time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 
 from ensemble.engines.aoti import AotiRunner
-from ensemble.spec import Model
+from ensemble.spec import ModelSpec
 
 PRODUCTS = (
     "gemm",
@@ -40,7 +42,8 @@ COMPILED = "compiled loops"
 
 
 class AotiPackages:
-    """`call` for a `Pipeline`: a package per sub-model on `device` ("cuda" or "cpu"), under PyTorch's profiler, or marked for Nsight Systems."""
+    """`call` for a `Pipeline`: a package per sub-model on `device` ("cuda" or "cpu"), under PyTorch's profiler, or
+    marked for Nsight Systems."""
 
     def __init__(self, repository: Path, device: str, nvtx: bool) -> None:
         self._repository, self._device, self._nvtx = repository, device, nvtx
@@ -53,7 +56,7 @@ class AotiPackages:
         """A range of that name in the trace, or for Nsight Systems."""
         return torch.cuda.nvtx.range(name) if self._nvtx else torch.profiler.record_function(name)
 
-    def __call__(self, model: Model, tensors: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    def __call__(self, model: ModelSpec, tensors: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         if model.part not in self._open:
             path = self._repository / model.name / "1" / "model.pt2"
             self._open[model.part] = AotiRunner(path, 0 if self._device == "cuda" else None)
@@ -72,7 +75,8 @@ class AotiPackages:
             self._profiler.start()
 
     def finish(self, trace: Path, rounds: int) -> list[dict[str, Any]]:
-        """Ends the profiler; writes the trace, which Perfetto opens, and returns the table of kernels; nothing of either for Nsight Systems."""
+        """Ends the profiler; writes the trace, which Perfetto opens, and returns the table of kernels; nothing of
+        either for Nsight Systems."""
         if self._nvtx:
             return []
         self._profiler.stop()
@@ -80,7 +84,8 @@ class AotiPackages:
         return kernels(self._profiler.events(), rounds, self._device)
 
     def ceilings(self) -> dict[str, float]:
-        """What this device reaches: GFLOP/s of a product of square matrices in the packages' dtype, GB/s of a copy (read and written), best of five."""
+        """What this device reaches: GFLOP/s of a product of square matrices in the packages' dtype, GB/s of a copy
+        (read and written), best of five."""
         on_gpu = self._device == "cuda"
         side, elements = (8192, 1 << 29) if on_gpu else (1536, 64 << 20)
         a = torch.randn(side, side, device=self._device, dtype=torch.float16 if on_gpu else torch.float32)
@@ -103,8 +108,8 @@ class AotiPackages:
 
 
 def kernels(events: Sequence[Any], rounds: int, device: str) -> list[dict[str, Any]]:
-    """One record per part and kernel, the longest first: milliseconds and launches per round. On the CPU these are PyTorch's operators and their own time;
-    compiled loops have no names there and are the rest of the part.
+    """One record per part and kernel, the longest first: milliseconds and launches per round. On the CPU these are
+    PyTorch's operators and their own time; compiled loops have no names there and are the rest of the part.
     """
     kinds = torch.autograd.DeviceType
     ranges = [e for e in events if e.name.startswith(PART) and e.device_type == kinds.CPU]

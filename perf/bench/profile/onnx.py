@@ -1,4 +1,5 @@
-"""ONNX Runtime's profiler for `sam3-perf profile`: a repository goes in, the sub-models run in this process, kinds of kernels and a trace come out."""
+"""ONNX Runtime's profiler for `sam3-perf profile`: a repository goes in, the sub-models run in this process, kinds of
+kernels and a trace come out."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ensemble.nvtx_ranges import unmarked
-from ensemble.spec import Model
+from ensemble.spec import ModelSpec
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
-"""Kinds whose name holds one of these multiply matrices; the others move and change numbers, and memory is their limit."""
+"""Kinds whose name holds one of these multiply matrices; the others move and change numbers, and memory is their
+limit."""
 
 
 class OnnxSessions:
@@ -30,7 +32,7 @@ class OnnxSessions:
         self._warm: dict[str, int] = {}
         self._open: dict[str, Any] = {}
 
-    def __call__(self, model: Model, tensors: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    def __call__(self, model: ModelSpec, tensors: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         if model.part not in self._open:
             self._open[model.part] = self._session(model)
         self._calls[model.part] += 1
@@ -54,7 +56,7 @@ class OnnxSessions:
         write_trace(events, trace)
         return kernels(events, rounds)
 
-    def _session(self, model: Model) -> Any:
+    def _session(self, model: ModelSpec) -> Any:
         import onnxruntime as ort
 
         options = ort.SessionOptions()
@@ -65,7 +67,8 @@ class OnnxSessions:
 
     @staticmethod
     def ceilings() -> dict[str, float]:
-        """What this machine reaches: GFLOP/s of a product of fp32 matrices of 1536 a side, GB/s of a copy of 256 MB (read and written), best of three."""
+        """What this machine reaches: GFLOP/s of a product of fp32 matrices of 1536 a side, GB/s of a copy of 256 MB
+        (read and written), best of three."""
         a = np.random.default_rng(0).random((1536, 1536), np.float32)
         block = np.zeros(64 << 20, np.float32)
         target = np.empty_like(block)
@@ -84,7 +87,8 @@ class OnnxSessions:
 
 
 def kernels(events: Mapping[str, Sequence[Mapping[str, Any]]], rounds: int) -> list[dict[str, Any]]:
-    """One record per part and kind of kernel, the longest first: milliseconds and launches per round, of the median call."""
+    """One record per part and kind of kernel, the longest first: milliseconds and launches per round, of the median
+    call."""
     rows = []
     for part, found in events.items():
         starts = sorted(e["ts"] for e in found if e.get("name") == "model_run")
@@ -98,7 +102,9 @@ def kernels(events: Mapping[str, Sequence[Mapping[str, Any]]], rounds: int) -> l
             milliseconds = float(np.median([sum(call) for call in calls])) * a_round
             launches = round(float(np.median([len(call) for call in calls])) * a_round)
             limit = "arithmetic" if any(name in kind for name in PRODUCTS) else "memory"
-            rows.append({"part": part, "kernel": kind, "ms": round(milliseconds, 3), "launches": launches, "limit": limit})
+            rows.append(
+                {"part": part, "kernel": kind, "ms": round(milliseconds, 3), "launches": launches, "limit": limit}
+            )
     return sorted(rows, key=lambda row: -row["ms"])
 
 

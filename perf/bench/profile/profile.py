@@ -1,8 +1,10 @@
-"""`sam3-perf profile`: one resolution of a repository goes in, a table per stage and per kind of kernel and a trace for Perfetto come out.
+"""`sam3-perf profile`: one resolution of a repository goes in, a table per stage and per kind of kernel and a trace for
+Perfetto come out.
 
-The sub-models run in this process, in the server's own flow (`ensemble/pipeline.py`) on drawn frames, under the engine's profiler: no server, no
-transport, one clock. Beside the milliseconds stands the least that each stage could take on this machine: its arithmetic (`perf/capacity/model.py`) at the speed of a
-plain product of matrices, or its weights and tensors at the speed of a copy, whichever takes longer.
+The sub-models run in this process, in the server's own flow (`ensemble/pipeline.py`) on drawn frames, under the
+engine's profiler: no server, no transport, one clock. Beside the milliseconds stands the least that each stage could
+take on this machine: its arithmetic (`perf/capacity/model.py`) at the speed of a plain product of matrices, or its
+weights and tensors at the speed of a copy, whichever takes longer.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ensemble.server import repository as placement
 from ensemble.server.memory import SAM3, Architecture
 from ensemble.server.repository import Served
 from ensemble.server.requirements import ServerError
-from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Model, Variant
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, ModelSpec, Variant
 from perf import results
 from perf.bench.profile.onnx import OnnxSessions
 from perf.capacity.model import decoder_flops, mask_head_flops, text_flops, vision_flops
@@ -51,9 +53,10 @@ class ProfileError(ValueError):
 
 
 class Engine(Protocol):
-    """Runs the sub-models for a `Pipeline` and watches them: `profile_onnx.OnnxSessions`, `profile_aoti.AotiPackages`."""
+    """Runs the sub-models for a `Pipeline` and watches them: `profile_onnx.OnnxSessions`,
+    `profile_aoti.AotiPackages`."""
 
-    def __call__(self, model: Model, tensors: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]: ...
+    def __call__(self, model: ModelSpec, tensors: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]: ...
     def annotate(self, name: str) -> AbstractContextManager[object]: ...
     def warm(self) -> None: ...
     def finish(self, trace: Path, rounds: int) -> list[dict[str, Any]]: ...
@@ -78,7 +81,8 @@ def find(repository: Path, resolution: int | None) -> Served:
 
 
 def open_engine(served: Served, repository: Path, folder: Path, device: str, nvtx: bool) -> Engine:
-    """What runs the artifacts of that front model. Raises ProfileError where they are missing or nothing here runs them."""
+    """What runs the artifacts of that front model. Raises ProfileError where they are missing or nothing here runs
+    them."""
     if served.missing:
         raise ProfileError(
             f"expected {served.missing[0].path}, found no such file; write it with sam3-export --engine {served.engine}"
@@ -91,14 +95,16 @@ def open_engine(served: Served, repository: Path, folder: Path, device: str, nvt
         return OnnxSessions(repository, folder)
     what = f"{served.engine}{' on a GPU' if device == 'cuda' else ''}{' for Nsight Systems' if nvtx else ''}"
     raise ProfileError(
-        f"expected engine onnxruntime on the CPU, or aoti (for Nsight Systems on a GPU), got {what}; trtexec --dumpProfile profiles a plan"
+        f"expected engine onnxruntime on the CPU, or aoti (for Nsight Systems on a GPU), got {what}; trtexec"
+        " --dumpProfile profiles a plan"
     )
 
 
 def run(
     variant: Variant, repository: Path, engine: Engine, frames: int, classes: int, rounds: int, asked: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Milliseconds of each stage per round (median), after one round that warms up. `asked` goes into every `FrameRequest`."""
+    """Milliseconds of each stage per round (median), after one round that warms up. `asked` goes into every
+    `FrameRequest`."""
     length = variant.checkpoint.context_length
     tokenizer = PromptTokenizer(repository / variant.text_encoder.name / "1" / "tokenizer.json", length)
     shown = inputs.pictures(frames)
@@ -106,7 +112,9 @@ def run(
     for turn in track(range(rounds + 1), description="rounds", console=wide_console(), transient=True):
         if turn == 1:
             engine.warm()
-        pipeline = Pipeline(variant, tokenizer, engine, annotate=engine.annotate)  # a new one: every round encodes its text
+        pipeline = Pipeline(
+            variant, tokenizer, engine, annotate=engine.annotate
+        )  # a new one: every round encodes its text
         start = time.perf_counter()
         jobs = []
         with engine.annotate("decode"):
@@ -135,7 +143,10 @@ def operations(variant: Variant, a: Architecture, frames: int, classes: int) -> 
 
 def traffic(served: Served, frames: int, classes: int) -> dict[str, float]:
     """Least megabytes that a stage's memory must move in a round: its weights once, its inputs and outputs once."""
-    variant, sizes = served.variant, {"images": frames, "pairs": frames * classes, "prompts": classes, "rows": frames * classes}
+    variant, sizes = (
+        served.variant,
+        {"images": frames, "pairs": frames * classes, "prompts": classes, "rows": frames * classes},
+    )
     moved = {}
     for stage, model in zip(
         MODEL_STAGES, (variant.vision_encoder, variant.text_encoder, variant.decoder, variant.mask_head), strict=True
@@ -150,12 +161,16 @@ def traffic(served: Served, frames: int, classes: int) -> dict[str, float]:
 def bounds(
     stages: Mapping[str, float], gflop: Mapping[str, float], megabytes: Mapping[str, float], limits: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """A record per stage: milliseconds, the least that arithmetic and that memory would take at this machine's ceilings, which of them binds, and its share."""
+    """A record per stage: milliseconds, the least that arithmetic and that memory would take at this machine's
+    ceilings, which of them binds, and its share."""
     rows = []
     for stage, ms in stages.items():
         row: dict[str, Any] = {"stage": stage, "ms": round(ms, 3)}
         if stage in gflop:
-            least = {"arithmetic": gflop[stage] / limits["gflop_s"] * 1e3, "memory": megabytes[stage] / limits["copy_gb_s"]}
+            least = {
+                "arithmetic": gflop[stage] / limits["gflop_s"] * 1e3,
+                "memory": megabytes[stage] / limits["copy_gb_s"],
+            }
             bound = max(least, key=lambda kind: least[kind])
             row |= {"gflop": round(gflop[stage], 1), "mb": round(megabytes[stage], 1), "bound": bound}
             row |= {f"{kind}_ms": round(value, 3) for kind, value in least.items()}
@@ -167,7 +182,10 @@ def bounds(
 def main(argv: Sequence[str] | None = None) -> int:
     """0: profiled; 2: not possible, and stderr says why."""
     p = argparse.ArgumentParser(
-        prog="sam3-perf profile", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sam3-perf profile",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default %(default)s")
     p.add_argument("--resolution", type=int, help="default: the repository's only one")
@@ -175,13 +193,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
     p.add_argument("--rounds", type=int, default=5, help="default %(default)s")
     p.add_argument(
-        "--checkpoint", type=Path, help="folder with config.json, for the count of operations; default: facebook/sam3's sizes"
+        "--checkpoint",
+        type=Path,
+        help="folder with config.json, for the count of operations; default: facebook/sam3's sizes",
     )
     p.add_argument("--output", type=Path, default=Path("build/perf/profile"), help="folder; default %(default)s")
-    p.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score with a mask; default %(default)s")
-    p.add_argument("--max-detections", type=int, default=DEFAULT_MAX_DETECTIONS, help="most masks a class; default %(default)s")
+    p.add_argument(
+        "--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score with a mask; default %(default)s"
+    )
+    p.add_argument(
+        "--max-detections", type=int, default=DEFAULT_MAX_DETECTIONS, help="most masks a class; default %(default)s"
+    )
     p.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda for aoti packages, cpu for ONNX files")
-    p.add_argument("--nvtx", action="store_true", help="mark stages for Nsight Systems in place of the profiler (aoti on a GPU)")
+    p.add_argument(
+        "--nvtx", action="store_true", help="mark stages for Nsight Systems in place of the profiler (aoti on a GPU)"
+    )
     options = p.parse_args(argv)
     try:
         result = profile(options)
@@ -215,19 +241,36 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
     counted, limits = operations(variant, architecture, options.frames, options.classes), engine.ceilings()
     found = {"model": variant.front_name, "engine": served.engine, "device": device, "machine": results.machine()}
     found |= {"versions": results.package_versions(), "frames": options.frames, "classes": options.classes}
-    found |= {"stages": bounds(stages, counted, traffic(served, options.frames, options.classes), limits), "ceilings": limits}
+    found |= {
+        "stages": bounds(stages, counted, traffic(served, options.frames, options.classes), limits),
+        "ceilings": limits,
+    }
     return found | {"kernels": rows, "trace": str(options.output / "trace.json")}
 
 
 def stage_table(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> Table:
     caption = f"ceilings measured here: {limits['gflop_s']:,.0f} GFLOP/s, copy {limits['copy_gb_s']:,.0f} GB/s"
     sheet = Table(
-        "stage", "ms a round", "GFLOP", "MB", "arithmetic ms", "memory ms", "bound", "reached", title="stages", caption=caption
+        "stage",
+        "ms a round",
+        "GFLOP",
+        "MB",
+        "arithmetic ms",
+        "memory ms",
+        "bound",
+        "reached",
+        title="stages",
+        caption=caption,
     )
     for row in rows:
         cells = ["-"] * 6
         if "bound" in row:
-            numbers = (f"{row['gflop']:,.1f}", f"{row['mb']:,.0f}", f"{row['arithmetic_ms']:.2f}", f"{row['memory_ms']:.2f}")
+            numbers = (
+                f"{row['gflop']:,.1f}",
+                f"{row['mb']:,.0f}",
+                f"{row['arithmetic_ms']:.2f}",
+                f"{row['memory_ms']:.2f}",
+            )
             cells = [*numbers, row["bound"], f"{row['of_bound']:.0%}"]
         sheet.add_row(row["stage"], f"{row['ms']:.2f}", *cells)
     return sheet

@@ -1,4 +1,5 @@
-"""What both forms of a rewrite are made from: a checkpoint and sizes in, its layers ready to run and random tensors of those sizes out.
+"""What both forms of a rewrite are made from: a checkpoint and sizes in, its layers ready to run and random tensors of
+those sizes out.
 
 Two cases of the same sizes draw the same tensors.
 """
@@ -22,7 +23,8 @@ Forms = tuple[Form, Form]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """`forms(case)` makes the form as written and the rewritten one, which return the same tensors; `compared` is what each of the two does."""
+    """`forms(case)` makes the form as written and the rewritten one, which return the same tensors; `compared` is what
+    each of the two does."""
 
     name: str
     compared: str
@@ -31,7 +33,8 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes, and where and in which precision to compute. `model` is in fp32, on the CPU and at the resolution; pairs follow their frames' order."""
+    """Sizes, and where and in which precision to compute. `model` is in fp32, on the CPU and at the resolution; pairs
+    follow their frames' order."""
 
     model: Sam3Model
     device: str
@@ -89,6 +92,11 @@ class Case:
         """The mask head's two: convolution, normalisation, coarse maps [N,C,h,h], skip maps [B,C,2h,2h]."""
         pixels = self.model.mask_decoder.pixel_decoder
         return [
-            (pixels.conv_layers[i], pixels.norms[i], self.maps(len(self.every), i + 1), self.maps(self.frames, 2 * i + 2))
+            (
+                pixels.conv_layers[i],
+                pixels.norms[i],
+                self.maps(len(self.every), i + 1),
+                self.maps(self.frames, 2 * i + 2),
+            )
             for i in range(2)
         ]

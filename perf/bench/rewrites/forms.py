@@ -1,7 +1,9 @@
-"""The two forms of each exact rewrite that `perf.bench.rewrites.rewrites` sets side by side: as written and rewritten, on the same layers and the same random tensors.
+"""The two forms of each exact rewrite that `perf.bench.rewrites.rewrites` sets side by side: as written and rewritten,
+on the same layers and the same random tensors.
 
-They differ in that rewrite alone: whatever else can be the same (kernels, joined projections, memory formats) is. The rewritten forms are made of the
-sub-models' own modules; the forms as written of the same modules where those can be told to, and of transformers' and PyTorch's otherwise.
+They differ in that rewrite alone: whatever else can be the same (kernels, joined projections, memory formats) is. The
+rewritten forms are made of the sub-models' own modules; the forms as written of the same modules where those can be
+told to, and of transformers' and PyTorch's otherwise.
 """
 
 from __future__ import annotations
@@ -27,15 +29,25 @@ from perf.bench.rewrites.case import Case, Forms, Rewrite
 
 
 def position_tables(case: Case) -> Forms:
-    """Absolute positions are added to tokens [B,p*p,C]; queries and keys [2,windows,heads,tokens,d] are turned, in every layer of the image transformer."""
+    """Absolute positions are added to tokens [B,p*p,C]; queries and keys [2,windows,heads,tokens,d] are turned, in
+    every layer of the image transformer."""
     vit, p = case.model.vision_encoder.backbone, case.patches
-    w, heads, width = vit.config.window_size, vit.layers[0].attention.num_attention_heads, vit.layers[0].attention.head_dim
-    tokens, table = case.random(case.frames, p * p, vit.config.hidden_size), case.cast(vit.embeddings.position_embeddings)
+    w, heads, width = (
+        vit.config.window_size,
+        vit.layers[0].attention.num_attention_heads,
+        vit.layers[0].attention.head_dim,
+    )
+    tokens, table = (
+        case.random(case.frames, p * p, vit.config.hidden_size),
+        case.cast(vit.embeddings.position_embeddings),
+    )
     tiled = case.cast(tiled_positions(vit.embeddings.position_embeddings, p).flatten(1, 2))
     sizes = {w: (case.frames * (-(-p // w)) ** 2, w * w), 0: (case.frames, p * p)}
     states = {window: case.random(2, count, heads, n, width) for window, (count, n) in sizes.items()}
     # The modules that make the tables stay in fp32, as in a half-precision model of transformers.
-    layers = [(copy.deepcopy(m.rotary_emb).to(case.device), m.position_ids.to(case.device), m.window_size) for m in vit.layers]
+    layers = [
+        (copy.deepcopy(m.rotary_emb).to(case.device), m.position_ids.to(case.device), m.window_size) for m in vit.layers
+    ]
     constants = {window: rotary(tokens, ids) for rotary, ids, window in layers}
 
     def turned(tables: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -56,7 +68,11 @@ def features_once(case: Case) -> Forms:
     run = upsample if case.kernels == "gpu" else plain_upsample
     index, every = case.image_index, case.every
     stages = [
-        (x.permute(0, 2, 3, 1), case.ready(FusedStage(convolution, norm, case.kernels)).folded, skip.permute(0, 2, 3, 1))
+        (
+            x.permute(0, 2, 3, 1),
+            case.ready(FusedStage(convolution, norm, case.kernels)).folded,
+            skip.permute(0, 2, 3, 1),
+        )
         for convolution, norm, x, skip in case.stages()
     ]
     return (
@@ -91,7 +107,8 @@ Stage = tuple[nn.Module, nn.Module, Tensor, Tensor]
 
 
 def plain_convolutions(stages: list[Stage], rows: Tensor) -> list[Tensor]:
-    """Both stages' convolutions [N,C,2h,2h] as transformers writes them; `rows` (int64, for index_select loses the memory format) are the pairs' images."""
+    """Both stages' convolutions [N,C,2h,2h] as transformers writes them; `rows` (int64, for index_select loses the
+    memory format) are the pairs' images."""
     return [whole(F.interpolate(x, scale_factor=2.0, mode="nearest") + skip[rows]) for whole, _, x, skip in stages]
 
 
@@ -106,7 +123,9 @@ def transposed_convolution(case: Case) -> Forms:
 
 def convolution_kernel(case: Case) -> Forms:
     """The kernel also takes the sums for the group normalisation, which would be a pass of its own."""
-    stages = [(case.ready(c), case.ready(FusedStage(c, norm, case.kernels)), x, skip) for c, norm, x, skip in case.stages()]
+    stages = [
+        (case.ready(c), case.ready(FusedStage(c, norm, case.kernels)), x, skip) for c, norm, x, skip in case.stages()
+    ]
     index = case.image_index
     return (
         lambda: plain_convolutions(stages, index.long()),
@@ -152,7 +171,8 @@ def normalisation(case: Case) -> Forms:
 
 
 def window_padding(case: Case) -> Forms:
-    """Attention of a windowed layer over tokens in window order. Windows that come padded are, to the same module, maps that one window fills."""
+    """Attention of a windowed layer over tokens in window order. Windows that come padded are, to the same module, maps
+    that one window fills."""
     vit, p = case.model.vision_encoder.backbone, case.patches
     layer = next(m for m in vit.layers if m.window_size)
     w = layer.window_size

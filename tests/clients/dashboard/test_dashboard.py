@@ -16,7 +16,7 @@ from clients.dashboard.load import Load, cpu_times, gpus
 from clients.fleet.ask import Answer, Exemplar
 from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.fleet import Camera
-from clients.video.reader import Picture
+from clients.video.reader import CapturedFrame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS
 from tests.clients.dashboard.pages import page
 
@@ -30,7 +30,7 @@ def board():
 
 def answer(found, index=0, grey=90):
     rgb = np.full((360, 640, 3), grey, np.uint8)
-    return Answer(Picture(index, 0.0, 0.0, 0, rgb, b""), "answered", 42.0, found)
+    return Answer(CapturedFrame(index, 0.0, 0.0, 0, rgb, b""), "answered", 42.0, found)
 
 
 def frame_of(name):
@@ -60,7 +60,13 @@ async def test_figures(board, detections):
     board(camera, answer(detections(), index=5))
     async with page(board) as ask:
         yard, gate = json.loads((await ask("/api/cameras"))[1])
-    assert (yard["name"], yard["state"], yard["frame"], yard["latency_ms"], yard["answered"]) == (CONFIG.name, "live", 5, 42, 7)
+    assert (yard["name"], yard["state"], yard["frame"], yard["latency_ms"], yard["answered"]) == (
+        CONFIG.name,
+        "live",
+        5,
+        42,
+        7,
+    )
     assert [(d["label"], d["score"], d["box"]) for d in yard["detections"]] == [
         ("red circle", 0.9, [0.25, 0.25, 0.5, 0.75]),
         ("blue square", 0.6, [0.5, 0.0, 1.0, 0.5]),
@@ -195,7 +201,10 @@ nv_inference_count{model="sam3_r252",version="1"} 7
 @pytest.mark.parametrize(
     ("text", "figures"),
     [
-        (METRICS, [{"use": 0.61, "used_mb": 5200, "total_mb": 150755}, {"use": 0.0, "used_mb": None, "total_mb": None}]),
+        (
+            METRICS,
+            [{"use": 0.61, "used_mb": 5200, "total_mb": 150755}, {"use": 0.0, "used_mb": None, "total_mb": None}],
+        ),
         (METRICS.replace("gpu", "cpu"), []),
         ("", []),
     ],
@@ -243,7 +252,8 @@ async def test_a_token_is_needed(board):
 
 
 @pytest.mark.parametrize(
-    ("host", "local"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.7", False)]
+    ("host", "local"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.7", False)],
 )
 def test_which_addresses_are_this_machine(host, local):
     assert is_loopback(host) is local

@@ -40,7 +40,14 @@ def film(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(server, film, tmp_path_factory):
     """The page of a fleet of two cameras, one of which is dead."""
-    yard = {"name": "yard / west", "source": str(film), "classes": ["red circle"], "track": True, "masks": "bits", "fps": 4}
+    yard = {
+        "name": "yard / west",
+        "source": str(film),
+        "classes": ["red circle"],
+        "track": True,
+        "masks": "bits",
+        "fps": 4,
+    }
     dead = {"name": "gate", "source": "nowhere.mp4", "classes": ["person"]}
     config = tmp_path_factory.mktemp("dashboard") / "cameras.yaml"
     config.write_text(  # JSON is YAML

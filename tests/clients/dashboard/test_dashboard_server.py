@@ -91,7 +91,11 @@ async def test_new_words_take_effect_within_two_frames(server, film):
     ids=["like this disc", "unlike this square"],
 )
 async def test_an_exemplar_says_what_no_word_does(server, film, word, like, shown, before, after):
-    exemplar = {"name": word, "box": [side / size for side, size in zip(shown, (320, 240, 320, 240), strict=True)], "like": like}
+    exemplar = {
+        "name": word,
+        "box": [side / size for side, size in zip(shown, (320, 240, 320, 240), strict=True)],
+        "like": like,
+    }
 
     def boxes(found):
         return sorted(found.where(np.array(found.labels) == word).boxes_in_pixels.tolist())

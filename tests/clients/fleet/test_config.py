@@ -106,7 +106,11 @@ MISTAKES = {
     "zone of another class": (change("[pallet]", "[dog]"), 27, "expected one of forklift, pallet, got 'dog'"),
     "zoom to where": (change("      resolution: 1008\n", ""), 28, "of the second pass is missing"),
     "webhook": (change("    realtime: true", "    webhook: localhost"), 21, "expected an address such as http://"),
-    "two cameras in one film": (change("{name}.jsonl", "b.mp4").replace("[a.jsonl, b.mp4]", "out/b.mp4"), 14, "put {name} into"),
+    "two cameras in one film": (
+        change("{name}.jsonl", "b.mp4").replace("[a.jsonl, b.mp4]", "out/b.mp4"),
+        14,
+        "put {name} into",
+    ),
     "crops": (change("crops: 2", "crops: 0"), 30, "expected a whole number from 1 to 64"),
     "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
 }

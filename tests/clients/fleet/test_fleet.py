@@ -1,4 +1,5 @@
-"""The fleet on a server made of known answers: turns, deadlines, outages, and an account in which no frame is missing."""
+"""The fleet on a server made of known answers: turns, deadlines, outages, and an account in which no frame is
+missing."""
 
 import asyncio
 import json
@@ -11,7 +12,7 @@ import pytest
 from clients.errors import RequestTimeout, Sam3ServerError, ServerUnavailable
 from clients.fleet.config import CameraConfig
 from clients.fleet.fleet import Camera, run_fleet
-from clients.fleet.pool import Place, Pool
+from clients.fleet.pool import Endpoint, Pool
 from clients.fleet.watch import Lines, record
 from clients.fleet.zones import Zone
 from clients.video.frames import Frame
@@ -81,7 +82,11 @@ def camera(frames=10, live=False, pause=0.005, **options):
 
 
 def pool(*servers, in_flight=32):
-    return Pool([Place(lambda model, s=server: s, f"server {i}") for i, server in enumerate(servers)], in_flight, look_every=0.01)
+    return Pool(
+        [Endpoint(lambda model, s=server: s, f"server {i}") for i, server in enumerate(servers)],
+        in_flight,
+        look_every=0.01,
+    )
 
 
 async def run(cameras, servers, seconds=None, in_flight=32):
@@ -142,7 +147,8 @@ async def test_overload_is_shared(detections):
 
 
 async def test_a_queue_longer_than_the_deadline_is_not_filled(detections):
-    """A server that does one frame after the other in 10 ms; twelve cameras with four places each would wait 480 ms for 100."""
+    """A server that does one frame after the other in 10 ms; twelve cameras with four places each would wait 480 ms for
+    100."""
     server, turn = Server(detections()), asyncio.Lock()
 
     async def detect(*_, **__):
@@ -210,7 +216,9 @@ async def test_stopping_counts_what_was_under_way(detections, monkeypatch):
 async def test_new_classes_while_it_runs(detections):
     server = Server(detections(), seconds=0.01)
     yard = camera(10_000, live=True, in_flight=1)
-    asyncio.get_running_loop().call_later(0.3, lambda: setattr(yard, "config", replace(yard.config, classes=("a", "b"))))
+    asyncio.get_running_loop().call_later(
+        0.3, lambda: setattr(yard, "config", replace(yard.config, classes=("a", "b")))
+    )
     await run([yard], pool(server), seconds=0.6)
     first = server.asked.index(("a", "b"))
     assert set(server.asked[:first]) == {BASE.classes}

@@ -42,7 +42,8 @@ def film(tmp_path_factory):
 def command(tmp_path, server, film, **options):
     """A configuration of two cameras at two resolutions, and the command that runs it."""
     cameras = [
-        {"name": f"camera {i}", "source": str(film), "classes": ["red circle", "blue square"], "model": MODELS[i]} | options
+        {"name": f"camera {i}", "source": str(film), "classes": ["red circle", "blue square"], "model": MODELS[i]}
+        | options
         for i in range(2)
     ]
     (tmp_path / "cameras.yaml").write_text(  # JSON is YAML
@@ -113,7 +114,10 @@ async def test_zoom_finds_what_is_too_small(server):
     ImageDraw.Draw(image).ellipse((900, 300, 940, 340), fill=(220, 40, 40))
     picture = np.asarray(image)
     zoom = Zoom(MODELS[0], suspect=0.02, least=0.2)
-    async with AsyncClient(server.grpc_url, model=MODELS[1]) as low, AsyncClient(server.grpc_url, model=MODELS[0]) as high:
+    async with (
+        AsyncClient(server.grpc_url, model=MODELS[1]) as low,
+        AsyncClient(server.grpc_url, model=MODELS[0]) as high,
+    ):
         suspects = await low.detect(picture, ["red circle"], threshold=zoom.suspect, mask_format="bits")
         both = await look_closer(
             picture, suspects, zoom, partial(high.detect, classes=["red circle"], threshold=0.5, mask_format="bits")
@@ -127,7 +131,9 @@ async def test_zoom_finds_what_is_too_small(server):
 
 async def test_cameras_go_on_after_the_server_was_killed(repository, film):
     configs = tuple(
-        CameraConfig(f"camera {i}", str(film), ("red circle",), (0.5,), model=MODELS[1], fps=5, realtime=True, loop=True)
+        CameraConfig(
+            f"camera {i}", str(film), ("red circle",), (0.5,), model=MODELS[1], fps=5, realtime=True, loop=True
+        )
         for i in range(2)
     )
     answers: dict[str, list] = {config.name: [] for config in configs}
@@ -160,5 +166,7 @@ async def test_cameras_go_on_after_the_server_was_killed(repository, film):
         assert each["dropped"]["replaced"] >= 5  # the gap: what came while nobody could answer
         indices = [a.picture.index for a in answers[camera.config.name]]
         assert indices == sorted(set(indices))  # nothing twice
-    assert summary["failed_by"]["unavailable"] >= 1  # who asks while the server is away; the others need not find out, too
+    assert (
+        summary["failed_by"]["unavailable"] >= 1
+    )  # who asks while the server is away; the others need not find out, too
     assert pool.places[0].outages >= 1

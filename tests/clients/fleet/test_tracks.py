@@ -17,7 +17,8 @@ def scene(detections, things):
 
 
 def test_ids_stay_with_their_things(detections):
-    """Two circles that cross the frame in opposite directions, one above the other; their order in the answers changes."""
+    """Two circles that cross the frame in opposite directions, one above the other; their order in the answers
+    changes."""
     tracker, seen = Tracker(fps=10), []
     for t in range(15):
         things = [(1, 0.1 + 0.03 * t, 0.2), (1, 0.8 - 0.03 * t, 0.6)]
@@ -70,7 +71,10 @@ def test_points_in_polygons(polygon, point, inside):
 
 def test_an_event_once_for_each_stay(detections):
     watch = Watch([Zone("gate", SQUARE, seconds=1.0, classes=("red circle",))])
-    inside, outside = scene(detections, [(1, 0.35, 0.35), (0, 0.35, 0.35)]), scene(detections, [(1, 0.8, 0.8), (0, 0.8, 0.8)])
+    inside, outside = (
+        scene(detections, [(1, 0.35, 0.35), (0, 0.35, 0.35)]),
+        scene(detections, [(1, 0.8, 0.8), (0, 0.8, 0.8)]),
+    )
     ids = np.array([7, 8])
     events = {}
     for t in range(80):

@@ -45,15 +45,20 @@ def test_crops_say_where_they_are_in_whole_pixels():
 
 
 def test_iou():
-    assert iou(np.array([0, 0, 2, 2.0]), np.array([[0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6.0]])) == pytest.approx([1, 1 / 3, 0])
+    assert iou(np.array([0, 0, 2, 2.0]), np.array([[0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6.0]])) == pytest.approx(
+        [1, 1 / 3, 0]
+    )
 
 
 QUARTER = (0.5, 0.5, 1.0, 1.0)
 
 
 def test_the_second_pass_knows_better(detections):
-    """One thing seen by both, one seen only from afar, one seen only from near, one of another class at the same place."""
-    first = found(detections, (1, 0.9, (0.6, 0.6, 0.7, 0.7)), (1, 0.8, (0.1, 0.1, 0.2, 0.2)), (0, 0.5, (0.6, 0.6, 0.7, 0.7)))
+    """One thing seen by both, one seen only from afar, one seen only from near, one of another class at the same
+    place."""
+    first = found(
+        detections, (1, 0.9, (0.6, 0.6, 0.7, 0.7)), (1, 0.8, (0.1, 0.1, 0.2, 0.2)), (0, 0.5, (0.6, 0.6, 0.7, 0.7))
+    )
     second = found(detections, (1, 0.7, (0.22, 0.2, 0.4, 0.42)), (1, 0.6, (0.6, 0.6, 0.7, 0.7)))
     both = merge(first, [(second, QUARTER)])
     assert both.scores.tolist() == pytest.approx([0.8, 0.7, 0.6, 0.5])

@@ -1,4 +1,5 @@
-"""Cameras that misbehave on purpose: a loopback port that sends an MPEG transport stream, as often as somebody connects."""
+"""Cameras that misbehave on purpose: a loopback port that sends an MPEG transport stream, as often as somebody
+connects."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import numpy as np
 
 
 def transport_stream(sizes: Sequence[tuple[int, int]], frames: int = 10, fps: int = 20) -> bytes:
-    """MPEG-2 video, `frames` grey pictures of each size (height, width) one after the other, as a camera that is set anew sends."""
+    """MPEG-2 video, `frames` grey pictures of each size (height, width) one after the other, as a camera that is set
+    anew sends."""
     whole = b""
     for part, (height, width) in enumerate(sizes):
         buffer = io.BytesIO()
@@ -23,7 +25,9 @@ def transport_stream(sizes: Sequence[tuple[int, int]], frames: int = 10, fps: in
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.time_base = Fraction(1, fps)
             for i in range(frames):
-                picture = av.VideoFrame.from_ndarray(np.full((height, width, 3), 20 * (i % 10) + 20, np.uint8), format="rgb24")
+                picture = av.VideoFrame.from_ndarray(
+                    np.full((height, width, 3), 20 * (i % 10) + 20, np.uint8), format="rgb24"
+                )
                 picture.pts = part * frames + i
                 out.mux(stream.encode(picture))
             out.mux(stream.encode(None))

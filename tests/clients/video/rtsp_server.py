@@ -1,4 +1,5 @@
-"""A real RTSP server with a moving test picture, GStreamer's; a program of its own, run by an interpreter that has its bindings.
+"""A real RTSP server with a moving test picture, GStreamer's; a program of its own, run by an interpreter that has its
+bindings.
 
 python rtsp_server.py 2     prints one rtsp:// address per camera, and serves them until it is ended
 """

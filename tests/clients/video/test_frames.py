@@ -39,7 +39,9 @@ def test_video_filmed_sideways_is_turned(tmp_path):
     upright = one + zero * 3 + one + zero * 3 + last  # the 3x3 matrix of the track header
     head = data.index(b"tkhd")
     at = data.index(upright, head)
-    path.write_bytes(data[:at] + zero + one + zero + turned + zero * 4 + last + data[at + 36 :])  # turn clockwise by 90 degrees
+    path.write_bytes(
+        data[:at] + zero + one + zero + turned + zero * 4 + last + data[at + 36 :]
+    )  # turn clockwise by 90 degrees
     with open_source(path) as source:
         (frame,) = source
     assert frame.rgb.shape == (96, 64, 3)

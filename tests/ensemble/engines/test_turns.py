@@ -47,7 +47,9 @@ def holder() -> Iterator[subprocess.Popen[str]]:
 def is_free(server_pid: int) -> bool:
     """Whether another process would get the turn at once."""
     script = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-    done = subprocess.run([sys.executable, "-c", script, turns.turns_path(server_pid)], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, turns.turns_path(server_pid)], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 

@@ -1,4 +1,5 @@
-"""Sub-models that take turns: every frame of two busy front models is answered, and nothing of the lock is left behind."""
+"""Sub-models that take turns: every frame of two busy front models is answered, and nothing of the lock is left
+behind."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ from ensemble.preprocess.cpu import CpuPreprocessor, DevicePreprocessor, decode,
 from ensemble.preprocess.resample import resample
 from ensemble.request import FrameRequest, RequestError
 
-GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 4), np.arange(0, 160, 4)), np.full((40, 60), 90)], -1).astype(np.uint8)
+GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 4), np.arange(0, 160, 4)), np.full((40, 60), 90)], -1).astype(
+    np.uint8
+)
 
 
 def encoded(image, kind="PNG", **options):
@@ -160,7 +162,9 @@ def pool():
         yield executor
 
 
-@pytest.mark.parametrize("refuses", [(), (ODD,), (WHOLE, ODD, PLAIN["grey"][0])], ids=["nothing", "one file", "every file"])
+@pytest.mark.parametrize(
+    "refuses", [(), (ODD,), (WHOLE, ODD, PLAIN["grey"][0])], ids=["nothing", "one file", "every file"]
+)
 def test_a_device_gives_what_the_cpu_gives_frame_by_frame(pool, refuses):
     """Bad frames get the same sentence and disturb nobody, whichever files the device refuses."""
     device = NumpyDevice(refuses)

@@ -1,4 +1,5 @@
-"""Pre-processing on a GPU: which way a front model takes, and, where there is a GPU, whether its pixels are Pillow's."""
+"""Pre-processing on a GPU: which way a front model takes, and, where there is a GPU, whether its pixels are
+Pillow's."""
 
 import io
 import sys
@@ -123,7 +124,8 @@ def test_decoded_pixels_are_pillows(device, pool, width, height, options):
 
 @gpu
 def test_a_batch_of_everything(device, pool):
-    """Files of all kinds, raw frames and broken ones, in one batch: each good one is Pillow's, each bad one gets Pillow's sentence."""
+    """Files of all kinds, raw frames and broken ones, in one batch: each good one is Pillow's, each bad one gets
+    Pillow's sentence."""
     frame, whole = picture(320, 240), jpeg(picture(640, 360, 1))
     exif = Image.Exif()
     exif[0x0112] = 6

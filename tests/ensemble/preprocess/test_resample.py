@@ -1,4 +1,5 @@
-"""The resampler that the GPU repeats: its NumPy form against Pillow, its CUDA text, compiled for the CPU, against the NumPy form."""
+"""The resampler that the GPU repeats: its NumPy form against Pillow, its CUDA text, compiled for the CPU, against the
+NumPy form."""
 
 import ctypes
 import shutil
@@ -100,7 +101,9 @@ def kernels(tmp_path_factory):
         pytest.skip("needs g++ to compile the kernels' text for the CPU")
     folder = tmp_path_factory.mktemp("kernels")
     (folder / "resample.cpp").write_text(HOST + CUDA_SOURCE + LAUNCH)
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", folder / "resample.so", folder / "resample.cpp"], check=True)
+    subprocess.run(
+        [compiler, "-O2", "-shared", "-fPIC", "-o", folder / "resample.so", folder / "resample.cpp"], check=True
+    )
     return ctypes.CDLL(str(folder / "resample.so"))
 
 

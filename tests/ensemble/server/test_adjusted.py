@@ -18,7 +18,9 @@ from perf.sweep import inputs
     ("changes", "sentence"),
     [
         pytest.param(
-            {"max_batch": 9}, "sam3_r252: expected batches of at most 8, .* got 9; export it with --max-batch 9", id="more"
+            {"max_batch": 9},
+            "sam3_r252: expected batches of at most 8, .* got 9; export it with --max-batch 9",
+            id="more",
         ),
         pytest.param({"max_batch": 0}, "max_batch", id="no frame"),
         pytest.param({"front_instances": 0}, "front_instances", id="no instance"),

@@ -1,4 +1,5 @@
-"""Who starts the server may die at any moment: killed with -9 it takes the server along; the thread that called `start` may end without harm."""
+"""Who starts the server may die at any moment: killed with -9 it takes the server along; the thread that called `start`
+may end without harm."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""What the embedded server looks for before it starts, each missing thing with its remedy. Nothing here starts a server."""
+"""What the embedded server looks for before it starts, each missing thing with its remedy. Nothing here starts a
+server."""
 
 import socket
 import sys

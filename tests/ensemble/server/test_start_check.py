@@ -1,4 +1,5 @@
-"""What is said before a server starts on a GPU: missing artifacts, artifacts of another GPU or TensorRT, too little memory. No GPU is needed: it is described."""
+"""What is said before a server starts on a GPU: missing artifacts, artifacts of another GPU or TensorRT, too little
+memory. No GPU is needed: it is described."""
 
 from __future__ import annotations
 
@@ -73,14 +74,18 @@ def test_the_figures_and_what_does_fit(tmp_path):
     ("resolutions", "limits", "megabytes", "sentence"),
     [
         pytest.param([1008, 672], {}, 10_000, "It fits with the resolutions 672 alone (", id="fewer resolutions"),
-        pytest.param([1008, 840, 672, 560], {}, 12_000, "with the resolutions 672 560 alone", id="the committed repository"),
+        pytest.param(
+            [1008, 840, 672, 560], {}, 12_000, "with the resolutions 672 560 alone", id="the committed repository"
+        ),
         pytest.param([672], {"max_batch": 1}, 2_000, "Even 560 with --max-batch 1 needs 2,", id="nothing fits"),
         pytest.param([560], {}, 4_000, "560 exported with --max-batch", id="no lower resolution"),
     ],
 )
 def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentence):
     write(tmp_path, resolutions, **limits)
-    with pytest.raises(ServerError, match=r"modelled \(fitted by sam3-perf to .*\); the GPU has .* as stated") as refused:
+    with pytest.raises(
+        ServerError, match=r"modelled \(fitted by sam3-perf to .*\); the GPU has .* as stated"
+    ) as refused:
         check(tmp_path, Host(None, stated_mb=megabytes))
     assert sentence in str(refused.value)
 
@@ -111,7 +116,10 @@ def test_a_stated_amount_is_taken_in_place_of_what_is_free(tmp_path):
 
 @pytest.mark.parametrize(
     ("cards", "refused"),
-    [pytest.param([H200, FULL], False, id="room on the first"), pytest.param([FULL, H200], True, id="room on the second")],
+    [
+        pytest.param([H200, FULL], False, id="room on the first"),
+        pytest.param([FULL, H200], True, id="room on the second"),
+    ],
 )
 def test_the_first_of_several_gpus_decides(tmp_path, monkeypatch, cards, refused):
     write(tmp_path, [672], built_for=BUILT_FOR)
@@ -121,7 +129,8 @@ def test_the_first_of_several_gpus_decides(tmp_path, monkeypatch, cards, refused
 
 
 def test_the_embedded_server_asks_for_one_pool(tmp_path, monkeypatch):
-    """On the GPU that its models are placed on, whatever the others are; a pool of the caller's own stays the only one."""
+    """On the GPU that its models are placed on, whatever the others are; a pool of the caller's own stays the only
+    one."""
     root = write(tmp_path, [672], "aoti", built_for=BUILT_FOR)
     monkeypatch.setattr(gpu, "gpus", lambda: [H200, CARD])
 
@@ -187,8 +196,10 @@ def test_artifacts_that_were_never_built(tmp_path):
 def test_the_command_repeats_what_is_not_usual(tmp_path):
     served = placement.read(write(tmp_path, [672], "aoti", queries=50, max_batch=4))
     command = placement.build_command(served, tmp_path, force=True)
-    assert command == (
-        f"sam3-export --engine aoti --repository {tmp_path} --checkpoint facebook/sam3 --queries 50 --max-batch 4 --resolution 672 --force"
+    assert (
+        command
+        == f"sam3-export --engine aoti --repository {tmp_path} --checkpoint facebook/sam3 --queries 50 --max-batch 4"
+        " --resolution 672 --force"
     )
 
 
@@ -197,12 +208,22 @@ def test_the_command_repeats_what_is_not_usual(tmp_path):
     [
         pytest.param("tensorrt", BUILT_FOR, H200, "10.7.0", None, id="the same: the build number is not told"),
         pytest.param("tensorrt", BUILT_FOR, H200, "11.2.0", "TensorRT 11.2.0 on NVIDIA H200", id="another TensorRT"),
-        pytest.param("tensorrt", BUILT_FOR, Gpu("NVIDIA L4", "8.9", 23_000, 22_000), "10.7.0", "on NVIDIA L4", id="another GPU"),
-        pytest.param("tensorrt", BUILT_FOR, Gpu("NVIDIA H100", "9.0", 81_000, 80_000), "10.7.0", "NVIDIA H100", id="its sister"),
-        pytest.param("tensorrt", BUILT_FOR | {"gpu": "NVIDIA H200 MIG 1g.18gb"}, H200, "10.7.0", None, id="a slice of it"),
+        pytest.param(
+            "tensorrt", BUILT_FOR, Gpu("NVIDIA L4", "8.9", 23_000, 22_000), "10.7.0", "on NVIDIA L4", id="another GPU"
+        ),
+        pytest.param(
+            "tensorrt", BUILT_FOR, Gpu("NVIDIA H100", "9.0", 81_000, 80_000), "10.7.0", "NVIDIA H100", id="its sister"
+        ),
+        pytest.param(
+            "tensorrt", BUILT_FOR | {"gpu": "NVIDIA H200 MIG 1g.18gb"}, H200, "10.7.0", None, id="a slice of it"
+        ),
         pytest.param("tensorrt", BUILT_FOR | {"gpu": "unknown"}, H200, "10.7.0", None, id="nobody knew"),
-        pytest.param("aoti", BUILT_FOR, Gpu("NVIDIA H100", "9.0", 81_000, 80_000), None, None, id="packages fit sisters"),
-        pytest.param("aoti", BUILT_FOR, Gpu("NVIDIA L4", "8.9", 23_000, 22_000), None, "capability 8.9", id="not cousins"),
+        pytest.param(
+            "aoti", BUILT_FOR, Gpu("NVIDIA H100", "9.0", 81_000, 80_000), None, None, id="packages fit sisters"
+        ),
+        pytest.param(
+            "aoti", BUILT_FOR, Gpu("NVIDIA L4", "8.9", 23_000, 22_000), None, "capability 8.9", id="not cousins"
+        ),
     ],
 )
 def test_artifacts_of_another_machine(tmp_path, engine, built_for, card, tensorrt, sentence):
@@ -228,7 +249,8 @@ def test_what_cannot_be_compared_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "version"), [(8600, "8.6.0"), (8601, "8.6.1"), (100_700, "10.7.0"), (101_401, "10.14.1"), (110_200, "11.2.0")]
+    ("number", "version"),
+    [(8600, "8.6.0"), (8601, "8.6.1"), (100_700, "10.7.0"), (101_401, "10.14.1"), (110_200, "11.2.0")],
 )
 def test_tensorrt_counts_its_version_in_two_ways(number, version):
     assert decode_tensorrt(number) == version
@@ -298,9 +320,15 @@ def test_other_batches_than_exported(tmp_path):
         pytest.param(
             ["echo", "--model-repository=/nowhere"], {}, 1, "found none; write one with sam3-export", id="nothing there"
         ),
-        pytest.param(["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "big"}, 2, "are numbers with spaces", id="no number"),
-        pytest.param(["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "840"}, 1, "(672), got 840", id="not there"),
-        pytest.param(["echo", "--model-repository=R"], {"SAM3_MAX_BATCH": "9"}, 1, "got 9; export it with", id="large batches"),
+        pytest.param(
+            ["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "big"}, 2, "are numbers with spaces", id="no number"
+        ),
+        pytest.param(
+            ["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "840"}, 1, "(672), got 840", id="not there"
+        ),
+        pytest.param(
+            ["echo", "--model-repository=R"], {"SAM3_MAX_BATCH": "9"}, 1, "got 9; export it with", id="large batches"
+        ),
         pytest.param(
             ["echo", "--model-repository=R"],
             {"SAM3_QUEUE_DELAY_US": "soon"},

@@ -1,4 +1,5 @@
-"""A server whose python processes are killed is noticed by a real inference, which Triton's own readiness is not, and started again on the same ports."""
+"""A server whose python processes are killed is noticed by a real inference, which Triton's own readiness is not, and
+started again on the same ports."""
 
 import contextlib
 import os

@@ -1,4 +1,5 @@
-"""The modules for one GPU compute what the wrappers do, export with their kernels inside, and run as packages compiled ahead of time."""
+"""The modules for one GPU compute what the wrappers do, export with their kernels inside, and run as packages compiled
+ahead of time."""
 
 from __future__ import annotations
 
@@ -163,14 +164,18 @@ class FakeTensor:
 def package(sized: Callable[[int], Sam3Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mask head, the part with most axes, compiled for the CPU."""
     path = tmp_path_factory.mktemp("aoti") / "model.pt2"
-    build_apart(make_fused_part("mask_head", sized(56), "fp32", "plain"), variant(56).mask_head, variant(56), path, "cpu")
+    build_apart(
+        make_fused_part("mask_head", sized(56), "fp32", "plain"), variant(56).mask_head, variant(56), path, "cpu"
+    )
     assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
     return path
 
 
 def test_package_reads_maps_in_any_memory_format(package: Path) -> None:
     arguments = inputs("mask_head", 56, images=2, pairs=3, tokens=32, rows=3, picks=2)
-    turned = {name: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in arguments.items()}
+    turned = {
+        name: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in arguments.items()
+    }
     assert not turned["fpn_0"].is_contiguous()
     runner = AotiRunner(package, None)
     assert torch.equal(runner(turned)["mask_logits"], runner(arguments)["mask_logits"])
@@ -202,7 +207,9 @@ def test_a_package_that_cannot_be_made_is_explained(sized: Callable[[int], Sam3M
         build_apart(module, variant(56).text_encoder, variant(56, "fp16"), tmp_path / "model.pt2", "cpu")
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 32, 1, 1), (3, 5, 41, 4, 20), (2, 16, 33, 16, 2)], ids=["ones", "several", "largest"])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 32, 1, 1), (3, 5, 41, 4, 20), (2, 16, 33, 16, 2)], ids=["ones", "several", "largest"]
+)
 def test_package_runs_at_every_size(
     package: Path, sizes: tuple[int, ...], sized: Callable[[int], Sam3Model], error: Callable[..., float]
 ) -> None:
@@ -221,7 +228,8 @@ def test_package_runs_at_every_size(
 def test_package_runs_in_a_process_without_the_export(
     part: str, sized: Callable[[int], Sam3Model], error: Callable[..., float], tmp_path: Path
 ) -> None:
-    """One output, which the compiled function returns bare; and RoIAlign, which the process that runs the package has to know."""
+    """One output, which the compiled function returns bare; and RoIAlign, which the process that runs the package has
+    to know."""
     module = make_fused_part(part, sized(56), "fp32", "plain")
     build_package(module, getattr(variant(56), part), tmp_path / "model.pt2", "cpu")
     arguments = inputs(part, 56, images=2, pairs=3, prompts=3)
@@ -233,11 +241,13 @@ def test_package_runs_in_a_process_without_the_export(
     (wanted,) = outputs(module, arguments)
     torch.save(arguments, tmp_path / "inputs.pt")
     script = (
-        "import sys, torch; from pathlib import Path; from ensemble.engines.aoti import AotiRunner, in_c_order; folder = Path(sys.argv[1]);"
-        " (result,) = AotiRunner(folder / 'model.pt2', None)(torch.load(folder / 'inputs.pt')).values();"
-        " torch.save(result, folder / 'result.pt'); assert 'export' not in sys.modules"
+        "import sys, torch; from pathlib import Path; from ensemble.engines.aoti import AotiRunner, in_c_order; folder"
+        " = Path(sys.argv[1]); (result,) = AotiRunner(folder / 'model.pt2', None)(torch.load(folder /"
+        " 'inputs.pt')).values(); torch.save(result, folder / 'result.pt'); assert 'export' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert error(torch.load(tmp_path / "result.pt"), wanted) < 1e-5
 
@@ -254,7 +264,8 @@ def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
 
 @pytest.mark.parametrize("engine", ["wrappers", "fused", "transformers"])
 def test_engines_are_compared_with_the_same_computation_in_fp32(engine: str, source: checkpoint.Source) -> None:
-    """The command's measurements on the small model and the CPU: every part and case has a row, and fp16 is close to fp32."""
+    """The command's measurements on the small model and the CPU: every part and case has a row, and fp16 is close to
+    fp32."""
     case = argparse.Namespace(
         resolutions=[112], batches=[2], classes=[2], present=[1.0, 0.5], engines=[engine], device="cpu", profile=None
     )

@@ -1,4 +1,5 @@
-"""Plans in other processes: the messages, the environment, the child that dies; on a GPU with TensorRT, a plan through the gate."""
+"""Plans in other processes: the messages, the environment, the child that dies; on a GPU with TensorRT, a plan through
+the gate."""
 
 from __future__ import annotations
 
@@ -134,7 +135,9 @@ def test_the_interpreter_is_named_by_option_then_by_variable(monkeypatch):
 def test_what_runs_beside_tensorrt_imports_nothing_else(tmp_path):
     """An interpreter without site packages, started elsewhere, gets as far as the driver or `import tensorrt`."""
     command = TensorRT().command("about")
-    done = subprocess.run([command[0], "-I", "-S", *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [command[0], "-I", "-S", *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
     assert "No module named 'tensorrt'" in done.stdout
 
@@ -197,13 +200,17 @@ def test_the_decoders_graph_says_which_tensors_are_fp32(sized, tmp_path):
 
 def test_other_graphs_for_tensorrt_8_are_fp32_and_fixed_where_a_size_cannot_vary(sized, tmp_path):
     variant = Variant(112, 20, "fp16", max_batch=1, max_pairs=1, checkpoint=Checkpoint(hidden_size=64, num_queries=20))
-    module, model = untyped(make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp16"), variant.geometry_encoder)
+    module, model = untyped(
+        make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp16"), variant.geometry_encoder
+    )
     assert {t.dtype for t in (*model.inputs, *model.outputs)} == {"FP32", "INT32"}
     path = export_onnx(module, model, tmp_path / "g.onnx")
     assert json.loads(for_tensorrt_8(path, model).read_text()) == {}
     graph = onnx.load(path).graph
     assert all(
-        d.dim_value and not d.dim_param for value in (*graph.input, *graph.output) for d in value.type.tensor_type.shape.dim
+        d.dim_value and not d.dim_param
+        for value in (*graph.input, *graph.output)
+        for d in value.type.tensor_type.shape.dim
     )
     feed = {
         "fpn_2": np.random.default_rng(0).standard_normal((1, 64, 8, 8), np.float32),
@@ -211,9 +218,13 @@ def test_other_graphs_for_tensorrt_8_are_fp32_and_fixed_where_a_size_cannot_vary
         "boxes": np.full((1, 8, 4), 0.5, np.float32),
         "box_labels": np.array([[1, 0, 1, -10, -10, -10, -10, -10]], np.int32),
     }
-    wanted = make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp32")(*map(torch.from_numpy, feed.values()))
+    wanted = make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp32")(
+        *map(torch.from_numpy, feed.values())
+    )
     found = onnx_session(path)(feed)["geometry_features"]
-    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=2e-3 * float(wanted.abs().max()))  # weights rounded to fp16
+    np.testing.assert_allclose(
+        found, wanted.detach().numpy(), atol=2e-3 * float(wanted.abs().max())
+    )  # weights rounded to fp16
 
 
 with_tensorrt = pytest.mark.skipif(
@@ -254,6 +265,8 @@ def test_plans_pass_the_gate_and_are_kept(source, tmp_path, precision):
         pytest.skip("TensorRT 8.6.0 cannot build the geometry encoder")
     variant = Variant(126, 20, precision, max_batch=2, max_pairs=8, checkpoint=source.record)
     for state in ("built", "kept"):
-        written = export_variant(source, variant, "tensorrt", tmp_path / "repository", drawn_frames(2, 126), tensorrt=settings)
+        written = export_variant(
+            source, variant, "tensorrt", tmp_path / "repository", drawn_frames(2, 126), tensorrt=settings
+        )
         assert {entry.state for entry in written} == {state}
     assert list((tmp_path / "timings").iterdir())

@@ -1,7 +1,7 @@
 """Every name of TensorRT that the builder and the runner use is there in the Python bindings of version 10 and of 11.
 
-Those bindings are on the package index, their libraries are not. Empty stand-ins for the libraries let the package load, far enough to ask its classes what
-they have. Needs the index and a C compiler.
+Those bindings are on the package index, their libraries are not. Empty stand-ins for the libraries let the package
+load, far enough to ask its classes what they have. Needs the index and a C compiler.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def names() -> list[str]:
     for module in ("tensorrt_network", "tensorrt_plan", "tensorrt_worker"):
         found |= set(used(ast.parse((EXPORT / f"{module}.py").read_text())))
     real = {name for name in found if name.replace(".", "").isidentifier()}  # not what is asked of a call's result
-    return sorted(name for name in real if not OLDER_NAMES & set(name.split(".")) and not name.startswith("__version__"))
+    return sorted(
+        name for name in real if not OLDER_NAMES & set(name.split(".")) and not name.startswith("__version__")
+    )
 
 
 def test_the_names_are_found_in_the_source():
@@ -106,7 +108,9 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for version in ("10", "11"):
         for name in LIBRARIES:
             library = f"lib{name}.so.{version}"
-            subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / library, source, f"-Wl,-soname,{library}"], check=True)
+            subprocess.run(
+                [compiler, "-shared", "-fPIC", "-o", folder / library, source, f"-Wl,-soname,{library}"], check=True
+            )
     return folder
 
 

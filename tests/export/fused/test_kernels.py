@@ -1,4 +1,5 @@
-"""The GPU kernels against the same mathematics in PyTorch: by Triton's interpreter without a GPU, compiled on one, and compiled for each generation anywhere."""
+"""The GPU kernels against the same mathematics in PyTorch: by Triton's interpreter without a GPU, compiled on one, and
+compiled for each generation anywhere."""
 
 from __future__ import annotations
 
@@ -42,12 +43,28 @@ def window_inputs(patches: int, window: int, width: int) -> tuple[Any, ...]:
     angles = angles[torch.cat([order.places(), places])]
     q, k, v = heads(2, tokens, 3, width), heads(2, tokens, 3, width), heads(2, tokens, 3, width)
     table = torch.tensor(runs, dtype=torch.int32)
-    return q, k, v, uniform(3, width), uniform(3, width), angles.cos(), angles.sin(), table, max(count for _, count, _, _ in runs)
+    return (
+        q,
+        k,
+        v,
+        uniform(3, width),
+        uniform(3, width),
+        angles.cos(),
+        angles.sin(),
+        table,
+        max(count for _, count, _, _ in runs),
+    )
 
 
 def box_inputs(grid: int) -> tuple[Any, ...]:
     tokens, keys = 21, grid * grid
-    return heads(2, tokens, 2, 32), heads(2, keys, 2, 32), heads(2, keys, 2, 32), uniform(2, 2, 20, grid), uniform(2, 2, 20, grid)
+    return (
+        heads(2, tokens, 2, 32),
+        heads(2, keys, 2, 32),
+        heads(2, keys, 2, 32),
+        uniform(2, 2, 20, grid),
+        uniform(2, 2, 20, grid),
+    )
 
 
 def bias_inputs(grid: int) -> tuple[Any, ...]:
@@ -69,7 +86,11 @@ def product_inputs(pixels: int, picks: int) -> tuple[Any, ...]:
 
 
 CASES: dict[str, tuple[str, str, Callable[[], tuple[Any, ...]]]] = {
-    "attention, keys fill the blocks": ("attention", "attention", lambda: attention_inputs(2, 70, 256, 32, False, False)),
+    "attention, keys fill the blocks": (
+        "attention",
+        "attention",
+        lambda: attention_inputs(2, 70, 256, 32, False, False),
+    ),
     "attention, a last block of keys, hidden tokens": (
         "attention",
         "attention",
@@ -107,11 +128,13 @@ def compare(name: str, dtype: torch.dtype, device: str) -> list[float]:
         else set()
     )
     inputs = [
-        x.to(dtype).to(device)
-        if isinstance(x, torch.Tensor) and x.is_floating_point() and i not in keep
-        else x.to(device)
-        if isinstance(x, torch.Tensor)
-        else x
+        (
+            x.to(dtype).to(device)
+            if isinstance(x, torch.Tensor) and x.is_floating_point() and i not in keep
+            else x.to(device)
+            if isinstance(x, torch.Tensor)
+            else x
+        )
         for i, x in enumerate(make())
     ]  # what the kernels take in fp32 (statistics, biases, edges) stays fp32
     found, wanted = getattr(module, operation)(*inputs), getattr(module, f"plain_{operation}")(*inputs)
@@ -125,11 +148,17 @@ def compare(name: str, dtype: torch.dtype, device: str) -> list[float]:
 def test_interpreted() -> None:
     """One process for all cases: whether kernels are interpreted is settled when they are defined."""
     script = (
-        f"import sys, importlib.util, torch; torch.set_num_threads(1); spec = importlib.util.spec_from_file_location('cases', {__file__!r});"
-        " cases = importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases);"
+        "import sys, importlib.util, torch; torch.set_num_threads(1); spec ="
+        f" importlib.util.spec_from_file_location('cases', {__file__!r}); cases ="
+        " importlib.util.module_from_spec(spec); sys.modules['cases'] = cases; spec.loader.exec_module(cases);"
         " [print(name, *cases.compare(name, torch.float32, 'cpu'), sep='\\t') for name in cases.CASES]"
     )
-    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATH": "/usr/bin:/bin",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     errors = {name: [float(e) for e in rest] for name, *rest in (line.split("\t") for line in done.stdout.splitlines())}
@@ -144,7 +173,8 @@ def test_compiled(name: str) -> None:
     assert max(compare(name, torch.float16, "cuda")) < 2e-3
 
 
-# What ahead-of-time compilation makes of a number that varies from call to call is a 64-bit argument; of a fixed one, a 32-bit argument.
+# What ahead-of-time compilation makes of a number that varies from call to call is a 64-bit argument; of a fixed one, a
+# 32-bit argument.
 HALF = "*fp16"
 ATTENTION = {f"{name}_ptr": HALF for name in ("q", "k", "v", "out", "key_bias", "cos", "sin")}
 KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
@@ -226,7 +256,9 @@ KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int
     "mask product": (
         "mask_product",
         "mask_product_kernel",
-        dict(x_ptr=HALF, query_ptr=HALF, offset_ptr=HALF, out_ptr=HALF, scale_ptr="*fp32", shift_ptr="*fp32", picks="i64"),
+        dict(
+            x_ptr=HALF, query_ptr=HALF, offset_ptr=HALF, out_ptr=HALF, scale_ptr="*fp32", shift_ptr="*fp32", picks="i64"
+        ),
         dict(CHANNELS=256, PIXELS=128, PICKS=32),
         dict(num_warps=4),
     ),
@@ -245,7 +277,8 @@ GENERATIONS = (  # compute capability -> shared memory of a block in KiB (CUDA C
 @pytest.mark.parametrize(("capability", "most_kib"), GENERATIONS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_every_generation(name: str, capability: int, most_kib: int) -> None:
-    """The kernels at real size become machine code with matrix instructions, within a block's shared memory; needs no GPU."""
+    """The kernels at real size become machine code with matrix instructions, within a block's shared memory; needs no
+    GPU."""
     import importlib
 
     import triton

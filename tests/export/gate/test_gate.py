@@ -53,7 +53,10 @@ def test_a_perturbed_weight_is_caught_and_its_output_named(exported, source, tmp
     perturb(broken, initializer, 1.5)
     samples = gate_samples(drawn_frames(1, 112), source.tokenizer, export.variant)
     report = verify(
-        {**export.runs, part: onnx_session(broken)}, export.variant, samples, [expected_outputs(export.model, s) for s in samples]
+        {**export.runs, part: onnx_session(broken)},
+        export.variant,
+        samples,
+        [expected_outputs(export.model, s) for s in samples],
     )
     failed = {c.output for c in report.outputs if c.failure(LIMITS["fp32"])}
     assert failed
@@ -127,7 +130,9 @@ def test_a_broken_artifact_never_enters_and_what_was_not_at_fault_is_not_built_a
     ("part", "initializer", "place"),
     [
         pytest.param("vision_encoder", "blocks.2.", "first layer .* is blocks_2", id="third layer of the image"),
-        pytest.param("text_encoder", "layers.1.mlp.fc2.bias", "first layer .* is layers_1", id="last layer of the text"),
+        pytest.param(
+            "text_encoder", "layers.1.mlp.fc2.bias", "first layer .* is layers_1", id="last layer of the text"
+        ),
         pytest.param("vision_encoder", "levels.0.", "no layer .* is off", id="behind the layers"),
     ],
 )
@@ -161,7 +166,15 @@ def test_output_failures_read_well(check, sentence):
 
 def test_detection_failures_read_well():
     check = DetectionCheck(
-        0.5, expected=4, matched=3, missing=1, unexpected=0, borderline=0, box_iou=0.9, mask_iou=1.0, score_difference=0.0
+        0.5,
+        expected=4,
+        matched=3,
+        missing=1,
+        unexpected=0,
+        borderline=0,
+        box_iou=0.9,
+        mask_iou=1.0,
+        score_difference=0.0,
     )
     assert check.failures(LIMITS["fp16"]) == [
         "detections: 1 of 4 missing, 0 unexpected at threshold 0.500",
@@ -198,7 +211,8 @@ def test_manifest_says_what_it_was_made_from(exported):
 
 
 def test_a_mask_pixel_that_is_undecided_may_fall_on_either_side():
-    """One pixel of nine lies within the margin of zero and flips: overlap 8/9 without the margin, full with it. A decided pixel that flips counts."""
+    """One pixel of nine lies within the margin of zero and flips: overlap 8/9 without the margin, full with it. A
+    decided pixel that flips counts."""
     reference = np.full((1, 1, 4, 4), -5.0, np.float32)
     reference[0, 0, :3, :3] = 5.0
     reference[0, 0, 1, 1] = 0.05

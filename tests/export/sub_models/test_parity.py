@@ -28,7 +28,17 @@ def test_every_output_matches_sam3_model(exported, sample, truth, resolution, im
     wanted = truth(resolution, images, pairs, boxes)
     checks = check_parts(export.runs, export.variant, work, wanted, strongest(scores(wanted), 5))
     assert {c.output for c in checks} == {
-        *("fpn_0", "fpn_1", "fpn_2", "text_features", "pred_logits", "pred_boxes", "presence_logits", "query_features", "memory"),
+        *(
+            "fpn_0",
+            "fpn_1",
+            "fpn_2",
+            "text_features",
+            "pred_logits",
+            "pred_boxes",
+            "presence_logits",
+            "query_features",
+            "memory",
+        ),
         *("mask_logits", "mask_bits"),
         *(["geometry_features"] if boxes else []),
     }

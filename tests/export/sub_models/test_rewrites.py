@@ -28,7 +28,11 @@ from export.sub_models.vision_encoder import (
 
 EXACT = 1e-5
 
-RESOLUTIONS = [pytest.param(112, id="whole windows"), pytest.param(126, id="padded, odd"), pytest.param(140, id="padded, even")]
+RESOLUTIONS = [
+    pytest.param(112, id="whole windows"),
+    pytest.param(126, id="padded, odd"),
+    pytest.param(140, id="padded, even"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +76,18 @@ def test_transformer_layer_in_window_order_pads_after_the_projection(sized, erro
 
 
 def test_rotary_rows_move_whole_heads_of_queries_and_keys_only():
-    assert rotary_rows(heads=2, head_dim=4).tolist() == [0, 2, 1, 3, 4, 6, 5, 7, *[8, 10, 9, 11, 12, 14, 13, 15], *range(16, 24)]
+    assert rotary_rows(heads=2, head_dim=4).tolist() == [
+        0,
+        2,
+        1,
+        3,
+        4,
+        6,
+        5,
+        7,
+        *[8, 10, 9, 11, 12, 14, 13, 15],
+        *range(16, 24),
+    ]
 
 
 def test_normalisation_folds_into_the_patch_embedding(sized, error):
@@ -165,7 +180,11 @@ def test_first_encoder_layer_reads_an_image_once(sized, error):
 def test_mask_stage_equals_upsample_add_convolve(sized, error, upsampling):
     pixels = sized(112).mask_decoder.pixel_decoder
     convolution, norm = pixels.conv_layers[0], pixels.norms[0]
-    x, skip, image_index = torch.randn(3, 64, 5, 5), torch.randn(2, 64, 10, 10), torch.tensor([1, 0, 1], dtype=torch.int32)
+    x, skip, image_index = (
+        torch.randn(3, 64, 5, 5),
+        torch.randn(2, 64, 10, 10),
+        torch.tensor([1, 0, 1], dtype=torch.int32),
+    )
     wanted = F.relu(norm(convolution(F.interpolate(x, size=(10, 10), mode="nearest") + skip[image_index.long()])))
     assert error(Stage(convolution, norm, upsampling)(x, skip, image_index), wanted) < EXACT
 
@@ -175,12 +194,19 @@ def test_mask_stage_equals_upsample_add_convolve(sized, error, upsampling):
 def test_mask_head_makes_only_what_is_picked(sized, error, resolution, upsampling):
     model, p = sized(resolution), resolution // 14
     features = [torch.randn(2, 64, k * p, k * p) for k in (4, 2, 1)]
-    memory, queries, prompt, mask = torch.randn(3, p * p, 64), torch.randn(3, 20, 64), torch.randn(3, 32, 64), torch.ones(3, 32)
+    memory, queries, prompt, mask = (
+        torch.randn(3, p * p, 64),
+        torch.randn(3, 20, 64),
+        torch.randn(3, 32, 64),
+        torch.ones(3, 32),
+    )
     image_of_pair = torch.tensor([0, 1, 1])
     wanted = model.mask_decoder(queries, [f[image_of_pair] for f in features], memory, prompt, mask.bool()).pred_masks
     rows, picks = torch.tensor([2, 0]), torch.tensor([[5, 0, 19], [7, 7, 1]])
     indices = (image_of_pair[rows].int(), rows.int(), picks.int())
-    logits, bits = MaskHead(model, upsampling=upsampling)(features[0], features[1], memory, queries, prompt, mask.int(), *indices)
+    logits, bits = MaskHead(model, upsampling=upsampling)(
+        features[0], features[1], memory, queries, prompt, mask.int(), *indices
+    )
     assert error(logits, wanted[rows[:, None], picks]) < EXACT
     assert bits.shape == (2, 3, 4 * p, -(-4 * p // 8))
 
@@ -247,7 +273,8 @@ def test_attention_in_chunks_is_the_same(error, monkeypatch, queries):
 
 
 def test_long_attention_is_chunked_in_the_graph(sized, monkeypatch):
-    """Global layers have 64 tokens at 112: with chunks of 24 that is three products of scores where the explicit form has one."""
+    """Global layers have 64 tokens at 112: with chunks of 24 that is three products of scores where the explicit form
+    has one."""
     monkeypatch.setattr(attention, "QUERY_CHUNK", 24)
 
     def softmaxes(form):

@@ -1,4 +1,5 @@
-"""Scenes: the same seed gives the same bytes, and masks, boxes, labels and questions agree with one another and with the picture."""
+"""Scenes: the same seed gives the same bytes, and masks, boxes, labels and questions agree with one another and with
+the picture."""
 
 from itertools import islice
 
@@ -105,7 +106,12 @@ def thing(colour: str, shape: str, left: float) -> Instance:
     return Instance(colour, shape, (left, 0.1, left + 0.1, 0.2), 100, 1.0, 1)
 
 
-THINGS = (thing("red", "circle", 0.1), thing("red", "square", 0.3), thing("blue", "circle", 0.5), thing("red", "circle", 0.7))
+THINGS = (
+    thing("red", "circle", 0.1),
+    thing("red", "square", 0.3),
+    thing("blue", "circle", 0.5),
+    thing("red", "circle", 0.7),
+)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,9 @@ def test_words_name_what_they_say(text: str, named: tuple[int, ...]) -> None:
         ("circle", (0,), (1,), (0, 2, 3)),  # the words decide
     ],
 )
-def test_boxes_add_and_take_away(text: str, boxed: tuple[int, ...], labels: tuple[int, ...], named: tuple[int, ...]) -> None:
+def test_boxes_add_and_take_away(
+    text: str, boxed: tuple[int, ...], labels: tuple[int, ...], named: tuple[int, ...]
+) -> None:
     prompt = Prompt(text, tuple(THINGS[k].box for k in boxed), labels)
     assert answer(prompt, THINGS, tuple(THINGS[k] for k in boxed)) == named
 

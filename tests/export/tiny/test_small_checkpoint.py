@@ -1,4 +1,5 @@
-"""The checkpoint that ships: it loads as any SAM3 folder does, finds what it should, and the evaluation judges rightly."""
+"""The checkpoint that ships: it loads as any SAM3 folder does, finds what it should, and the evaluation judges
+rightly."""
 
 import numpy as np
 import pytest
@@ -20,9 +21,14 @@ def test_it_loads_as_any_sam3_folder_does() -> None:
     frame = next(held_out(1)).rendering.frame
     inputs = processor(images=frame, text="red circle", return_tensors="pt")
     ours = normalised(torch.from_numpy(to_square(frame, RESOLUTIONS[0]).copy())[None])
-    assert (inputs["pixel_values"] - ours).abs().max() <= 1.01 / 127.5  # one grey level: Pillow and torchvision round differently
+    assert (
+        inputs["pixel_values"] - ours
+    ).abs().max() <= 1.01 / 127.5  # one grey level: Pillow and torchvision round differently
     assert inputs["input_ids"].shape == (1, 32)
-    assert processor.tokenizer("blue ring")["input_ids"] == AutoTokenizer.from_pretrained(CHECKPOINT)("blue ring")["input_ids"]
+    assert (
+        processor.tokenizer("blue ring")["input_ids"]
+        == AutoTokenizer.from_pretrained(CHECKPOINT)("blue ring")["input_ids"]
+    )
     with torch.inference_mode():
         out = model(**{k: inputs[k] for k in ("pixel_values", "input_ids", "attention_mask")})
     assert out.pred_boxes.shape == (1, 50, 4)

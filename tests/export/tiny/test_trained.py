@@ -1,4 +1,5 @@
-"""The trained small checkpoint on drawn scenes: the same detections, from ONNX Runtime as from `Sam3Model`, in fp32 and in fp16."""
+"""The trained small checkpoint on drawn scenes: the same detections, from ONNX Runtime as from `Sam3Model`, in fp32 and
+in fp16."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def trained_export(trained, export_fresh):
 
 @pytest.fixture(scope="module")
 def scenes(trained):
-    """Resolution -> two samples of the same frames: everything in them looked for by name; the same with an exemplar box each."""
+    """Resolution -> two samples of the same frames: everything in them looked for by name; the same with an exemplar
+    box each."""
 
     @cache
     def make(resolution):
@@ -45,8 +47,12 @@ def scenes(trained):
         named.append((0, "white elephant", (0.2, 0.2, 0.4, 0.5)))
         prompts = sorted({name for _, name, _ in named})
         pairs = [(image, prompts.index(name)) for image, name, _ in named]
-        boxes = {n: [((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, 1)] for n, (_, _, (x0, y0, x1, y1)) in enumerate(named)}
-        return [make_sample(pixels, trained.tokenizer, prompts, pairs, b, slots) for b, slots in ((None, 0), (boxes, 8))]
+        boxes = {
+            n: [((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0, 1)] for n, (_, _, (x0, y0, x1, y1)) in enumerate(named)
+        }
+        return [
+            make_sample(pixels, trained.tokenizer, prompts, pairs, b, slots) for b, slots in ((None, 0), (boxes, 8))
+        ]
 
     return make
 
@@ -57,11 +63,15 @@ def truths(trained_export, scenes):
 
 
 @pytest.mark.parametrize("with_boxes", [pytest.param(0, id="text"), pytest.param(1, id="text and boxes")])
-@pytest.mark.parametrize("resolution", [pytest.param(252, id="252 whole windows"), pytest.param(210, id="210 padded windows")])
+@pytest.mark.parametrize(
+    "resolution", [pytest.param(252, id="252 whole windows"), pytest.param(210, id="210 padded windows")]
+)
 def test_detections_are_identical(trained_export, scenes, truths, resolution, with_boxes):
     export, sample, truth = trained_export(resolution), scenes(resolution)[with_boxes], truths(resolution)[with_boxes]
     picks = strongest(scores(truth), export.variant.max_picks)
-    found = check_detections(run_chain(export.runs, export.variant, sample, picks), truth, picks, threshold=0.5, margin=0.0)
+    found = check_detections(
+        run_chain(export.runs, export.variant, sample, picks), truth, picks, threshold=0.5, margin=0.0
+    )
     assert found.expected >= 8  # it does find what was drawn
     assert (found.matched, found.missing, found.unexpected) == (found.expected, 0, 0)
     assert found.box_iou > 0.9999

@@ -1,4 +1,5 @@
-"""Training: matching and losses on values known beforehand, the training path equal to the model's own forward, and a step that learns."""
+"""Training: matching and losses on values known beforehand, the training path equal to the model's own forward, and a
+step that learns."""
 
 import numpy as np
 import pytest
@@ -38,7 +39,8 @@ def test_match_takes_the_cheapest_whole() -> None:
 
 
 def perfect(q: int = 4, m: int = 6) -> tuple[Predictions, Targets, torch.Tensor]:
-    """One scene, two pairs: the first names an object in the upper left quarter, the second nothing. Every answer is right and certain."""
+    """One scene, two pairs: the first names an object in the upper left quarter, the second nothing. Every answer is
+    right and certain."""
     boxes = torch.tensor([0.25, 0.25, 0.5, 0.5]).expand(1, 2, q, 4).clone()
     boxes[:, :, 1:, 0] = 0.9
     logits = torch.full((1, 2, q), -20.0)
@@ -105,7 +107,9 @@ def test_training_path_equals_the_models_own_forward(resolution: int) -> None:
             if p == PROMPTS - 1:
                 inputs |= {"input_boxes": batch.boxes[b][None], "input_boxes_labels": batch.box_labels[b][None]}
             theirs = model(pixel_values=normalised(batch.pixels[b : b + 1]), **inputs)
-            torch.testing.assert_close(box_cxcywh_to_xyxy(ours.boxes[-1, n]), theirs.pred_boxes[0], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(
+                box_cxcywh_to_xyxy(ours.boxes[-1, n]), theirs.pred_boxes[0], atol=1e-4, rtol=1e-3
+            )
             torch.testing.assert_close(ours.logits[-1, n], theirs.pred_logits[0], atol=1e-3, rtol=1e-3)
             torch.testing.assert_close(ours.presence_logits[-1, n], theirs.presence_logits[0, 0], atol=1e-3, rtol=1e-3)
             torch.testing.assert_close(ours.masks[n], theirs.pred_masks[0], atol=1e-3, rtol=1e-3)

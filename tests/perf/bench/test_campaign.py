@@ -12,7 +12,10 @@ from rich.console import Console
 from perf.bench import campaign
 from perf.bench.campaign import Step, chosen, merge, run, steps
 
-WRITE = "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['CUDA_VISIBLE_DEVICES'] + ' ' + os.environ['OMP_NUM_THREADS'])"
+WRITE = (
+    "import os, pathlib, sys; pathlib.Path(sys.argv[1]).write_text(os.environ['CUDA_VISIBLE_DEVICES'] + ' ' +"
+    " os.environ['OMP_NUM_THREADS'])"
+)
 
 
 def step(name: str, folder: Path, *needs: str, code: str = WRITE) -> Step:
@@ -54,10 +57,14 @@ def test_no_step_begins_when_time_is_up(tmp_path: Path) -> None:
     assert go([step("a", tmp_path)], tmp_path, seconds=-1) == {"a": "left out"}
 
 
-def test_the_real_campaign_is_whole_and_every_command_is_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_real_campaign_is_whole_and_every_command_is_understood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = steps("random", (1008, 672), tmp_path, tensorrt=True)
     names = [one.name for one in plan]
-    assert [one.name for one in steps("random", (1008, 672), tmp_path)] == [name for name in names if "plans" not in name]
+    assert [one.name for one in steps("random", (1008, 672), tmp_path)] == [
+        name for name in names if "plans" not in name
+    ]
     assert len(set(names)) == len(names)
     assert {need for one in plan for need in one.needs} <= set(names)
     for one in plan:
@@ -83,7 +90,9 @@ def test_parts_are_merged(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep.json").exists()
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(campaign.gpu, "gpus", list)
     assert campaign.main(["--output", str(tmp_path)]) == 2
     assert "NVML shows none" in capsys.readouterr().err

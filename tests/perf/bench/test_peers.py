@@ -1,4 +1,5 @@
-"""`sam3-perf peers`: transformers' model and the real server on the same frames find the same things; medians and ratios are right."""
+"""`sam3-perf peers`: transformers' model and the real server on the same frames find the same things; medians and
+ratios are right."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def test_contestants_take_turns_and_the_first_is_the_measure():
     asked: list[str] = []
 
     def contestant(name: str, objects: int) -> peers.Contestant:
-        def detect(picture: inputs.Picture, names: list[str]) -> int:
+        def detect(picture: inputs.SampleFrame, names: list[str]) -> int:
             asked.append(name)
             assert len(names) == 2
             return objects

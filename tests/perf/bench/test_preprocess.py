@@ -1,4 +1,5 @@
-"""The comparison of both ways of pre-processing, on a stand-in device: its frames are what their names say, and what must not be is told."""
+"""The comparison of both ways of pre-processing, on a stand-in device: its frames are what their names say, and what
+must not be is told."""
 
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ class Device:
 
     def decode(self, files):
         return [
-            None if self.refuses and "progressive" in Image.open(io.BytesIO(f)).info else np.asarray(decode(f)) for f in files
+            None if self.refuses and "progressive" in Image.open(io.BytesIO(f)).info else np.asarray(decode(f))
+            for f in files
         ]
 
     def resize(self, pictures):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ensemble import pbtxt
-from ensemble.spec import ARTIFACTS, Axis, Model, Tensor, Variant
+from ensemble.spec import ARTIFACTS, Axis, ModelSpec, TensorSpec, Variant
 from export.engines.aoti import build_package
 from perf.bench.profile import aoti as profile_aoti
 from perf.bench.profile import onnx as profile_onnx
@@ -31,7 +31,9 @@ def test_stages_kernels_and_a_trace(repository: Path, checkpoint: Path, tmp_path
     assert status == 0, found
     stages = {row["stage"]: row for row in found["stages"]}
     assert {"decode", "text", "vision", "decoder", "masks"} <= set(stages)
-    assert all(0 < stages[name]["of_bound"] < 1 for name in ("text", "vision", "decoder")), "nothing is faster than this machine"
+    assert all(0 < stages[name]["of_bound"] < 1 for name in ("text", "vision", "decoder")), (
+        "nothing is faster than this machine"
+    )
     parts = {row["part"] for row in json.loads((tmp_path / "profile.json").read_text())["kernels"]}
     assert {"vision_encoder", "text_encoder", "decoder", "mask_head"} <= parts
     trace = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -46,7 +48,12 @@ def test_kernels_are_summed_by_kind_and_divided_by_round():
         return {"cat": "Node", "name": f"/{kind}_kernel_time", "ts": ts, "dur": duration, "args": {"op_name": kind}}
 
     events = [{"name": "model_run", "ts": 0}, node(1, "MatMul", 3000), node(2, "MatMul", 1000), node(3, "Pad", 500)]
-    events += [{"name": "model_run", "ts": 10}, node(11, "MatMul", 4000), node(12, "MatMul", 2000), node(13, "Pad", 500)]
+    events += [
+        {"name": "model_run", "ts": 10},
+        node(11, "MatMul", 4000),
+        node(12, "MatMul", 2000),
+        node(13, "Pad", 500),
+    ]
     assert profile_onnx.kernels({"decoder": events}, rounds=2) == [
         {"part": "decoder", "kernel": "MatMul", "ms": 5.0, "launches": 2, "limit": "arithmetic"},
         {"part": "decoder", "kernel": "Pad", "ms": 0.5, "launches": 1, "limit": "memory"},
@@ -81,7 +88,9 @@ def test_refusals(tmp_path: Path, capsys, resolutions, argv, sentence):
         pytest.param("tensorrt", [], "on a GPU), got tensorrt", id="a plan"),
         pytest.param("onnxruntime", ["--nvtx"], "got onnxruntime for Nsight Systems", id="no GPU to watch"),
         pytest.param("onnxruntime", ["--device", "cuda"], "got onnxruntime on a GPU", id="ONNX Runtime on a GPU"),
-        pytest.param("aoti", ["--nvtx", "--device", "cpu"], "got aoti for Nsight Systems", id="Nsight Systems without a GPU"),
+        pytest.param(
+            "aoti", ["--nvtx", "--device", "cpu"], "got aoti for Nsight Systems", id="Nsight Systems without a GPU"
+        ),
     ],
 )
 def test_engines_that_it_cannot_watch(tmp_path: Path, capsys, engine, argv, sentence):
@@ -105,9 +114,12 @@ class ConvolutionAndSine(torch.nn.Module):
 
 
 def test_packages_under_pytorchs_profiler(tmp_path: Path):
-    """A package compiled for the CPU: warm-up is left out, operators and compiled loops add up to the part, the trace has the stage's range."""
+    """A package compiled for the CPU: warm-up is left out, operators and compiled loops add up to the part, the trace
+    has the stage's range."""
     rows = Axis("rows", 1, 4, 4)
-    record = Model("small", "decoder", (Tensor("x", "FP32", (rows, 8, 66, 66)),), (Tensor("y", "FP32", (rows, 8, 64, 64)),))
+    record = ModelSpec(
+        "small", "decoder", (TensorSpec("x", "FP32", (rows, 8, 66, 66)),), (TensorSpec("y", "FP32", (rows, 8, 64, 64)),)
+    )
     (tmp_path / "small" / "1").mkdir(parents=True)
     build_package(ConvolutionAndSine(), record, tmp_path / "small" / "1" / "model.pt2", device="cpu")
     packages = profile_aoti.AotiPackages(tmp_path, "cpu", nvtx=False)
@@ -131,12 +143,21 @@ def test_packages_under_pytorchs_profiler(tmp_path: Path):
 
 
 def test_what_binds_a_stage():
-    """100 GFLOP at 1 TFLOP/s are 100 ms, 10 GB at 1,000 GB/s are 10 ms: arithmetic binds, and half of it was reached in 200 ms."""
+    """100 GFLOP at 1 TFLOP/s are 100 ms, 10 GB at 1,000 GB/s are 10 ms: arithmetic binds, and half of it was reached in
+    200 ms."""
     limits = {"gflop_s": 1_000.0, "copy_gb_s": 1_000.0}
     rows = profile.bounds(
-        {"vision": 200.0, "text": 4.0, "pack": 1.0}, {"vision": 100.0, "text": 1.0}, {"vision": 10_000.0, "text": 2_000.0}, limits
+        {"vision": 200.0, "text": 4.0, "pack": 1.0},
+        {"vision": 100.0, "text": 1.0},
+        {"vision": 10_000.0, "text": 2_000.0},
+        limits,
     )
     vision, text, pack = rows
-    assert (vision["bound"], vision["arithmetic_ms"], vision["memory_ms"], vision["of_bound"]) == ("arithmetic", 100.0, 10.0, 0.5)
+    assert (vision["bound"], vision["arithmetic_ms"], vision["memory_ms"], vision["of_bound"]) == (
+        "arithmetic",
+        100.0,
+        10.0,
+        0.5,
+    )
     assert (text["bound"], text["of_bound"]) == ("memory", 0.5)
     assert pack == {"stage": "pack", "ms": 1.0}

@@ -1,4 +1,5 @@
-"""The gain of each exact rewrite: on the CPU with the small checkpoint both forms of all of them agree, and forms that do not are told."""
+"""The gain of each exact rewrite: on the CPU with the small checkpoint both forms of all of them agree, and forms that
+do not are told."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def arguments(checkpoint: Path, *more: str) -> list[str]:
     return ["--device", "cpu", "--checkpoint", str(checkpoint), *sizes, *more]
 
 
-def test_both_forms_of_every_rewrite_agree(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_forms_of_every_rewrite_agree(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "rewrites.json"
     assert rewrites.main(arguments(checkpoint, "--output", str(output))) == 0
     written = json.loads(output.read_text())
@@ -51,7 +54,8 @@ def test_on_a_gpu_in_half_precision(checkpoint: Path, capsys: pytest.CaptureFixt
 
 
 class Calls(TorchDispatchMode):
-    """Counts operations, and the products of those that multiply matrices or convolve (attention's own are not counted)."""
+    """Counts operations, and the products of those that multiply matrices or convolve (attention's own are not
+    counted)."""
 
     def __init__(self, form: Form) -> None:
         super().__init__()
@@ -126,7 +130,9 @@ def test_forms_that_differ_are_told(
     fold = rewrite_forms.fold_normalisation
     monkeypatch.setattr(rewrite_forms, "fold_normalisation", lambda module: (fold(module)[0], torch.zeros(1)))
     assert rewrites.main(arguments(checkpoint)) == 1
-    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("perf.bench.rewrites.rewrites: ")]
+    (sentence,) = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("perf.bench.rewrites.rewrites: ")
+    ]
     assert "7 uint8 frames at 168: expected an error of at most 0.0001 in fp32, got " in sentence
 
 

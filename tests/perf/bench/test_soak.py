@@ -14,7 +14,9 @@ FINE = {"read": 10, "answered": 6, "dropped": {"replaced": 3}, "failed": {"timeo
 
 def samples(*memory):
     """One every 30 s, of the client's and the server's megabytes."""
-    return [{"at_s": 30.0 * (i + 1), "client_mb": client, "server_mb": server} for i, (client, server) in enumerate(memory)]
+    return [
+        {"at_s": 30.0 * (i + 1), "client_mb": client, "server_mb": server} for i, (client, server) in enumerate(memory)
+    ]
 
 
 STEADY = samples((200, 900), (300, 1700), (302, 1710), (301, 1712))
@@ -45,8 +47,12 @@ def test_a_short_run_says_nothing_of_memory():
 def test_memory_is_that_of_the_descendants_too():
     """A process whose child fills 64 MB; its model's name is on its command line, as Triton's python backend has it."""
     child = "x = b'1' * 64_000_000; print('there', flush=True); input()"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, '/models/sam3_r252/1/model.py'])"
-    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    parent = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, '/models/sam3_r252/1/model.py'])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "there\n"
         found = soak.memory_mb(process.pid)
         process.communicate("\n", timeout=10)
@@ -57,8 +63,26 @@ def test_memory_is_that_of_the_descendants_too():
 
 @pytest.mark.server
 def test_three_cameras_for_some_seconds(server, tmp_path):
-    options = ["--cameras", "3", "--seconds", "5", "--films", str(tmp_path / "films"), "--output", str(tmp_path / "soak.json")]
-    command = [sys.executable, "-m", "perf.bench.soak", "--url", server.grpc_url, "--model", Variant(140).front_name, *options]
+    options = [
+        "--cameras",
+        "3",
+        "--seconds",
+        "5",
+        "--films",
+        str(tmp_path / "films"),
+        "--output",
+        str(tmp_path / "soak.json"),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "perf.bench.soak",
+        "--url",
+        server.grpc_url,
+        "--model",
+        Variant(140).front_name,
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

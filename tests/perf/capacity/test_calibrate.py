@@ -66,7 +66,11 @@ def test_check_ends_with_one_json_line(capsys):
     assert report["ok"] is True
     found = report["largest_errors"]["rtx5090"]
     assert set(found) == {"time", "memory", "footprint"}
-    assert found["footprint"] == {"base_mb": RTX_FOOTPRINT.base_mb, "activation_mb": RTX_FOOTPRINT.activation_mb, "pair_mb": 0.0}
+    assert found["footprint"] == {
+        "base_mb": RTX_FOOTPRINT.base_mb,
+        "activation_mb": RTX_FOOTPRINT.activation_mb,
+        "pair_mb": 0.0,
+    }
 
 
 def test_check_fails_where_one_point_cannot_be_predicted(capsys):

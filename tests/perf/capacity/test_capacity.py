@@ -20,7 +20,9 @@ def ask(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
 
 
 def test_eight_cameras_on_eight_gigabytes(capsys):
-    status, found = ask(capsys, *["--cameras", "8", "--memory", "8GB", "--classes", "4", "--fps", "4", "--object-pixels", "40"])
+    status, found = ask(
+        capsys, *["--cameras", "8", "--memory", "8GB", "--classes", "4", "--fps", "4", "--object-pixels", "40"]
+    )
     assert status == 0
     assert found["resolution"] == 672
     assert found["fps_per_camera"] == pytest.approx(4.0, abs=0.1)
@@ -37,7 +39,9 @@ def test_eight_cameras_on_eight_gigabytes(capsys):
     ("argv", "resolution", "basis"),
     [
         pytest.param("--cameras 1 --memory 8GB", 1008, "measured elsewhere", id="one camera: the best picture"),
-        pytest.param("--cameras 1 --memory 8GB --prefer speed", 560, "measured elsewhere", id="one camera: the fastest"),
+        pytest.param(
+            "--cameras 1 --memory 8GB --prefer speed", 560, "measured elsewhere", id="one camera: the fastest"
+        ),
         pytest.param("--cameras 1 --memory 4GB", 560, "measured elsewhere", id="little memory"),
         pytest.param("--cameras 3 --memory 8GB --fps 8 --classes 2", 672, "modelled", id="a point nobody measured"),
         pytest.param("--cameras 2 --memory 9GB --resolutions 896", 896, "modelled", id="a resolution nobody measured"),
@@ -61,10 +65,14 @@ def test_recommendation_and_its_basis(capsys, argv, resolution, basis):
         pytest.param("--cameras 8 --memory 8GB --classes 101", 2, "classes must be 1 to 100", id="too many classes"),
         pytest.param("--cameras 8 --memory 8GB --fps 0", 2, "must be above 0, got 0", id="no frames"),
         pytest.param("--cameras 8 --memory 8GB --source big", 2, "write for example 1920x1080", id="source is no size"),
-        pytest.param("--cameras 8 --memory 8GB --sweep /no/such.json", 2, "sam3-perf sweep --output", id="no such sweep"),
+        pytest.param(
+            "--cameras 8 --memory 8GB --sweep /no/such.json", 2, "sam3-perf sweep --output", id="no such sweep"
+        ),
         pytest.param("--cameras 500 --memory 8GB", 1, "500 cameras need 14 of them", id="500 cameras"),
         pytest.param("--cameras 1 --memory 2GB", 1, "the least that works is 3.9 GB, for 560", id="too little memory"),
-        pytest.param("--cameras 1 --memory 8GB --object-pixels 9", 1, "sees objects from 27 pixels on", id="too small objects"),
+        pytest.param(
+            "--cameras 1 --memory 8GB --object-pixels 9", 1, "sees objects from 27 pixels on", id="too small objects"
+        ),
     ],
 )
 def test_impossible_wishes_get_a_sentence(capsys, argv, status, sentence):
@@ -93,7 +101,14 @@ def test_a_sweep_of_this_machine_comes_before_tables(capsys, tmp_path):
     row = {"target": "front", "classes": 4, "rate": 0.0, "protocol": "grpc", "p95_ms": 90.0, "server_memory_mb": 0}
     for resolution, fps in ((1008, 40.0), (672, 80.0)):
         sweep.rows += [
-            row | {"resolution": resolution, "cameras": cameras, "mean_batch": float(cameras), "fps": fps, "gpu_memory_mb": 6000}
+            row
+            | {
+                "resolution": resolution,
+                "cameras": cameras,
+                "mean_batch": float(cameras),
+                "fps": fps,
+                "gpu_memory_mb": 6000,
+            }
             for cameras in (1, 8)
         ]
     results.write(sweep, tmp_path / "mine.json")
@@ -109,7 +124,9 @@ def test_a_sweep_of_the_small_checkpoint_does_not_speak_for_sam3(capsys):
     assert "no GPU memory figures, and no other measurement of the same model has" in found["error"]
 
 
-@pytest.mark.parametrize(("text", "megabytes"), [("8GB", 8000), ("8 GiB", 8192), ("4846", 4846), ("512mb", 512), ("1.5g", 1500)])
+@pytest.mark.parametrize(
+    ("text", "megabytes"), [("8GB", 8000), ("8 GiB", 8192), ("4846", 4846), ("512mb", 512), ("1.5g", 1500)]
+)
 def test_memory_sizes(text, megabytes):
     assert capacity.megabytes(text) == megabytes
 

@@ -1,4 +1,5 @@
-"""A sweep on a GPU as evidence: memory only where one resolution was loaded, the pool and fused attention known, and the words that say where it comes from."""
+"""A sweep on a GPU as evidence: memory only where one resolution was loaded, the pool and fused attention known, and
+the words that say where it comes from."""
 
 from __future__ import annotations
 
@@ -24,7 +25,13 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
     """A sweep such as an aoti repository gives on a GPU, its figures computed from known coefficients."""
     found = results.here("sam3-perf sweep --alone")
     found.machine = {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771}
-    found.setting = {"engine": "aoti", "queries": 200, "max_batch": 8, "checkpoint": "random", "architecture": asdict(SAM3)}
+    found.setting = {
+        "engine": "aoti",
+        "queries": 200,
+        "max_batch": 8,
+        "checkpoint": "random",
+        "architecture": asdict(SAM3),
+    }
     for resolution in (1008, 840, 672, 560):
         most = 0.0
         for classes, cameras in ((1, 1), (1, 8), (2, 1), (4, 1), (4, 8)):
@@ -40,7 +47,12 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
                 "rate": 0.0,
                 "protocol": "grpc",
             }
-            row |= {"mean_batch": float(cameras), "fps": 1e3 / ms, "mean_ms": ms * cameras, "p95_ms": 1.2 * ms * cameras}
+            row |= {
+                "mean_batch": float(cameras),
+                "fps": 1e3 / ms,
+                "mean_ms": ms * cameras,
+                "p95_ms": 1.2 * ms * cameras,
+            }
             found.rows.append(row | {"gpu_memory_mb": memory, "pool_mb": POOL_MB, "loaded": loaded})
     results.write(found, path)
     return path
@@ -57,10 +69,13 @@ def carried(tmp_path, monkeypatch):
 
 
 def test_the_footprint_of_a_server_is_found_again(tmp_path):
-    """840 as well: its attention scores are not kept by packages, whatever the rule says of plans. Rows that show an earlier load's memory do not count."""
+    """840 as well: its attention scores are not kept by packages, whatever the rule says of plans. Rows that show an
+    earlier load's memory do not count."""
     found = fit(evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json")).samples)
     assert found.footprint is not None
-    assert (found.footprint.base_mb, found.footprint.activation_mb) == pytest.approx((TRUTH.base_mb, TRUTH.activation_mb))
+    assert (found.footprint.base_mb, found.footprint.activation_mb) == pytest.approx(
+        (TRUTH.base_mb, TRUTH.activation_mb)
+    )
     assert found.footprint.pair_mb == pytest.approx(TRUTH.pair_mb)
     expected = need(TRUTH, 672, 4, plan_batch=4, pairs=16, fused=True).total
     assert found.memory_mb(672, 4, 4) == pytest.approx(expected)
@@ -77,7 +92,9 @@ def test_capacity_says_measured_elsewhere_and_on_what(carried, capsys):
     assert capacity.main(argv.split()) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (found["resolution"], found["basis"]) == (1008, "measured elsewhere")
-    assert found["figures"]["memory_mb"]["where"].startswith("one NVIDIA H200, this server with aoti random, sweep.json of ")
+    assert found["figures"]["memory_mb"]["where"].startswith(
+        "one NVIDIA H200, this server with aoti random, sweep.json of "
+    )
     assert capacity.main(["--cameras", "4", "--memory", "24GB", "--calibration", "h200"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["basis"] == "modelled"
@@ -112,7 +129,8 @@ def test_the_guide_shows_it_beside_the_published_table(carried):
 
 
 def test_the_start_check_reckons_with_the_committed_sweep():
-    """Its footprint of packages is that sweep's, and the server under full load, which was no part of the fit, is met."""
+    """Its footprint of packages is that sweep's, and the server under full load, which was no part of the fit, is
+    met."""
     footprint = evidence.published("h200").calibration().footprint
     assert footprint is not None
     known = FOOTPRINTS["aoti"]

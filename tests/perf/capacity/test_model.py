@@ -1,4 +1,5 @@
-"""Operations and bytes from first principles, held to what was counted in the real modules and to the sizes of real tensors."""
+"""Operations and bytes from first principles, held to what was counted in the real modules and to the sizes of real
+tensors."""
 
 from __future__ import annotations
 

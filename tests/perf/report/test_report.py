@@ -23,7 +23,13 @@ def made_up(scale: float = 1.0) -> results.Results:
             for classes in (1, 4):
                 fps = scale * factor * 10 * (1.5 if cameras == 8 else 1) / classes
                 mean = 1e3 * cameras / fps
-                row = COMMON | {"resolution": resolution, "cameras": cameras, "classes": classes, "fps": fps, "mean_ms": mean}
+                row = COMMON | {
+                    "resolution": resolution,
+                    "cameras": cameras,
+                    "classes": classes,
+                    "fps": fps,
+                    "mean_ms": mean,
+                }
                 row |= {"p50_ms": mean, "p95_ms": 1.2 * mean, "p99_ms": 1.3 * mean, "mean_batch": float(cameras)}
                 row |= {f"stage_{stage}_ms": 0.1 * mean for stage in STAGES} | {"stage_total_ms": 0.7 * mean}
                 sweep.rows.append(row | {"server_memory_mb": 500.0 + cameras})
@@ -62,7 +68,9 @@ def test_the_page_holds_everything(tmp_path: Path, capsys):
 def test_two_sweeps_side_by_side(tmp_path: Path, capsys):
     results.write(made_up(), tmp_path / "before.json")
     results.write(made_up(scale=2.0), tmp_path / "after.json")
-    status, _ = run(capsys, *(str(tmp_path / f"{n}.json") for n in ("before", "after")), "--output", str(tmp_path / "out"))
+    status, _ = run(
+        capsys, *(str(tmp_path / f"{n}.json") for n in ("before", "after")), "--output", str(tmp_path / "out")
+    )
     assert status == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "after against before" in text

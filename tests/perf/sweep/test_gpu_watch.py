@@ -1,4 +1,5 @@
-"""The GPU during a window, read from a metrics page over HTTP: the peak of the memory counts, not what is there at the end."""
+"""The GPU during a window, read from a metrics page over HTTP: the peak of the memory counts, not what is there at the
+end."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def test_rates_and_batches_come_on_top():
         pytest.param({"classes": [101]}, "at most 100 classes, got 101", id="too many classes"),
         pytest.param({"rates": [0.0]}, "must be above 0, got 0", id="no rate"),
         pytest.param({"masks": "png"}, "masks must be one of none, bits, rle, got 'png'", id="mask format"),
-        pytest.param({"shared_memory": "system"}, "measure the vision encoder with it", id="shared memory of the front model"),
+        pytest.param(
+            {"shared_memory": "system"}, "measure the vision encoder with it", id="shared memory of the front model"
+        ),
     ],
 )
 def test_refusals(change, sentence):

@@ -1,4 +1,5 @@
-"""A small sweep on the real server with the real perf_analyzer, and the sentences where there is no server or no model."""
+"""A small sweep on the real server with the real perf_analyzer, and the sentences where there is no server or no
+model."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def test_figures_of_perf_analyzer_server_and_client(addresses: list[str], tmp_pa
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert 1 <= row["mean_batch"] <= 2
         assert row["client_fps"] > 0
-        assert 0.5 < row["client_ratio"] < 2.0, "the client is as fast as perf_analyzer, whatever else this machine does"
+        assert 0.5 < row["client_ratio"] < 2.0, (
+            "the client is as fast as perf_analyzer, whatever else this machine does"
+        )
         assert row["loaded"] == 2
         assert (row["gpu_memory_mb"], row["pool_mb"]) == (0, 0), "nothing here is on a GPU"
         # The server's own account of a frame is part of the round trip that perf_analyzer saw.
@@ -65,7 +68,8 @@ def test_the_vision_encoder_alone_in_shared_memory_and_a_fixed_rate(addresses: l
 
 @pytest.mark.server
 def test_one_resolution_at_a_time(repository: Path, tmp_path: Path, capsys):
-    """Two servers, one after the other; what is asked of each frame is in the file; a finished resolution's server is not started again."""
+    """Two servers, one after the other; what is asked of each frame is in the file; a finished resolution's server is
+    not started again."""
     output = tmp_path / "sweep.json"
     argv = ["--repository", str(repository), "--alone", "--cameras", "1", "--classes", "2", "--requests", "4"]
     asked = ["--threshold", "0", "--max-detections", "3", "--frame", "320x180", "--output", str(output)]
