@@ -19,14 +19,12 @@ from tritonclient.utils import triton_to_np_dtype
 
 from clients.detections import Detections
 from clients.errors import InvalidRequest, Sam3ServerError
+from ensemble.records import Axis, ModelSpec, TensorSpec
 from ensemble.spec import (
     DEFAULT_MAX_DETECTIONS,
     DEFAULT_THRESHOLD,
     FLOAT_DTYPES,
     STAGES,
-    Axis,
-    ModelSpec,
-    TensorSpec,
     Variant,
 )
 

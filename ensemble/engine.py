@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 from ensemble.engines.turns import Turns
-from ensemble.spec import ARTIFACTS
+from ensemble.spec import ENGINES
 
 
 class Runner(Protocol):
@@ -57,7 +57,7 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         engine = config["parameters"]["engine"]["string_value"]
-        path = Path(args["model_repository"]) / args["model_version"] / ARTIFACTS[engine]
+        path = Path(args["model_repository"]) / args["model_version"] / ENGINES[engine].artifact
         if not path.is_file():
             raise FileNotFoundError(
                 f"{args['model_name']}: expected {path}; run sam3-export --engine {engine} for this repository"

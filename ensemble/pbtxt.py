@@ -12,19 +12,16 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ensemble.spec import ARTIFACTS, ENGINES, RESOLUTIONS, Axis, ModelSpec, TensorSpec, Variant
+from ensemble.records import Axis, ModelSpec, TensorSpec
+from ensemble.spec import RESOLUTIONS, EngineSpec, Variant, find_engine
 
 _TYPES = {"BYTES": "TYPE_STRING"}
-_GPU_ENGINES = ("tensorrt", "aoti")
-PREPROCESS = {"tensorrt": "auto", "onnxruntime": "cpu", "aoti": "auto"}
-"""Where the front model decodes and resizes, by engine; the modes are those of `ensemble/preprocess/gpu.py`. Only a GPU
-engine reads the pixels there."""
 
 
 def render(model: ModelSpec, variant: Variant, engine: str) -> str:
     """The `config.pbtxt` of `model` when `engine` (one of `spec.ENGINES`) runs the sub-models. Raises ValueError on an
     unknown engine."""
-    return "\n".join(_lines(model, variant, _known(engine))) + "\n"
+    return "\n".join(_lines(model, variant, find_engine(engine))) + "\n"
 
 
 def model_py(part: str, engine: str) -> str | None:
@@ -32,7 +29,7 @@ def model_py(part: str, engine: str) -> str | None:
     where there is none."""
     if part == "front":
         return 'from ensemble.front import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
-    if _known(engine) == "tensorrt":
+    if find_engine(engine).backend != "python":
         return None
     return 'from ensemble.engine import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
 
@@ -64,32 +61,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _known(engine: str) -> str:
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    return engine
-
-
-def _lines(model: ModelSpec, variant: Variant, engine: str) -> Iterator[str]:
+def _lines(model: ModelSpec, variant: Variant, engine: EngineSpec) -> Iterator[str]:
     front = model.part == "front"
     yield "# Generated from ensemble/spec.py; `python -m ensemble.pbtxt` writes the committed ones again."
     yield f'name: "{model.name}"'
-    yield f'backend: "{"tensorrt" if engine == "tensorrt" and not front else "python"}"'
-    if not front and engine == "tensorrt":
-        yield f'default_model_filename: "{ARTIFACTS[engine]}"'
+    native = not front and engine.backend != "python"
+    yield f'backend: "{engine.backend if native else "python"}"'
+    if native:
+        yield f'default_model_filename: "{engine.artifact}"'
     yield f"max_batch_size: {model.max_batch_size}"
     yield from _tensors("input", model.inputs, model)
     yield from _tensors("output", model.outputs, model)
     # Left to itself Triton puts an instance on every GPU, and features would travel between them: a second GPU gets a
     # server of its own.
-    place = "KIND_GPU, gpus: [ 0 ]" if engine in _GPU_ENGINES and not front else "KIND_CPU"
+    place = "KIND_GPU, gpus: [ 0 ]" if engine.on_gpu and not front else "KIND_CPU"
     yield f"instance_group [{{ kind: {place}, count: {variant.front_instances if front else 1} }}]"
     if front:
         yield f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"
-        yield from _parameter("preprocess", PREPROCESS[engine])
+        yield from _parameter("preprocess", engine.preprocess)
         yield from _parameter("variant", json.dumps(variant.to_dict(), separators=(",", ":")))
-    elif engine != "tensorrt":
-        yield from _parameter("engine", engine)
+    elif not native:
+        yield from _parameter("engine", engine.name)
         # Without this the python backend copies every GPU input to the host before the runner sees it.
         yield from _parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
 

@@ -19,8 +19,9 @@ import numpy as np
 from ensemble.nvtx_ranges import Annotate, unmarked
 from ensemble.postprocess import Detections, best_first, scores, select, sigmoid, to_rle
 from ensemble.prompts import Prompt, PromptCache, PromptTokenizer
+from ensemble.records import ModelSpec
 from ensemble.request import FrameRequest
-from ensemble.spec import FLOAT_DTYPES, ModelSpec, Variant
+from ensemble.spec import FLOAT_DTYPES, Variant
 
 Call = Callable[[ModelSpec, Mapping[str, Any], Sequence[str]], dict[str, Any]]
 _NUMPY = {"FP32": np.float32, "FP16": np.float16}

@@ -12,6 +12,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ensemble import interfaces
+from ensemble.interfaces import STAGES as STAGES
+from ensemble.records import Axis, ModelSpec
+
 RESOLUTIONS = (1008, 840, 672, 560)
 """Resolutions (pixels a side) of the committed repository; any multiple of the patch size can be exported."""
 
@@ -25,16 +29,44 @@ MAX_IMAGE_BYTES = 48 * 1024 * 1024
 """Bytes of one encoded frame; Triton itself refuses HTTP bodies above 64 MB."""
 
 MASK_FORMATS = ("none", "bits", "rle")
-STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
-"""Order of `stage_ms`: milliseconds that a frame spent in each stage of the front model, the wait for its batch's other
-frames and for a turn (`ensemble/engines/turns.py`) included."""
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MAX_DETECTIONS = 100
 
 FLOAT_DTYPES = {"fp32": "FP32", "fp16": "FP16", "int8": "FP16", "fp8": "FP16"}
 """Dtype of the features between sub-models, by precision of the sub-models' arithmetic."""
-ENGINES = ("tensorrt", "onnxruntime", "aoti")
-ARTIFACTS = {"tensorrt": "model.plan", "onnxruntime": "model.onnx", "aoti": "model.pt2"}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What runs the sub-models: its artifact's file name, Triton's backend for it, and whether it needs a GPU.
+
+    `precision` is what is exported where nobody asks for another; `preprocess` says where the front model decodes and
+    resizes (a mode of `ensemble/preprocess/gpu.py`): only an engine on a GPU reads the pixels there.
+    """
+
+    name: str
+    artifact: str
+    backend: str
+    on_gpu: bool
+    precision: str
+    preprocess: str
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        EngineSpec("tensorrt", "model.plan", "tensorrt", on_gpu=True, precision="fp16", preprocess="auto"),
+        EngineSpec("onnxruntime", "model.onnx", "python", on_gpu=False, precision="fp32", preprocess="cpu"),
+        EngineSpec("aoti", "model.pt2", "python", on_gpu=True, precision="fp16", preprocess="auto"),
+    )
+}
+
+
+def find_engine(name: str) -> EngineSpec:
+    """The engine of that name. Raises ValueError where there is none."""
+    if name not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
+    return ENGINES[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,75 +79,6 @@ class Checkpoint:
     hidden_size: int = 256  # width of FPN, prompts and queries
     num_queries: int = 200
     context_length: int = 32  # tokens of one prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A dimension that varies from call to call: its name, and the smallest, usual and largest size."""
-
-    name: str
-    minimum: int
-    optimum: int
-    maximum: int
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output. `dtype` is Triton's name. `host` says that the front model reads the values; the rest stay
-    where they were made."""
-
-    name: str
-    dtype: str
-    dims: tuple[int | Axis, ...]
-    host: bool = True
-    optional: bool = False
-
-    def shape(self, **sizes: int) -> tuple[int, ...]:
-        """The shape with each axis at `sizes[axis.name]`, or at its optimum where none is given."""
-        return tuple(sizes.get(d.name, d.optimum) if isinstance(d, Axis) else d for d in self.dims)
-
-    @property
-    def axes(self) -> dict[int, Axis]:
-        """Position -> axis, for the dimensions that vary."""
-        return {i: d for i, d in enumerate(self.dims) if isinstance(d, Axis)}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One Triton model: name, part of SAM3 it is (`front` for the front model), inputs and outputs."""
-
-    name: str
-    part: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    ragged: bool = False  # requests of different shapes share a batch (front model only)
-    front_batch: int = 0
-
-    @property
-    def batch_axis(self) -> Axis | None:
-        """The axis that leads every tensor, if there is one: then it is Triton's batch dimension."""
-        leading = {t.dims[0] if t.dims else None for t in (*self.inputs, *self.outputs)}
-        first, *rest = leading
-        return first if not rest and isinstance(first, Axis) else None
-
-    @property
-    def max_batch_size(self) -> int:
-        """Triton's `max_batch_size`; 0 where images and pairs are separate axes."""
-        axis = self.batch_axis
-        return self.front_batch or (axis.maximum if axis else 0)
-
-    def input(self, name: str) -> TensorSpec:
-        return _named(self.inputs, name, self.name)
-
-    def output(self, name: str) -> TensorSpec:
-        return _named(self.outputs, name, self.name)
-
-
-def _named(tensors: tuple[TensorSpec, ...], name: str, model: str) -> TensorSpec:
-    for tensor in tensors:
-        if tensor.name == name:
-            return tensor
-    raise KeyError(f"{model} has no tensor {name!r}; it has {', '.join(t.name for t in tensors)}")
 
 
 @dataclass(frozen=True)
@@ -194,7 +157,7 @@ class Variant:
 
     # ---- axes
     @cached_property
-    def _axes(self) -> dict[str, Axis]:
+    def axes(self) -> dict[str, Axis]:
         text = self.checkpoint.context_length
         return {
             "images": Axis("images", 1, self.max_batch, self.max_batch),
@@ -205,129 +168,26 @@ class Variant:
             "picks": Axis("picks", 1, min(4, self.max_picks), self.max_picks),
         }
 
-    # ---- sub-models
+    # ---- models
     @cached_property
     def vision_encoder(self) -> ModelSpec:
-        """Frames -> feature pyramid. uint8 RGB in; normalisation is inside."""
-        b, r, c, p, f = (
-            self._axes["images"],
-            self.resolution,
-            self.checkpoint.hidden_size,
-            self.patches,
-            self.float_dtype,
-        )
-        return ModelSpec(
-            self.model_name("vision_encoder"),
-            "vision_encoder",
-            inputs=(TensorSpec("pixel_values", "UINT8", (b, 3, r, r)),),
-            outputs=(
-                TensorSpec("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
-                TensorSpec("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
-                TensorSpec("fpn_2", f, (b, c, p, p), host=False),
-            ),
-        )
+        return interfaces.vision_encoder(self)
 
     @cached_property
     def text_encoder(self) -> ModelSpec:
-        """Token ids (right-padded) -> text features. Attention is causal, so padding needs no mask here."""
-        n, length = self._axes["prompts"], self.checkpoint.context_length
-        return ModelSpec(
-            self.model_name("text_encoder"),
-            "text_encoder",
-            inputs=(TensorSpec("input_ids", "INT32", (n, length)),),
-            outputs=(TensorSpec("text_features", self.float_dtype, (n, length, self.checkpoint.hidden_size)),),
-        )
+        return interfaces.text_encoder(self)
 
     @cached_property
     def geometry_encoder(self) -> ModelSpec:
-        """Exemplar boxes -> prompt features; token 0 is the class token, token k+1 is box k.
-
-        `boxes` are cxcywh in 0..1; `box_labels` 1 positive, 0 negative, -10 padding. Attention mask of the result: 1
-        for token 0 and each real box.
-        """
-        b, n, k, c, p, f = (
-            self._axes["images"],
-            self._axes["pairs"],
-            self.max_boxes,
-            self.checkpoint.hidden_size,
-            self.patches,
-            self.float_dtype,
-        )
-        return ModelSpec(
-            self.model_name("geometry_encoder"),
-            "geometry_encoder",
-            inputs=(
-                TensorSpec("fpn_2", f, (b, c, p, p), host=False),
-                TensorSpec("image_index", "INT32", (n,)),
-                TensorSpec("boxes", "FP32", (n, k, 4)),
-                TensorSpec("box_labels", "INT32", (n, k)),
-            ),
-            outputs=(TensorSpec("geometry_features", f, (n, k + 1, c)),),
-        )
+        return interfaces.geometry_encoder(self)
 
     @cached_property
     def decoder(self) -> ModelSpec:
-        """N (image, class) pairs in one call: features of B images enter once, `image_index` says whose they are.
-
-        `pred_boxes` are xyxy in 0..1 of the frame. `memory` is the text-conditioned DETR-encoder output, kept for the
-        mask head.
-        """
-        b, n, s, c, p, q, f = (
-            self._axes["images"],
-            self._axes["pairs"],
-            self._axes["tokens"],
-            self.checkpoint.hidden_size,
-            self.patches,
-            self.queries,
-            self.float_dtype,
-        )
-        return ModelSpec(
-            self.model_name("decoder"),
-            "decoder",
-            inputs=(
-                TensorSpec("fpn_2", f, (b, c, p, p), host=False),
-                TensorSpec("image_index", "INT32", (n,)),
-                TensorSpec("prompt_features", f, (n, s, c)),
-                TensorSpec("prompt_mask", "INT32", (n, s)),
-            ),
-            outputs=(
-                TensorSpec("pred_logits", "FP32", (n, q)),
-                TensorSpec("pred_boxes", "FP32", (n, q, 4)),
-                TensorSpec("presence_logits", "FP32", (n, 1)),
-                TensorSpec("query_features", f, (n, q, c), host=False),
-                TensorSpec("memory", f, (n, p * p, c), host=False),
-            ),
-        )
+        return interfaces.decoder(self)
 
     @cached_property
     def mask_head(self) -> ModelSpec:
-        """Masks of chosen queries of chosen pairs: row m is pair `pair_index[m]` of the decoder call, its picks are
-        `query_index[m]`.
-
-        `mask_logits` [M,T,4p,4p] are for whoever wants them; `mask_bits` are the logits above 0, packed along x, most
-        significant bit first.
-        """
-        b, n, s, m, t = (self._axes[a] for a in ("images", "pairs", "tokens", "rows", "picks"))
-        c, p, q, f = self.checkpoint.hidden_size, self.patches, self.queries, self.float_dtype
-        return ModelSpec(
-            self.model_name("mask_head"),
-            "mask_head",
-            inputs=(
-                TensorSpec("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
-                TensorSpec("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
-                TensorSpec("memory", f, (n, p * p, c), host=False),
-                TensorSpec("query_features", f, (n, q, c), host=False),
-                TensorSpec("prompt_features", f, (n, s, c)),
-                TensorSpec("prompt_mask", "INT32", (n, s)),
-                TensorSpec("image_index", "INT32", (m,)),
-                TensorSpec("pair_index", "INT32", (m,)),
-                TensorSpec("query_index", "INT32", (m, t)),
-            ),
-            outputs=(
-                TensorSpec("mask_logits", f, (m, t, 4 * p, 4 * p), host=False),
-                TensorSpec("mask_bits", "UINT8", (m, t, 4 * p, self.mask_row_bytes)),
-            ),
-        )
+        return interfaces.mask_head(self)
 
     @cached_property
     def sub_models(self) -> tuple[ModelSpec, ...]:
@@ -336,49 +196,8 @@ class Variant:
 
     @cached_property
     def front(self) -> ModelSpec:
-        """What a client sends and gets; every tensor has a leading batch dimension of 1 on the wire (one frame a
-        request).
-
-        Triton batches requests that name the same inputs, so a client that always sends all of them (empty where
-        unused) batches best.
-        """
-        many = Axis("n", 0, 1, 2**31 - 1)
-        height, width = Axis("height", 0, 1080, 2**31 - 1), Axis("width", 0, 1920, 2**31 - 1)
-        found = Axis("detections", 0, 8, 2**31 - 1)
-        return ModelSpec(
-            self.front_name,
-            "front",
-            inputs=(
-                TensorSpec("image", "BYTES", (1,), optional=True),  # JPEG, PNG or WebP file; empty if `frame` is given
-                TensorSpec("frame", "UINT8", (height, width, 3), optional=True),  # RGB; empty if `image` is given
-                TensorSpec("classes", "BYTES", (many,), optional=True),  # UTF-8
-                TensorSpec("boxes", "FP32", (many, 4), optional=True),  # exemplars, xyxy in 0..1 of the frame
-                TensorSpec("box_labels", "INT32", (many,), optional=True),  # 1 like this, 0 unlike this
-                TensorSpec("box_classes", "INT32", (many,), optional=True),  # index into `classes`
-                TensorSpec("threshold", "FP32", (1,), optional=True),
-                TensorSpec("mask_format", "BYTES", (1,), optional=True),  # one of MASK_FORMATS
-                TensorSpec("max_detections", "INT32", (1,), optional=True),
-            ),
-            outputs=(
-                TensorSpec(
-                    "boxes", "FP32", (found, 4)
-                ),  # xyxy in 0..1 of the frame; SAM3's own may reach a little beyond it
-                TensorSpec("scores", "FP32", (found,)),  # descending
-                TensorSpec("class_ids", "INT32", (found,)),  # index into `classes`
-                TensorSpec("presence", "FP32", (many,)),  # probability that each class is in the frame
-                TensorSpec(
-                    "mask_bits", "UINT8", (found, self.mask_size, self.mask_row_bytes)
-                ),  # empty unless asked for
-                TensorSpec(
-                    "mask_rle", "BYTES", (found,)
-                ),  # COCO compressed RLE of size [4p, 4p]; empty unless asked for
-                TensorSpec("frame_size", "INT32", (2,)),  # height, width after EXIF orientation
-                TensorSpec("stage_ms", "FP32", (len(STAGES),)),  # milliseconds, in the order of STAGES
-                TensorSpec("batch", "INT32", (1,)),  # frames that shared this execution
-            ),
-            ragged=True,
-            front_batch=self.max_batch,
-        )
+        """What a client sends and gets."""
+        return interfaces.front(self)
 
     # ---- plain data
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-from ensemble.spec import STAGES, ModelSpec
+from ensemble.records import ModelSpec
+from ensemble.spec import STAGES
 
 if TYPE_CHECKING:
     from ensemble.postprocess import Detections

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble.spec import ENGINES, Variant
 from export.checkpoint import Source
 from export.engines.onnx import OPSET
 from export.engines.registry import Engine
@@ -70,7 +70,7 @@ def manifest(
     return {
         "model": model.name,
         "engine": engine,
-        "artifact": ARTIFACTS[engine],
+        "artifact": ENGINES[engine].artifact,
         "precision": variant.precision,
         "checkpoint": {"name": source.name, "sha256": source.sha256},
         "recipe": recipe,

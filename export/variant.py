@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import Sam3Model
 
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble.spec import ENGINES, Variant
 from export.checkpoint import RANDOM, Source, at_size
 from export.engines.registry import Engine, Report
 from export.engines.registry import engine as find_engine
@@ -69,13 +69,14 @@ def export_variant(
         sized = at_size(source.model, variant.resolution, variant.queries)
 
         def build(part: str) -> Facts:
-            report(f"{names[part]}: building {ARTIFACTS[engine]}")
+            report(f"{names[part]}: building {ENGINES[engine].artifact}")
             return _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
         paths = {
-            part: (root if part in kept else staging) / names[part] / VERSION / ARTIFACTS[engine] for part in PARTS
+            part: (root if part in kept else staging) / names[part] / VERSION / ENGINES[engine].artifact
+            for part in PARTS
         }
         gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
         if gate.failures:
@@ -163,7 +164,7 @@ def _build(
     (folder / VERSION).mkdir(parents=True)
     start = time.perf_counter()
     module = make_part(part, sized, STYLES[engine], torch_precision(variant))
-    plan = tool.build(module, model, variant, folder / VERSION / ARTIFACTS[engine], detail)
+    plan = tool.build(module, model, variant, folder / VERSION / ENGINES[engine].artifact, detail)
     facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": dict(plan)}
     note.write_text(json.dumps(facts))
     return facts

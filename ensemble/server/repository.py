@@ -18,7 +18,7 @@ from typing import Any
 
 from ensemble import pbtxt
 from ensemble.server.requirements import ServerError
-from ensemble.spec import ARTIFACTS, Variant, is_front_name
+from ensemble.spec import ENGINES, Variant, is_front_name
 
 MANIFEST = "manifest.json"
 FRONT_SETTINGS = {
@@ -59,7 +59,7 @@ class Artifact:
     @property
     def path(self) -> Path:
         """Of the artifact itself; it need not exist."""
-        return self.folder / "1" / ARTIFACTS.get(self.engine, "model")
+        return self.folder / "1" / (ENGINES[self.engine].artifact if self.engine else "model")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _options(served: Served, repository: Path) -> tuple[str, ...]:
     words.append(f"--checkpoint {shlex.quote(variant.checkpoint.name)}")
     if variant.queries != variant.checkpoint.num_queries:
         words.append(f"--queries {variant.queries}")
-    if variant.precision != ("fp32" if engine == "onnxruntime" else "fp16"):
+    if variant.precision != ENGINES[engine].precision:
         words.append(f"--precision {variant.precision}")
     for name in ("max_batch", "max_pairs", "max_boxes", "max_picks"):
         if getattr(variant, name) != getattr(usual, name):

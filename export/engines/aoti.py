@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from ensemble.engines.aoti import SIGNATURE, AotiRunner
-from ensemble.spec import ModelSpec, Variant
+from ensemble.records import ModelSpec
+from ensemble.spec import Variant
 from export.engines.onnx import sample_inputs
 from export.gate.reference import Arrays
 from export.gate.verify import Run

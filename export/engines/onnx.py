@@ -19,7 +19,7 @@ import onnx
 import torch
 from torch import nn
 
-from ensemble.spec import Axis, ModelSpec
+from ensemble.records import Axis, ModelSpec
 
 OPSET = 18
 """LayerNormalization keeps its fp32 statistics (17) and the exporter writes nothing lower (18)."""

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from ensemble.spec import ENGINES, ModelSpec, Variant
+from ensemble.records import ModelSpec
+from ensemble.spec import ENGINES, Variant
 from export.engines.onnx import export_onnx, onnx_session
 from export.engines.tensorrt import host as tensorrt_host
 from export.engines.tensorrt.host import TensorRT

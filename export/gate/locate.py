@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam3Model
 
-from ensemble.spec import ARTIFACTS, FLOAT_DTYPES, ModelSpec, Variant
-from ensemble.spec import TensorSpec as Record
+from ensemble.records import ModelSpec
+from ensemble.records import TensorSpec as Record
+from ensemble.spec import ENGINES, FLOAT_DTYPES, Variant
 from export.engines.registry import Engine, Report
 from export.gate.limits import LIMITS
 from export.gate.verify import compare
@@ -73,7 +74,7 @@ def first_layer_off(
     precision = "fp32" if variant.precision == "fp32" else "fp16"
     module = Probe(make_part(part, model, STYLES[engine], precision), LAYERS[part])
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ARTIFACTS[engine]
+        path = Path(folder) / ENGINES[engine].artifact
         tool.build(module, probed, variant, path, report)
         run = tool.open(path)
         try:

@@ -29,7 +29,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import Sam3Model
 
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble import spec
+from ensemble.spec import Variant
 from export import checkpoint
 from perf.bench.candidates import (
     ENGINES,
@@ -140,7 +141,9 @@ def make(engine: str, source: Sam3Model, resolution: int, arguments: argparse.Na
     if engine == "aoti":
         variant = Variant(resolution, queries=source.config.detr_decoder_config.num_queries)
         names = {part: getattr(variant, part).name for part in TIMED_PARTS}
-        return aoti({part: arguments.repository / name / "1" / ARTIFACTS[engine] for part, name in names.items()})
+        return aoti(
+            {part: arguments.repository / name / "1" / spec.ENGINES[engine].artifact for part, name in names.items()}
+        )
     model = sized(source, resolution)
     if engine.startswith("transformers"):
         return transformers_model(copy.deepcopy(model), engine.endswith("compiled"), arguments.device)

@@ -18,8 +18,9 @@ from ensemble import postprocess, request
 from ensemble.pipeline import Pipeline
 from ensemble.preprocess.cpu import CpuPreprocessor
 from ensemble.prompts import PromptTokenizer
+from ensemble.records import ModelSpec
 from ensemble.server.repository import Served
-from ensemble.spec import ModelSpec, Variant
+from ensemble.spec import Variant
 from export.engines.registry import engine
 from export.tiny.evaluate import Case
 from export.tiny.predictor import FLOOR, TOP, Detections

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ensemble.server import repository as placement
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble.spec import ENGINES, Variant
 from export import checkpoint
 from export.engines.tensorrt.host import PlanProcess, TensorRT, open_plan
 from perf import results
@@ -122,7 +122,9 @@ def measure(
     truth = Truth(source, variant.resolution, batches[0], "cuda")
     engine = f"tensorrt {settings.about()['tensorrt']}"
     with contextlib.ExitStack() as opened:
-        paths = {p: arguments.repository / getattr(variant, p).name / "1" / ARTIFACTS["tensorrt"] for p in TIMED_PARTS}
+        paths = {
+            p: arguments.repository / getattr(variant, p).name / "1" / ENGINES["tensorrt"].artifact for p in TIMED_PARTS
+        }
         plans = {part: opened.enter_context(open_plan(path, settings)) for part, path in paths.items()}
         clock = Clock(plans, 5, arguments.repeats)
 

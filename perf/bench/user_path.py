@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from ensemble.preprocess.cpu import decode, to_pixel_values
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble.spec import ENGINES, Variant
 from perf.sweep import inputs
 from perf.sweep.inputs import SampleFrame
 
@@ -31,7 +31,7 @@ def engines_fps(
     runs."""
     from perf.bench.candidates import Work, aoti
 
-    paths = {m.part: repository / m.name / "1" / ARTIFACTS["aoti"] for m in variant.sub_models}
+    paths = {m.part: repository / m.name / "1" / ENGINES["aoti"].artifact for m in variant.sub_models}
     if not all(path.is_file() for path in paths.values()) or not torch.cuda.is_available():
         return None
     engine = aoti({part: paths[part] for part in ("vision_encoder", "text_encoder", "decoder", "mask_head")})

@@ -6,7 +6,8 @@ from tritonclient.utils import triton_to_np_dtype
 
 from clients.errors import InvalidRequest, Sam3ServerError
 from clients.message import FRONT, build_request, is_front_model, parse_response
-from ensemble.spec import STAGES, Axis, Variant
+from ensemble.records import Axis
+from ensemble.spec import STAGES, Variant
 
 PIXELS = np.zeros((48, 64, 3), np.uint8)
 BOX = [[0.1, 0.2, 0.3, 0.4]]

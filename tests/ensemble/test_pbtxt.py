@@ -7,7 +7,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ensemble import pbtxt
-from ensemble.spec import ENGINES, RESOLUTIONS, Axis, Checkpoint, Variant
+from ensemble.records import Axis
+from ensemble.spec import ENGINES, RESOLUTIONS, Checkpoint, Variant
 
 COMMITTED = Path(__file__).parents[2] / "model_repository"
 VARIANTS = [

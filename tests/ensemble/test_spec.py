@@ -2,7 +2,8 @@
 
 import pytest
 
-from ensemble.spec import RESOLUTIONS, Axis, Checkpoint, Variant, check_resolution, is_front_name
+from ensemble.records import Axis
+from ensemble.spec import RESOLUTIONS, Checkpoint, Variant, check_resolution, is_front_name
 
 SMALL = Checkpoint("small", image_size=252, hidden_size=128, num_queries=50)
 

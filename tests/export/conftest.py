@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer, Sam3Config, Sam3Model
 
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble.spec import ENGINES, Variant
 from export import checkpoint
 from export.engines.onnx import onnx_session
 from export.gate.frames import drawn_frames
@@ -106,7 +106,9 @@ def export(source: checkpoint.Source, root: Path, resolution: int, precision: st
     queries = source.record.num_queries
     variant = Variant(resolution, queries, precision, max_pairs=16, checkpoint=source.record)
     written = export_variant(source, variant, "onnxruntime", root, drawn_frames(2, resolution))
-    runs = {part: onnx_session(root / getattr(variant, part).name / "1" / ARTIFACTS["onnxruntime"]) for part in PARTS}
+    runs = {
+        part: onnx_session(root / getattr(variant, part).name / "1" / ENGINES["onnxruntime"].artifact) for part in PARTS
+    }
     return Export(root, variant, checkpoint.at_size(source.model, resolution, queries), runs, written)
 
 

@@ -22,7 +22,8 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ensemble.spec import ModelSpec, Variant
+from ensemble.records import ModelSpec
+from ensemble.spec import Variant
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.plan import BuildOptions

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ensemble.spec import ModelSpec, TensorSpec
+from ensemble.records import ModelSpec, TensorSpec
 from export.engines.tensorrt.cuda_driver import Device
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.spec import ModelSpec, Variant
+from ensemble.records import ModelSpec
+from ensemble.spec import Variant
 from export.engines.tensorrt.cuda_driver import CudaError, Device
 from export.engines.tensorrt.network import (
     PlanError,

@@ -21,7 +21,7 @@ import onnx
 from onnx import helper, numpy_helper
 from torch import nn
 
-from ensemble.spec import ModelSpec, TensorSpec
+from ensemble.records import ModelSpec, TensorSpec
 
 DTYPES = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.FLOAT16: "FP16"}
 CAST = ("decoder", "mask_head")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ensemble.engines.aoti import AotiRunner
-from ensemble.spec import ModelSpec
+from ensemble.records import ModelSpec
 
 PRODUCTS = (
     "gemm",

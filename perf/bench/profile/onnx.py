@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ensemble.nvtx_ranges import unmarked
-from ensemble.spec import ModelSpec
+from ensemble.records import ModelSpec
 
 PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "Einsum")
 """Kinds whose name holds one of these multiply matrices; the others move and change numbers, and memory is their

@@ -27,12 +27,13 @@ from rich.table import Table
 from ensemble.pipeline import Pipeline
 from ensemble.preprocess.cpu import decode, to_pixel_values
 from ensemble.prompts import PromptTokenizer
+from ensemble.records import ModelSpec
 from ensemble.request import FrameRequest
 from ensemble.server import repository as placement
 from ensemble.server.memory import SAM3, Architecture
 from ensemble.server.repository import Served
 from ensemble.server.requirements import ServerError
-from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, ModelSpec, Variant
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant
 from perf import results
 from perf.bench.profile.onnx import OnnxSessions
 from perf.capacity.model import decoder_flops, mask_head_flops, text_flops, vision_flops

@@ -22,7 +22,7 @@ from ensemble.server.gpu import Gpu, decode_tensorrt
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.requirements import ServerError
 from ensemble.server.start_check import Host
-from ensemble.spec import ARTIFACTS, Variant
+from ensemble.spec import ENGINES, Variant
 
 H200 = Gpu("NVIDIA H200", "9.0", 143_771, 143_000)
 FULL = Gpu("NVIDIA H200", "9.0", 143_771, 3_000)
@@ -41,7 +41,7 @@ def write(
             folder = pbtxt.write(model, variant, engine, root)
             if model.part == "front":
                 continue
-            with (folder / "1" / ARTIFACTS[engine]).open("wb") as file:
+            with (folder / "1" / ENGINES[engine].artifact).open("wb") as file:
                 file.truncate(ARTIFACT_MB[model.part] << 20)
             if built_for is not None:
                 data = {"checkpoint": {"name": "facebook/sam3"}, "built_for": built_for}

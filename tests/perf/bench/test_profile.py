@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ensemble import pbtxt
-from ensemble.spec import ARTIFACTS, Axis, ModelSpec, TensorSpec, Variant
+from ensemble.records import Axis, ModelSpec, TensorSpec
+from ensemble.spec import ENGINES, Variant
 from export.engines.aoti import build_package
 from perf.bench.profile import aoti as profile_aoti
 from perf.bench.profile import onnx as profile_onnx
@@ -96,7 +97,7 @@ def test_refusals(tmp_path: Path, capsys, resolutions, argv, sentence):
 def test_engines_that_it_cannot_watch(tmp_path: Path, capsys, engine, argv, sentence):
     variant = Variant(resolution=140)
     for model in (*variant.sub_models, variant.front):
-        (pbtxt.write(model, variant, engine, tmp_path) / "1" / ARTIFACTS[engine]).touch()
+        (pbtxt.write(model, variant, engine, tmp_path) / "1" / ENGINES[engine].artifact).touch()
     status, found = run(capsys, "--repository", str(tmp_path), *argv, "--output", str(tmp_path / "out"))
     assert status == 2
     assert sentence in found["error"]
