@@ -10,8 +10,8 @@ BIN := .venv/bin
 setup: .venv/installed
 
 .venv/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "expected Python 3.10 to 3.13, got $$($(PYTHON) --version); say which with make setup PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "expected Python 3.10 to 3.12, for which the embedded server has packages, got $$($(PYTHON) --version); say which with make setup PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 	  { echo "python3 cannot make an environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[serve,export,tracks,dashboard,dev]"
