@@ -1,18 +1,19 @@
-"""Clients: frames of a camera go out to the front model of a running server, typed `Detections` come back.
+"""The client library: sends frames to a SAM3 server, blocking or with asyncio, over gRPC or HTTP.
 
-Over gRPC or HTTP, blocking (`Client`) or asyncio (`AsyncClient`); `sam3-camera` is the same on the command line. Of the
-other rooms only the specification is imported, so this package installs on a camera's small computer without torch or
-Triton.
+    >>> from clients import Client, open_source
+    >>> with Client("localhost", model="sam3_r672") as client, open_source("street.mp4") as source:
+    ...     for frame in source:
+    ...         found = client.detect(frame.rgb, ["person", "red car"], mask_format="bits")
+    ...         print(frame.index, found.labels, found.scores, found.boxes_in_pixels)
 
-    with Client("localhost", model="sam3_r672") as client:
-        found = client.detect("photo.jpg", ["red circle", "blue square"], mask_format="bits")
-    print(found.labels, found.boxes_in_pixels, found.scores, found.masks_at(*found.frame_size).shape)
+`sam3-camera` does the same on the command line, for one camera or a fleet. The package needs neither torch nor Triton:
+of the other rooms it imports only the specification, so it installs on a camera's small computer.
 """
 
 from clients.connection import AsyncClient, Client
 from clients.detections import Detections
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
-from clients.video.frames import Frame
+from clients.video.frames import Frame, SourceError
 from clients.video.sources import open_source
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "RequestTimeout",
     "Sam3ServerError",
     "ServerUnavailable",
+    "SourceError",
     "open_source",
 ]

@@ -1,86 +1,119 @@
-"""`sam3-camera`: one camera on the command line; with `--config` a whole fleet, which is `clients/fleet/watch.py`'s.
+"""`sam3-camera`: detection in the frames of one camera, or with `--config` of a fleet of cameras.
 
-A video, a folder or an image and a list of names flow in; each frame goes to the server, one line per frame flows out,
-and an annotated video, a picture, or a JSON line per frame is written. The last line of stdout is one JSON object.
+One camera is a fleet of one: both go through `clients/fleet/fleet.py`. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import logging
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clients.connection import DEFAULT_TIMEOUT_S, Client
-from clients.errors import RequestTimeout, Sam3ServerError
-from clients.output import Output
-from clients.video.encode import to_jpeg
-from clients.video.frames import IMAGE_SUFFIXES, SourceError
-from clients.video.sources import open_source
+from clients.fleet.camera import Camera
+from clients.fleet.config import CameraConfig, FleetConfig, read_config
+from clients.fleet.fleet import open_pool, watch
+from clients.fleet.request import Answer
+from clients.fleet.stats import percentiles
+from clients.output import SUFFIXES, Outputs, frame_record
+from clients.transport import DEFAULT_TIMEOUT_S, Server
+from clients.video.frames import IMAGE_SUFFIXES
+from clients.video.reader import Reader
 from ensemble.spec import DEFAULT_THRESHOLD
 
 EXAMPLES = """examples:
   sam3-camera --source video.mp4 --classes "red circle" "blue square"
   sam3-camera --source video.mp4 --classes person dog --masks --output annotated.mp4
   sam3-camera --source photos/ --classes "traffic light" --url gpu-host:8001 --output found.jsonl
-  sam3-camera --config cameras.yaml --seconds 60
   sam3-camera --source photo.jpg --classes cat --protocol http --model sam3_r672 --output cat.png
+  sam3-camera --config cameras.yaml --seconds 60
 """
 
 
-def watch(arguments: argparse.Namespace, client: Client, say: Callable[[str], None]) -> dict[str, Any]:
-    """Sends the frames of a source one after the other and returns the summary. A frame that times out is counted and
-    skipped; other errors are raised.
+class Failed(Exception):  # noqa: N818 - the name says what happened
+    """The run cannot start or continue; the message is for the user."""
+
+
+async def run_fleet_file(config: FleetConfig, seconds: float | None) -> dict[str, Any]:
+    """Runs the cameras of a configuration; returns the summary."""
+    cameras = [Camera(camera) for camera in config.cameras]
+    outputs = Outputs(cameras)
+    try:
+        summary = await watch(cameras, open_pool(config), outputs, asyncio.Event(), seconds=seconds)
+    finally:
+        events = await outputs.close()
+    return summary | (events if outputs.webhooks else {})
+
+
+async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Sends the frames of one source, one after the other, and prints a line for each; returns the summary.
+
+    A frame that times out is counted as failed and the run continues; any other failure ends it. Raises Failed.
     """
-    latencies: list[float] = []
-    detections = failed = 0
-    options = {"threshold": arguments.threshold, "mask_format": "bits" if arguments.masks else "none"}
-    start = time.perf_counter()
-    with open_source(arguments.source) as source:
-        outputs = [Output(path, source.fps) for path in arguments.output]
-        try:
-            for frame in source:
-                if arguments.limit is not None and frame.index >= arguments.limit:
-                    break
-                try:
-                    found = client.detect(
-                        frame.rgb if arguments.raw else to_jpeg(frame.rgb), arguments.classes, **options
-                    )
-                except RequestTimeout as error:
-                    failed += 1
-                    say(f"{frame.index:6d} {frame.time_s:8.2f} s  failed: {error}")
-                    continue
-                latencies.append(found.latency_ms)
-                detections += len(found)
-                say(f"{frame.index:6d} {frame.time_s:8.2f} s {found.latency_ms:8.1f} ms  {found.summary()}")
-                for output in outputs:
-                    output.write(frame, found)
-        finally:
-            for output in outputs:
-                output.close()
-    seconds = time.perf_counter() - start
-    p50, p95 = np.percentile(latencies, [50, 95]).tolist() if latencies else (0.0, 0.0)
+    config = CameraConfig(
+        name=str(arguments.source),
+        source=str(arguments.source),
+        classes=tuple(arguments.classes),
+        thresholds=(arguments.threshold,) * len(arguments.classes),
+        model=arguments.model,
+        in_flight=1,
+        masks="bits" if arguments.masks else "none",
+        raw=arguments.raw,
+        outputs=tuple(arguments.output),
+    )
+    address = Server(arguments.url, arguments.protocol, arguments.timeout).address
+    pool = open_pool(FleetConfig((config,), (address,), arguments.protocol, arguments.timeout))
+    camera = Camera(config, Reader(config.source, raw=config.raw, reconnect=False), arguments.limit)
+    outputs = Outputs([camera], plain_record, append=False)
+    stop, latencies, errors = asyncio.Event(), [], []
+
+    async def handle(camera: Camera, answer: Answer) -> None:
+        start = f"{answer.frame.index:6d} {answer.frame.time_s:8.2f} s"
+        if answer.found is not None:
+            latencies.append(answer.found.latency_ms)
+            print(f"{start} {answer.found.latency_ms:8.1f} ms  {answer.found.summary()}")
+            await outputs(camera, answer)
+        elif answer.outcome == "timeout":
+            print(f"{start}  failed: {answer.error}")
+        else:
+            errors.append(answer.error)
+            stop.set()
+
+    try:
+        summary = await watch([camera], pool, handle, stop, seconds=arguments.seconds, status=False)
+    finally:
+        await outputs.close()
+    if camera.reader.state == "failed":
+        errors.append(camera.reader.error)
+    if errors:
+        raise Failed(errors[0])
+    p50, p95 = percentiles(latencies)
     return {
         "source": str(arguments.source),
-        "model": client.model,
-        "frames": len(latencies),
-        "failed": failed,
-        "detections": detections,
-        "fps": round(len(latencies) / seconds, 2),
+        "model": pool.endpoints[0].client(config.model).model,
+        "frames": summary["answered"],
+        "failed": summary["failed"],
+        "dropped": camera.stats.dropped["replaced"],
+        "detections": summary["detections"],
+        "fps": summary["fps"],
         "p50_ms": round(p50, 2),
         "p95_ms": round(p95, 2),
         "output": [str(path) for path in arguments.output],
     }
 
 
+def plain_record(camera: Camera, answer: Answer) -> dict[str, Any]:
+    """The JSON line of an answered frame where there is only one camera."""
+    assert answer.found is not None
+    return frame_record(answer.frame, answer.found)
+
+
 def default_output(source: str) -> Path:
-    """Where the annotated frames of a source go if nobody says: `street.mp4` becomes `street-annotated.mp4` in the
-    current folder."""
+    """The default of `--output`: `street.mp4` becomes `street-annotated.mp4` in the current folder."""
     path = Path(source)
     return Path(f"{path.stem}-annotated{'.png' if path.suffix.lower() in IMAGE_SUFFIXES else '.mp4'}")
 
@@ -97,16 +130,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--config", type=Path, metavar="FILE", help="many cameras: a YAML file instead of --source and --classes"
     )
-    p.add_argument("--seconds", type=float, metavar="S", help="with --config: stop after so long")
+    p.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
     p.add_argument(
         "--url", default="localhost", help="host:port of the server (default: %(default)s with Triton's port)"
     )
     p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     p.add_argument("--model", help="front model, such as sam3_r672 (default: the server's only one)")
     p.add_argument(
-        "--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score, 0 to 1 (default: %(default)s)"
+        "--threshold", type=float, default=DEFAULT_THRESHOLD, help="lowest score, 0 to 1 (default: %(default)s)"
     )
-    p.add_argument("--masks", action="store_true", help="ask for masks too")
+    p.add_argument("--masks", action="store_true", help="request masks too")
     p.add_argument("--raw", action="store_true", help="send pixels instead of JPEG: exact, and ten times the bytes")
     p.add_argument("--limit", type=int, metavar="N", help="stop after N frames")
     p.add_argument(
@@ -122,7 +155,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="*",
         metavar="FILE",
         help=(
-            f"write {', '.join(Output.suffixes)}, one or several; without files nothing is written "
+            f"write one or several of {', '.join(SUFFIXES)}; without FILE nothing is written "
             "(default: SOURCE-annotated.mp4 in this folder, .png for an image)"
         ),
     )
@@ -130,36 +163,50 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: every frame was answered; 1: some were not; 2: it could not start or go on, and stderr says why."""
+    """0: every frame was answered (or, in a fleet, dropped as configured); 1: some failed, or none was answered; 2: it
+    could not start or continue, and stderr says why."""
     p = parser()
     arguments = p.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if arguments.config is not None:
-        from clients.fleet.watch import run
-
         if arguments.source or arguments.classes:
             p.error("--config names the cameras; leave --source and --classes out")
-        return run(arguments.config, arguments.seconds)
-    if not arguments.source or not arguments.classes:
-        p.error("--source and --classes are needed, or --config")
-    if arguments.output is None:
-        arguments.output = [default_output(arguments.source)]
-    if wrong := [str(path) for path in arguments.output if path.suffix not in Output.suffixes]:
-        p.error(f"--output must end in {', '.join(Output.suffixes)}, got {', '.join(wrong)}")
+        about = {"config": str(arguments.config)}
+    else:
+        if not arguments.source or not arguments.classes:
+            p.error("--source and --classes are needed, or --config")
+        if arguments.output is None:
+            arguments.output = [default_output(arguments.source)]
+        if wrong := [str(path) for path in arguments.output if path.suffix not in SUFFIXES]:
+            p.error(f"--output must end in {', '.join(SUFFIXES)}, got {', '.join(wrong)}")
+        about = {"source": str(arguments.source)}
     try:
-        with Client(
-            arguments.url, protocol=arguments.protocol, model=arguments.model, timeout=arguments.timeout
-        ) as client:
-            result = watch(arguments, client, print)
-    except (Sam3ServerError, SourceError, ValueError) as error:
+        if arguments.config is not None:
+            result = asyncio.run(run_fleet_file(read_config(arguments.config), arguments.seconds))
+            answered = result["answered"]
+            print(*(camera_line(each) for each in result["each"]), sep="\n")
+        else:
+            result = asyncio.run(run_source(arguments))
+            answered = result["frames"]
+            print(
+                f"{answered} frames, {result['failed']} failed, {result['detections']} detections, {result['fps']} fps,"
+                f" p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms"
+            )
+    except (Failed, ValueError, ImportError) as error:
         print(f"sam3-camera: {error}", file=sys.stderr)
-        print(json.dumps({"source": str(arguments.source), "error": str(error)}))
+        print(json.dumps(about | {"error": str(error)}))
         return 2
-    print(
-        f"{result['frames']} frames, {result['failed']} failed, {result['detections']} detections, {result['fps']} fps,"
-        f" p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms"
-    )
     print(json.dumps(result))
-    return 1 if result["failed"] or not result["frames"] else 0
+    return 1 if result["failed"] or not answered else 0
+
+
+def camera_line(each: dict[str, Any]) -> str:
+    """One camera's counts on one line."""
+    return (
+        f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())}"
+        f" dropped + {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
+        + (f"; {each['error']}" if "error" in each else "")
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""The connections: `Client` blocks, `AsyncClient` awaits; both carry the requests of `clients/message.py` over gRPC or
-HTTP with tritonclient.
+"""The clients of a server: `Client` is blocking, `AsyncClient` is for asyncio; both speak gRPC or HTTP.
 
-An image and class names flow in, `Detections` flow out, and every failure is one of `clients/errors.py`. gRPC is the
-default: it carries several requests at once over one connection, and its deadline travels with the request.
+    >>> from clients import Client
+    >>> with Client("localhost:8001", model="sam3_r672") as client:
+    ...     found = client.detect("photo.jpg", ["red circle", "blue square"])
+    >>> found
+    Detections(2 red circle, 1 blue square; frame 640x360, 41.8 ms)
+
+Every failure is one of the exceptions in `clients/errors.py`. gRPC is the default: it carries several requests at once
+over one connection, and the server sees each request's deadline.
 """
 
 from __future__ import annotations
@@ -22,10 +27,11 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """Blocking client of one server; use it as a context manager, or call `close`.
+    """Blocking client of one server; a context manager, or call `close`.
 
-    `model` is a front model's name, by default the server's only one. Over HTTP a client belongs to the thread that
-    made it (tritonclient's HTTP client is not thread-safe); over gRPC threads may share one.
+    `url` is `host:port` or a host, `protocol` is `grpc` or `http`, `model` is a front model's name (default: the
+    server's only one), `timeout` is in seconds per request. Threads may share a gRPC client; an HTTP client belongs to
+    the thread that made it, since tritonclient's is not thread-safe. Raises ValueError for unusable settings.
     """
 
     def __init__(
@@ -48,13 +54,13 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends the connection. The HTTP client prints a traceback when Python exits if it was left open."""
+        """Closes the connection. An HTTP client that is left open prints a traceback when Python exits."""
         self._triton.close()
 
     def ready(self) -> bool:
-        """Whether the server answers and, if a model was named, that model is loaded; False for a server that is away.
+        """Whether the server answers and, if a model was named, has it loaded. False if nothing answers.
 
-        A model whose process died may still count as loaded: only an answer of `detect` proves that it works.
+        A model whose process has died may still count as loaded: only `detect` proves that it works.
         """
         try:
             if self.model:
@@ -69,11 +75,15 @@ class Client:
         return front_models(self._call("get_model_repository_index", **grpc_only))
 
     def detect(self, image: Image, classes: Sequence[str], **options: Unpack[Options]) -> Detections:
-        """What of `classes` is in `image`: JPEG, PNG or WebP bytes, a path to such a file, or RGB uint8 [H,W,3].
+        """The objects of `classes` in `image`: JPEG, PNG or WebP bytes, a path to such a file, or RGB uint8 [H,W,3].
 
         Options: `boxes`, `box_labels`, `box_classes`, `threshold`, `mask_format`, `max_detections`;
         `clients.message.build_request` explains them. Raises InvalidRequest, ModelNotFound, ServerUnavailable,
         RequestTimeout, or their base Sam3ServerError.
+
+            >>> found = client.detect("yard.jpg", ["forklift"], threshold=0.4, mask_format="bits")
+            >>> found.labels, found.boxes_in_pixels.shape, found.masks_at(*found.frame_size).shape
+            (('forklift',), (1, 4), (1, 1080, 1920))
         """
         request = build_request(image, classes, **options)
         model = self.model = self.model or only_model(self.models(), self.server.address)
@@ -96,10 +106,10 @@ class Client:
 
 
 class AsyncClient:
-    """The same for asyncio: `async with AsyncClient(...) as client: await client.detect(...)`. Many requests may be
-    under way at once.
+    """The same for asyncio, with any number of requests in flight. Belongs to the event loop of its first request.
 
-    A client belongs to the event loop of its first request.
+    >>> async with AsyncClient("localhost") as client:
+    ...     answers = await asyncio.gather(*(client.detect(jpeg, ["person"]) for jpeg in frames))
     """
 
     def __init__(
@@ -121,7 +131,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the connection; the next request would open a new one."""
+        """Closes the connection; the next request opens a new one."""
         if self._triton is not None:
             triton, self._triton = self._triton, None
             await triton.close()
@@ -152,7 +162,7 @@ class AsyncClient:
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
     async def _call(self, method: str, *arguments: Any, model: str | None = None, **keywords: Any) -> Any:
-        if self._triton is None:  # made here and not in __init__: aiohttp and grpc.aio bind to the running event loop
+        if self._triton is None:  # not made in __init__: aiohttp and grpc.aio bind to the running event loop
             self._triton = self.server.connect(asyncio=True)
         try:
             return await getattr(self._triton, method)(*arguments, **keywords, **self.server.per_call)

@@ -1,8 +1,7 @@
-"""The one result of every client: what was found in a frame, and what it cost.
+"""`Detections`: the labelled boxes, scores and masks that were found in one frame, and how long that took.
 
-The arrays of a response flow in (`clients/message.py` parses them); boxes, scores, labels and masks flow out in the
-units people work with: pixels, names, boolean masks at any size, COCO records. Masks stay packed as they came and are
-unpacked when someone asks, since most frames are only counted.
+Boxes and masks convert to pixels, boolean arrays of any size, COCO records and `supervision.Detections`. Masks stay
+packed as they were sent until someone reads them, since most frames are only counted.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """D detections of one frame, best score first.
+    """D detections of one frame, highest score first.
 
     `boxes` float32 [D,4] xyxy in 0..1 of the frame; `scores` float32 [D]; `class_ids` int32 [D] index `classes`, the
     names of the request; `presence` float32 [C] is the probability that each class is in the frame at all; `frame_size`
     is (height, width) in pixels; `stage_ms` the server's milliseconds by stage; `batch` how many frames shared the
-    server's execution; `latency_ms` the round trip seen by the client. Masks lie at `mask_size` pixels a side, whatever
-    the frame's shape: packed bits uint8 [D, mask_size, row bytes] or COCO counts, by the request's `mask_format`.
+    server's execution; `latency_ms` the round trip as the client measured it. Masks are `mask_size` pixels a side,
+    whatever the frame's shape: packed bits uint8 [D, mask_size, row bytes] or COCO counts, as the request's
+    `mask_format` says.
     """
 
     boxes: NDArray[np.float32]
@@ -62,15 +61,15 @@ class Detections:
         return self.boxes * np.array([width, height, width, height], np.float32)
 
     def summary(self) -> str:
-        """A line for people: `2 red circle, 1 blue square`, or `nothing`."""
+        """Counts by class: `2 red circle, 1 blue square`, or `nothing`."""
         return ", ".join(f"{count} {label}" for label, count in Counter(self.labels).most_common()) or "nothing"
 
     def above(self, score: float | NDArray[np.floating]) -> Detections:
-        """Those with at least that score, or [D] with a score for each."""
+        """The detections with at least that score; `score` may be [D], one for each detection."""
         return self.where(self.scores >= score)
 
     def where(self, mask: NDArray[np.bool_]) -> Detections:
-        """Those for which bool [D] is true."""
+        """The detections for which `mask`, bool [D], is true."""
         keep = np.flatnonzero(mask)
         return replace(
             self,
@@ -84,26 +83,28 @@ class Detections:
     # ---- masks
     @property
     def mask_size(self) -> int:
-        """Pixels a side of the masks as the server sent them."""
+        """Pixels a side of the masks, as the server sent them."""
         return int(self.mask_bits.shape[1])
 
     @property
     def has_masks(self) -> bool:
-        """Whether each detection has a mask; true for no detections."""
+        """Whether each detection has a mask; true if there are no detections."""
         return len(self) in (len(self.mask_bits), len(self.mask_rle))
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """bool [D, mask_size, mask_size], stretched over the whole frame. Raises ValueError if the request asked for
-        none."""
+        """bool [D, mask_size, mask_size], stretched over the whole frame.
+
+        Raises ValueError if the request asked for none, ImportError if they are COCO counts and pycocotools is missing.
+        """
         self._need_masks()
         if len(self.mask_bits) == len(self):
             return np.unpackbits(self.mask_bits, axis=2, count=self.mask_size).astype(bool)
-        return coco_mask.decode(list(self.rle)).transpose(2, 0, 1).astype(bool)
+        return _coco_mask().decode(list(self.rle)).transpose(2, 0, 1).astype(bool)
 
     def masks_at(self, height: int, width: int, *, smooth: bool = True) -> NDArray[np.bool_]:
-        """bool [D, height, width]: the masks scaled to that many pixels, bilinear and cut at one half, or nearest
-        neighbour if not `smooth`.
+        """bool [D, height, width]: the masks scaled to that size, bilinear with a threshold of one half, or nearest
+        neighbour if not `smooth`. Raises as `masks` does.
         """
         how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
         scaled = np.zeros((len(self), height, width), bool)
@@ -113,8 +114,9 @@ class Detections:
 
     @property
     def rle(self) -> tuple[dict[str, Any], ...]:
-        """COCO's compressed run lengths of each mask, `{"size": [mask_size, mask_size], "counts": bytes}`. Raises
-        ValueError without masks.
+        """COCO's compressed run lengths of each mask, `{"size": [mask_size, mask_size], "counts": bytes}`.
+
+        Raises ValueError without masks, ImportError if they are bits and pycocotools is missing.
         """
         self._need_masks()
         if self.mask_rle:
@@ -125,12 +127,13 @@ class Detections:
         if not self.has_masks:
             raise ValueError('these detections carry no masks; ask for them: detect(..., mask_format="bits") or "rle"')
 
-    # ---- other people's formats
+    # ---- other formats
     def to_coco(self, image_id: int = 0, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
         """COCO result records: `bbox` xywh in pixels, `score`, `category_id`, and `segmentation` at the frame's size if
         there are masks.
 
         `category_ids` maps class names to COCO's numbers; without it the index into the request's classes is used.
+        Raises ImportError if there are masks and pycocotools is missing.
         """
         ids = category_ids or {name: i for i, name in enumerate(self.classes)}
         segmentations = encode_rle(self.masks_at(*self.frame_size)) if len(self) and self.has_masks else ()
@@ -163,10 +166,19 @@ class Detections:
 
 
 def encode_rle(masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> tuple[dict[str, Any], ...]:
-    """COCO's compressed run lengths of bool [D,H,W]; `counts` are bytes, as pycocotools wants them."""
+    """COCO's compressed run lengths of bool [D,H,W]; `counts` are bytes, as pycocotools expects them. Raises
+    ImportError, naming the package, if pycocotools is missing.
+    """
     if not len(masks):
         return ()
-    columns = np.asfortranarray(
-        np.asarray(masks).transpose(1, 2, 0).astype(np.uint8)
-    )  # COCO counts down the columns: [H,W,D]
-    return tuple(coco_mask.encode(columns))
+    columns = np.asfortranarray(np.asarray(masks).transpose(1, 2, 0).astype(np.uint8))  # [H,W,D]: COCO scans columns
+    return tuple(_coco_mask().encode(columns))
+
+
+def _coco_mask() -> Any:
+    """pycocotools' module for masks, imported where it is needed: a camera that sends no masks does without it."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ImportError("masks in COCO's format need the package pycocotools: pip install pycocotools") from error
+    return mask

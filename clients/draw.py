@@ -1,8 +1,8 @@
-"""Detections onto pictures: translucent masks with a clear edge, boxes, and a tag with name, track and score.
+"""Drawing of detections: translucent masks with a clear edge, boxes, and a tag with name, track and score.
 
-An RGB array and `Detections` flow in, a new RGB array flows out; the picture may have any size, since boxes and masks
-are fractions of the frame. Line and letter sizes follow the picture's height, so that a tag is as legible in a mosaic
-as in 1080p. Drawn with Pillow and its built-in font: the same everywhere.
+The image may have any size, since boxes and masks are fractions of the frame. Line and letter sizes follow the image's
+height, so that a tag is as legible in a mosaic as in 1080p. Pillow draws with its built-in font: the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def palette() -> tuple[Colour, ...]:
 
 
 def colour_map(labels: Sequence[str]) -> dict[str, Colour]:
-    """A colour for each label. A label's own colour comes from its spelling, so it is the same in every picture; a
-    later label whose colour is taken gets the one farthest from those in use.
+    """A colour for each label. It is derived from the label's spelling, so it is the same in every image; a later label
+    whose colour is taken gets the one farthest from those in use.
     """
     colours: dict[str, Colour] = {}
     taken: list[int] = []
@@ -75,10 +75,10 @@ def annotate(
     masks: bool = True,
     scale: float = 1.0,
 ) -> NDArray[np.uint8]:
-    """A copy of `rgb`, uint8 [H,W,3], with the detections drawn on it, the best on top.
+    """A copy of `rgb`, uint8 [H,W,3], with the detections drawn on it, the highest score on top.
 
-    `tracks` [D] are ids, -1 for none, or empty: no tracks are known; `colours` maps class names to RGB, by default
-    `colour_map` of the request's classes; `scale` makes lines and letters larger or smaller.
+    `tracks` [D] are ids, -1 for none, or empty if there are no tracks; `colours` maps class names to RGB, by default
+    `colour_map` of the request's classes; `scale` enlarges lines and letters.
     """
     height, width = rgb.shape[:2]
     colours = colours or colour_map(detections.classes)
@@ -104,14 +104,14 @@ def annotate(
 
 
 def _ordered(box: Sequence[int]) -> list[int]:
-    """Corners with the smaller coordinate first, as Pillow insists on."""
+    """The box with the smaller coordinates first, as Pillow requires."""
     return [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
 
 
 def _tint(canvas: NDArray[np.uint8], mask: NDArray[np.bool_], colour: Colour) -> None:
     """Blends `colour` into `canvas` where `mask` is set, and draws the mask's edge in full colour; in place.
 
-    The tint is faint and the edge strong, so that a thing's own colour stays visible.
+    The tint is faint and the edge strong, so that the object's own colour stays visible.
     """
     canvas[mask] = (canvas[mask] * (1 - MASK_OPACITY) + np.array(colour) * MASK_OPACITY).astype(np.uint8)
     inner = mask
@@ -130,21 +130,16 @@ def _tag(
     size: tuple[int, int],
     others: Sequence[tuple[float, ...]],
 ) -> tuple[float, ...]:
-    """Writes `text` on a coloured tag at the box and returns the tag's rectangle: above the box if there is room and no
-    other tag, else the next best place.
+    """Writes `text` on a coloured tag at the box and returns the tag's rectangle: above the box if it fits there and
+    covers no other tag, else in the next best position.
     """
     left, top, right, bottom = draw.textbbox((0, 0), text, font=letters)
     pad = max(2.0, (bottom - top) * 0.25)
     wide, high = right - left + 2 * pad, bottom - top + 2 * pad
     x0, y0, x1, y1 = _ordered(box)
-    places = [(x0, y0 - high), (x0, y1), (x1 - wide, y0 - high), (x1 - wide, y1), (x0, y0), (x0, y1 - high)]
-    places += [
-        (x1, y0),
-        (x0 - wide, y0),
-        (x0, y0 - 2 * high),
-        (x0, y1 + high),
-    ]  # crowded: beside it, or one row farther
-    inside = [(x, y) for x, y in places if 0 <= y <= size[1] - high]
+    positions = [(x0, y0 - high), (x0, y1), (x1 - wide, y0 - high), (x1 - wide, y1), (x0, y0), (x0, y1 - high)]
+    positions += [(x1, y0), (x0 - wide, y0), (x0, y0 - 2 * high), (x0, y1 + high)]  # beside it, or one row farther
+    inside = [(x, y) for x, y in positions if 0 <= y <= size[1] - high]
     choices = [
         (min(max(x, 0.0), max(0.0, size[0] - wide)), y) for x, y in inside or [(x0, max(0.0, min(y0, size[1] - high)))]
     ]

@@ -1,8 +1,8 @@
-"""What can go wrong between a client and the server, as four kinds of error.
+"""The exceptions of the clients: four kinds of failure and their base, `Sam3ServerError`.
 
-In flows whatever tritonclient, gRPC, aiohttp or a socket raised, each with its own way of saying it; out flows one
-`Sam3ServerError` that names the address or the model and what to do next. Callers catch by kind, not by transport: each
-kind is also the built-in exception that a Python programmer would expect.
+tritonclient, gRPC, aiohttp and sockets each raise their own exceptions; `translate` turns all of them into one of
+these. Callers catch by kind and not by transport: each kind is also the built-in exception that a Python programmer
+expects. Messages name the address or the model, and the remedy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ START_HINT: Final = (
 )
 PORTS: Final = "Triton's usual ports: 8000 for HTTP, 8001 for gRPC"
 TRANSPORTS: Final = frozenset({"aiohttp", "gevent", "geventhttpclient", "_parser"})
-"""Top packages of the exceptions that say "there is no HTTP server there", `_parser` being geventhttpclient's."""
+"""Top-level packages whose exceptions mean that no HTTP server answers; `_parser` belongs to geventhttpclient."""
 TIMEOUT_STATUS: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "499", "504"})
 UNAVAILABLE_STATUS: Final = frozenset({"StatusCode.UNAVAILABLE", "503", "502"})
 INVALID_STATUS: Final = frozenset({"StatusCode.INVALID_ARGUMENT", "400", "413", "StatusCode.RESOURCE_EXHAUSTED"})
@@ -23,34 +23,34 @@ NOT_FOUND_STATUS: Final = frozenset({"StatusCode.NOT_FOUND", "404"})
 
 
 class Sam3ServerError(Exception):
-    """Any failure of a request. Raised itself where the server failed inside (its message is kept)."""
+    """Any failure of a request. Raised as it is where the server failed internally (its message is kept)."""
 
 
 class InvalidRequest(Sam3ServerError, ValueError):  # noqa: N818 - the name says what happened
-    """The server, or the client before it, cannot accept what was asked for; the message says what was expected.
-    Retrying does not help.
+    """The server, or the client before sending, refuses the request; the message says what was expected. Retrying does
+    not help.
     """
 
 
 class ModelNotFound(Sam3ServerError, LookupError):  # noqa: N818 - the name says what happened
-    """The server is there but does not serve that model; the message lists the front models that it has."""
+    """The server does not serve that model; the message lists the front models that it serves."""
 
 
 class ServerUnavailable(Sam3ServerError, ConnectionError):  # noqa: N818 - the name says what happened
-    """Nothing answers at the address, or the server is stopping. Worth retrying once it is up."""
+    """Nothing answers at the address, or the server is shutting down. Worth retrying once it is up."""
 
 
 class RequestTimeout(Sam3ServerError, TimeoutError):  # noqa: N818 - the name says what happened
-    """No answer within the client's time-out. The server may still be working on the request."""
+    """No answer within the client's timeout. The server may still be working on the request."""
 
 
 def translate(
     error: BaseException, *, address: str, protocol: str, model: str | None, timeout: float
 ) -> Sam3ServerError:
-    """The `Sam3ServerError` for what a transport raised.
+    """The `Sam3ServerError` for an exception of a transport.
 
-    `address` is `host:port`, `timeout` is in seconds. A `ModelNotFound` made here does not yet list the models: asking
-    for them takes another request.
+    `address` is `host:port`, `timeout` is in seconds. A `ModelNotFound` from here does not list the server's models
+    yet: asking for them takes another request.
     """
     status, message = _status_and_message(error)
     where = f"{protocol}://{address}"
@@ -67,25 +67,25 @@ def translate(
         return ModelNotFound(f"{where} does not serve {model!r} ({message})")
     if status in INVALID_STATUS:
         return InvalidRequest(message)
-    below = type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, OSError)
-    if status in UNAVAILABLE_STATUS or below:
+    from_transport = type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, OSError)
+    if status in UNAVAILABLE_STATUS or from_transport:
         return ServerUnavailable(f"no SAM3 server answers at {where} ({message}); {START_HINT} ({PORTS})")
     return Sam3ServerError(f"{where} failed on {model!r}: {message}")
 
 
 def _status_and_message(error: BaseException) -> tuple[str | None, str]:
-    """tritonclient's status (`StatusCode.X` over gRPC, `400` over HTTP; None for a failure below it) and the bare
+    """tritonclient's status (`StatusCode.X` over gRPC, `400` over HTTP, None if there was no response) and the bare
     message."""
     status = getattr(error, "status", None)
     message = getattr(error, "message", None)
     if callable(status) and callable(message):
         return status(), str(message() or error)
-    # aiohttp quotes a stranger's bytes: the first line, and not much of it, says enough
+    # aiohttp quotes the bytes of whatever answered: the start of the first line is enough
     return None, (str(error) or type(error).__name__).replace("\\n", "\n").splitlines()[0][:200]
 
 
 def _is_unknown_model(status: str | None, message: str) -> bool:
-    """Triton answers an unknown model with `not found`, `unavailable` or `invalid`, depending on protocol and version:
-    the words decide.
+    """The status of an unknown model is `not found`, `unavailable` or `invalid`, depending on protocol and version of
+    Triton, so the message decides.
     """
     return status is not None and (status in NOT_FOUND_STATUS or "unknown model" in message.lower())

@@ -1,14 +1,11 @@
-"""The wire format of one request and one response, read off the specification.
+"""The wire format: the arrays of one request to the front model, and `Detections` from the arrays of its response.
 
-In flows what a caller asks for (an image, class names, exemplar boxes, limits), out flow the named arrays of the front
-model's inputs; the other way round, a response's arrays become `Detections`. Pure functions: the connections only carry
-what is made here. Every input is always present, empty where unused, because Triton puts only requests that name the
-same inputs into one batch.
+Names, dtypes and ranks come from the specification (`ensemble/spec.py`). Every input is always sent, empty where it is
+unused, because Triton batches only requests that name the same inputs.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -20,23 +17,17 @@ from tritonclient.utils import triton_to_np_dtype
 from clients.detections import Detections
 from clients.errors import InvalidRequest, Sam3ServerError
 from ensemble.records import Axis, ModelSpec, TensorSpec
-from ensemble.spec import (
-    DEFAULT_MAX_DETECTIONS,
-    DEFAULT_THRESHOLD,
-    FLOAT_DTYPES,
-    STAGES,
-    Variant,
-)
+from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, STAGES, Variant
 
 Image = bytes | str | Path | NDArray[np.uint8]
 """An encoded image (JPEG, PNG, WebP), the path of one, or RGB pixels uint8 [H,W,3]."""
 
 FRONT: ModelSpec = Variant().front
-"""Names, dtypes and ranks of the front model; they are the same at every resolution, only the mask size differs."""
+"""Names, dtypes and ranks of the front model: the same at every resolution, only the mask size differs."""
 
 
 class Options(TypedDict, total=False):
-    """What a request may say besides the image and the classes; `build_request` explains each."""
+    """The options of a request; `build_request` explains each."""
 
     boxes: ArrayLike | None
     box_labels: ArrayLike | None
@@ -57,14 +48,15 @@ def build_request(
     mask_format: str = "none",
     max_detections: int | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of one request by input name, in the specification's order, each with the leading batch dimension of
-    1.
+    """The arrays of one request by input name, in the specification's order, each with a leading batch dimension of 1.
 
-    `boxes` [K,4] are exemplars, xyxy in 0..1 of the frame; `box_labels` [K] are 1 (like this) or 0 (unlike this), by
-    default all 1; `box_classes` [K] are indices into `classes`, by default all 0, which needs at most one class.
-    `threshold` is the least score (default 0.5), `mask_format` one of `ensemble.spec.MASK_FORMATS`, `max_detections`
-    the most answers per frame (default 100). Limits and values are the server's to judge; raises InvalidRequest only
-    for what would not survive the way there (dtypes, shapes, an unreadable file).
+    `boxes` [K,4] are exemplars, xyxy in 0..1 of the frame; `box_labels` [K] are 1 (find what looks like this) or 0
+    (exclude it), by default all 1; `box_classes` [K] are indices into `classes`, by default all 0, which requires at
+    most one class. `threshold` is the lowest score (default 0.5), `mask_format` one of `ensemble.spec.MASK_FORMATS`,
+    `max_detections` the most detections per frame (default 100).
+
+    The server checks values and limits. Raises InvalidRequest only for what cannot be sent: wrong dtypes or shapes, or
+    an unreadable file.
     """
     if isinstance(classes, (str, bytes)):
         raise InvalidRequest(f"classes must be a list of names, got the single string {classes!r}; write [{classes!r}]")
@@ -91,7 +83,7 @@ def build_request(
 def parse_response(
     output: Callable[[str], NDArray[Any] | None], classes: Sequence[str], *, model: str, latency_ms: float = 0.0
 ) -> Detections:
-    """`Detections` from the arrays of one response; `output(name)` is the array with its leading 1, or None if the
+    """`Detections` from the arrays of one response. `output(name)` returns the array with its leading 1, or None if the
     response lacks it.
 
     Raises Sam3ServerError where an output is missing: then the model is not a front model of this version.
@@ -103,15 +95,14 @@ def parse_response(
             raise Sam3ServerError(
                 f"the answer of {model!r} lacks the output {tensor.name!r}; client and server are of different versions"
             )
-        # tritonclient makes zero-size HTTP outputs float64, whatever their dtype: the specification's dtype is the true
-        # one.
+        # over HTTP tritonclient returns zero-size outputs as float64, so the specification's dtype is applied
         arrays[tensor.name] = np.asarray(array).astype(triton_to_np_dtype(tensor.dtype), copy=False)[0]
     height, width = (int(side) for side in arrays["frame_size"])
     return Detections(
         boxes=arrays["boxes"].reshape(-1, 4),
         scores=arrays["scores"],
         class_ids=arrays["class_ids"],
-        # A request of boxes alone has no names; SAM3 itself calls that prompt "visual".
+        # a request with boxes only has no names; SAM3 itself calls that prompt "visual"
         classes=tuple(classes) or ("visual",),
         presence=arrays["presence"],
         frame_size=(height, width),
@@ -124,18 +115,8 @@ def parse_response(
     )
 
 
-def is_front_model(name: str) -> bool:
-    """Whether `name` is what the specification calls the front model of some resolution and precision."""
-    found = re.search(r"_r(\d+)", name)
-    if not found:
-        return False
-    try:
-        return any(Variant(int(found[1]), precision=precision).front_name == name for precision in FLOAT_DTYPES)
-    except ValueError:  # no resolution
-        return False
-
-
 def _image_and_frame(image: Image) -> tuple[bytes, NDArray[np.uint8]]:
+    """The inputs `image` and `frame`, of which one is empty."""
     nothing = np.zeros((0, 0, 3), np.uint8)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -162,7 +143,7 @@ def _utf8(text: str) -> bytes:
 
 
 def _as_tensor(tensor: TensorSpec, value: Any) -> NDArray[Any]:
-    """`value` in the tensor's dtype with a leading 1; raises InvalidRequest, naming the expected shape, if it does not
+    """`value` in the tensor's dtype with a leading 1. Raises InvalidRequest, naming the expected shape, if it does not
     fit."""
     dtype = triton_to_np_dtype(tensor.dtype)
     try:

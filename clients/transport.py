@@ -1,7 +1,6 @@
-"""How to reach a server: protocol, address and deadline flow in, tritonclient's objects flow out, and what it raises
-becomes one of `clients/errors.py`.
+"""The connection settings of a server, and the tritonclient objects made from them.
 
-The blocking and the asyncio client share this, so that a protocol's peculiarities are written down once.
+The blocking and the asyncio client share this module, so each protocol's peculiarities are written down once.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from clients.errors import ModelNotFound, Sam3ServerError, translate
-from clients.message import is_front_model
+from ensemble.spec import is_front_name
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 DEFAULT_TIMEOUT_S = 30.0
 CHANNEL_ARGUMENTS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Without these a camera that lost its server looks for it at ever longer intervals, up to two minutes.
+    # gRPC's own back-off grows to two minutes, far too long for a camera whose server has restarted
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-"""gRPC's limits and manners, for the blocking and the asyncio client alike."""
+"""gRPC channel options of both clients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where to send requests: `url` is `host:port` (a bare host gets the protocol's default port), `timeout` seconds
-    for each request.
+    """Where requests are sent: `url` is `host:port` (a bare host gets the protocol's default port), `timeout` is in
+    seconds per request. Raises ValueError for settings that cannot work.
     """
 
     url: str = "localhost"
@@ -39,10 +38,8 @@ class Server:
         if self.protocol not in DEFAULT_PORTS:
             raise ValueError(f"protocol must be one of {', '.join(DEFAULT_PORTS)}, got {self.protocol!r}")
         if "://" in self.url:
-            raise ValueError(
-                f"url must be host:port without a scheme, got {self.url!r}; write"
-                f" {self.url.split('://', 1)[1].strip('/')!r}"
-            )
+            bare = self.url.split("://", 1)[1].strip("/")
+            raise ValueError(f"url must be host:port without a scheme, got {self.url!r}; write {bare!r}")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
 
@@ -54,7 +51,7 @@ class Server:
 
     @property
     def per_call(self) -> dict[str, float]:
-        """tritonclient's keyword for the deadline of one call; its HTTP clients take the time-out once, when they are
+        """tritonclient's keyword for the deadline of one call; its HTTP clients take their timeout when they are
         made."""
         return {"client_timeout": self.timeout} if self.protocol == "grpc" else {}
 
@@ -63,11 +60,12 @@ class Server:
         module = importlib.import_module(f"tritonclient.{self.protocol}{'.aio' if asyncio else ''}")
         options: dict[str, Any] = {"channel_args": CHANNEL_ARGUMENTS}
         if self.protocol == "http":
-            times = ("conn_timeout",) if asyncio else ("connection_timeout", "network_timeout")
-            options = dict.fromkeys(times, self.timeout)
+            timeouts = ("conn_timeout",) if asyncio else ("connection_timeout", "network_timeout")
+            options = dict.fromkeys(timeouts, self.timeout)
         return module.InferenceServerClient(self.address, **options)
 
     def error(self, error: BaseException, model: str | None) -> Sam3ServerError:
+        """The client's exception for one of the transport's."""
         return translate(error, address=self.address, protocol=self.protocol, model=model, timeout=self.timeout)
 
     def infer_inputs(self, arrays: dict[str, Any]) -> list[Any]:
@@ -82,18 +80,18 @@ class Server:
 
 
 def front_models(index: Any) -> tuple[str, ...]:
-    """Names of the loaded front models in a repository index, smallest resolution first; HTTP gives the bare list, gRPC
-    a record of it.
+    """Names of the loaded front models in a repository index, smallest resolution first. Over HTTP the index is a list,
+    over gRPC a record that contains the list.
     """
     entries = index if isinstance(index, list) else index.get("models", [])
     names = {
-        entry["name"] for entry in entries if entry.get("state", "READY") == "READY" and is_front_model(entry["name"])
+        entry["name"] for entry in entries if entry.get("state", "READY") == "READY" and is_front_name(entry["name"])
     }
     return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 
 def only_model(models: tuple[str, ...], address: str) -> str:
-    """The server's only front model; raises ModelNotFound if there is none or a choice to make."""
+    """The server's only front model. Raises ModelNotFound if there is none, or more than one to choose from."""
     if len(models) == 1:
         return models[0]
     if not models:
@@ -105,4 +103,5 @@ def only_model(models: tuple[str, ...], address: str) -> str:
 
 
 def listing(models: tuple[str, ...]) -> str:
+    """The end of an error message: what the server serves instead."""
     return f"; it serves {', '.join(models)}" if models else "; it serves no front model"

@@ -1,3 +1,1 @@
-"""The demonstration: eight films become eight cameras of one server, and what comes back is drawn, timed and scored.
-`python -m demo --help`.
-"""
+"""The demonstration (`python -m demo`): eight films play as eight cameras of one server, timed, scored and drawn."""

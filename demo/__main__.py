@@ -1,8 +1,7 @@
-"""`python -m demo`: eight cameras, one server, no Docker and no GPU needed.
+"""`python -m demo`: eight cameras on one server; neither Docker nor a GPU is needed.
 
-Nothing but the small checkpoint of the repository flows in. Films are drawn, the checkpoint is exported, the embedded
-Triton is started, all films are streamed at once; a mosaic video, a PNG, a table and, as the last line of stdout, one
-JSON object flow out.
+It draws the films, exports the small checkpoint, starts the embedded Triton, and streams all films at once. It writes a
+mosaic as video and PNG and prints a table; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -26,11 +26,11 @@ from ensemble.server.requirements import ServerError
 from export.tiny import CHECKPOINT
 
 TABLE_WIDTH = 118
-"""Characters that the table needs; a narrower terminal wraps its lines, a file gets more."""
+"""Characters of the table; a narrower terminal wraps its lines."""
 EXAMPLES = """examples:
   python -m demo
   python -m demo --frames 100 --cameras 4 --output build/four
-  python -m demo --url gpu-host:8001 --model sam3_r672     a server that runs already
+  python -m demo --url gpu-host:8001 --model sam3_r672     on a running server
 """
 
 
@@ -45,24 +45,22 @@ def parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("build/demo"), help="folder for films and results (default: %(default)s)"
     )
     p.add_argument("--cameras", type=int, default=8, help="default: %(default)s")
-    p.add_argument("--frames", type=int, default=40, help="of each camera (default: %(default)s)")
-    p.add_argument(
-        "--in-flight", type=int, default=1, help="frames of each camera under way at once (default: %(default)s)"
-    )
-    p.add_argument("--size", default="640x360", help="of the films (default: %(default)s)")
-    p.add_argument("--seed", type=int, default=7, help="of the films (default: %(default)s)")
+    p.add_argument("--frames", type=int, default=40, help="frames of each camera (default: %(default)s)")
+    p.add_argument("--in-flight", type=int, default=1, help="frames of each camera in flight (default: %(default)s)")
+    p.add_argument("--size", default="640x360", help="of the films, WIDTHxHEIGHT (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=7, help="of the drawn films (default: %(default)s)")
     p.add_argument("--resolution", type=int, default=252, help="of the model, a multiple of 14 (default: %(default)s)")
     p.add_argument("--queries", type=int, default=50, help="object queries of the decoder (default: %(default)s)")
     p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
     p.add_argument("--repository", type=Path, default=Path("build/repository"), help="default: %(default)s")
-    p.add_argument("--url", help="use the server at this host:port instead of starting one")
+    p.add_argument("--url", help="host:port of a running server, instead of starting one")
     p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     p.add_argument("--model", help="front model to ask (default: the exported one)")
     return p
 
 
 class Steps:
-    """Numbers the steps, and says how long each took."""
+    """Prints the steps with their numbers and how long each took."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.number = console, total, 0
@@ -90,14 +88,12 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
                 exported = steps.repository(a.repository, a.checkpoint, a.resolution, a.queries)
                 model = model or exported
             with step("embedded Triton server"):
-                server = stack.enter_context(
-                    EmbeddedServer(a.repository, log=lambda line: console.print(line, style="yellow"))
-                )
+                server = stack.enter_context(EmbeddedServer(a.repository))
                 url = server.grpc_url if a.protocol == "grpc" else server.http_url
         cameras_file = steps.configuration(films, model, a.output)
         with (
             step(f"streaming over {a.protocol} to {model or 'its only model'} at {url}, with masks"),
-            bars(films, a.frames) as progress,
+            progress_bars(films, a.frames) as progress,
         ):
             reels, seconds = asyncio.run(
                 cameras.stream(
@@ -126,7 +122,7 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
 
 
 @contextlib.contextmanager
-def bars(films: Sequence[steps.Film], frames: int) -> Iterator[cameras.Progress]:
+def progress_bars(films: Sequence[steps.Film], frames: int) -> Iterator[cameras.Progress]:
     """A progress bar per camera, on stderr."""
     columns = (TextColumn("    {task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -137,6 +133,7 @@ def bars(films: Sequence[steps.Film], frames: int) -> Iterator[cameras.Progress]
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every frame was answered; 1: some were not; 2: a step could not be done, and stderr says why."""
     a = parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     console = Console()
     console.width = max(console.width, TABLE_WIDTH) if console.is_terminal else 150
     try:

@@ -1,34 +1,33 @@
-"""Many cameras at once: each film is decoded, its frames go to the server as JPEG, and the answers are kept with what
-they cost.
+"""The cameras of the demonstration: films that a fleet plays at once, as fast as the server answers.
 
-Films and one asyncio client flow in, a `Reel` per camera flows out. Every camera has its own class list and waits only
-for its own answers; one that fails loses frames, and the others go on.
+Each film is a camera with its own classes. The frames of a film are never dropped: each one is answered or counted as
+failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from clients.connection import AsyncClient
 from clients.detections import Detections
-from clients.errors import Sam3ServerError
-from clients.video.encode import to_jpeg
-from clients.video.frames import SourceError
-from clients.video.sources import open_source
+from clients.fleet.camera import Camera
+from clients.fleet.config import CameraConfig, FleetConfig
+from clients.fleet.fleet import open_pool, run_fleet
+from clients.fleet.pool import Pool
+from clients.fleet.request import Answer
+from clients.transport import Server
 from demo.steps import Film
 
 SCORE_FLOOR = 0.1
-"""Average precision needs the unsure answers too; the pictures show only the sure ones."""
+"""Average precision counts low scores too; the mosaic shows only detections above the usual threshold."""
+FATAL = ("unavailable", "no_model")
+"""Outcomes after which no frame can be answered."""
 
 
 @dataclass(slots=True, eq=False)
 class Shot:
-    """One frame that was answered: its number in the film, the JPEG that was sent, and what came back."""
+    """One answered frame: its number in the film, the JPEG that was sent, and the detections."""
 
     index: int
     jpeg: bytes
@@ -37,7 +36,8 @@ class Shot:
 
 @dataclass(slots=True, eq=False)
 class Reel:
-    """What one camera brought home; `seconds` from its first request to its last answer."""
+    """The results of one film: answered frames, and an error for each other one. `seconds` is from the start of the run
+    to the film's last answer."""
 
     film: Film
     fps: float = 25.0
@@ -47,24 +47,21 @@ class Reel:
 
     @property
     def latencies(self) -> list[float]:
+        """Milliseconds from request to answer, as the client measured them."""
         return [shot.found.latency_ms for shot in self.shots]
 
     @property
     def frames_per_second(self) -> float:
+        """Answered frames per second."""
         return len(self.shots) / self.seconds if self.seconds else 0.0
 
 
 Progress = Callable[[Reel], None]
-"""Told after every frame, answered or not."""
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """0.0 for no values."""
-    return float(np.percentile(values, percent)) if len(values) else 0.0
+"""Called after each frame, answered or not, to draw a progress bar."""
 
 
 def mean_batch(reels: Sequence[Reel]) -> float:
-    """Frames per execution of the front model: each frame reports a batch of b and so is 1/b of an execution."""
+    """Frames per execution of the front model: a frame in a batch of b is 1/b of an execution."""
     batches = [shot.found.batch for reel in reels for shot in reel.shots]
     return len(batches) / sum(1 / b for b in batches) if batches else 0.0
 
@@ -80,68 +77,64 @@ async def stream(
     timeout: float = 60.0,
     progress: Progress = lambda reel: None,
 ) -> tuple[list[Reel], float]:
-    """Plays all films at once, as fast as answers come, `in_flight` frames of each under way; returns the reels and the
-    seconds it took. `model` None is the server's only one.
+    """Plays all films at once with `in_flight` frames of each under way; returns the reels and the seconds that it
+    took. `model` None is the server's only one, `limit` the most frames of each film, `timeout` in seconds per frame.
 
-    Before the clock starts every camera sends its first frame once: a server that has just started allocates its memory
-    and encodes the prompts then.
+    Every camera first sends one frame that is not counted: a server that has just started allocates its memory and
+    encodes the prompts then.
     """
-    async with AsyncClient(url, protocol=protocol, model=model, timeout=timeout) as client:
-        await asyncio.gather(*(play(film, client, limit=1) for film in films))
-        start = time.perf_counter()
-        reels = await asyncio.gather(*(play(film, client, limit, in_flight, progress) for film in films))
-        return list(reels), time.perf_counter() - start
+    address = Server(url, protocol, timeout).address
+    config = FleetConfig((), (address,), protocol, timeout, in_flight=max(1, len(films) * in_flight))
+    await play(films, open_pool(config), model, limit=1)
+    clock = asyncio.get_running_loop().time
+    start = clock()
+    reels = await play(films, open_pool(config), model, limit=limit, in_flight=in_flight, progress=progress)
+    return reels, clock() - start
 
 
 async def play(
-    film: Film,
-    client: AsyncClient,
+    films: Sequence[Film],
+    pool: Pool,
+    model: str | None = None,
+    *,
     limit: int | None = None,
     in_flight: int = 1,
     progress: Progress = lambda reel: None,
-) -> Reel:
-    """One camera. Raises nothing that its film or the server can cause: those frames are counted in `errors`."""
-    reel = Reel(film)
-    start = time.perf_counter()
-    try:
-        with open_source(film.video) as source:
-            reel.fps = source.fps
-            frames = iter(source)
+) -> list[Reel]:
+    """One run of a fleet over the films, which closes the pool. Raises nothing that a film or the server can cause:
+    those are `errors` of the reels. A server that does not answer, or lacks the model, ends the run.
+    """
+    clock = asyncio.get_running_loop().time
+    start, stop, fatal = clock(), asyncio.Event(), []
+    reels = {film.name: Reel(film) for film in films}
+    cameras = []
+    for film in films:
+        thresholds = (SCORE_FLOOR,) * len(film.classes)
+        config = CameraConfig(
+            film.name, str(film.video), tuple(film.classes), thresholds, model=model, in_flight=in_flight, masks="bits"
+        )
+        cameras.append(Camera(config, limit=limit))
 
-            def read() -> tuple[int, bytes] | None:
-                """Decoding and JPEG take milliseconds: done in a thread, so that the other cameras' answers are not
-                held up."""
-                frame = next(frames, None)
-                return (
-                    None
-                    if frame is None or (limit is not None and frame.index >= limit)
-                    else (frame.index, to_jpeg(frame.rgb))
-                )
-
-            turn = asyncio.Lock()  # a film has one reading head
-
-            async def lens() -> None:
-                while True:
-                    async with turn:
-                        ahead = await asyncio.to_thread(read)
-                    if ahead is None:
-                        return
-                    await _ask(client, reel, *ahead)
-                    progress(reel)
-
-            await asyncio.gather(*(lens() for _ in range(in_flight)))
-    except SourceError as error:
-        reel.errors.append(str(error))
+    def handle(camera: Camera, answer: Answer) -> None:
+        reel = reels[camera.config.name]
+        reel.seconds = clock() - start
+        if answer.found is not None:
+            reel.shots.append(Shot(answer.frame.index, answer.frame.jpeg, answer.found))
+        else:
+            reel.errors.append(f"frame {answer.frame.index}: {answer.error}")
+            if answer.outcome in FATAL:
+                fatal.append(answer.error)
+                stop.set()
         progress(reel)
-    reel.seconds = time.perf_counter() - start
-    reel.shots.sort(key=lambda shot: shot.index)
-    return reel
 
-
-async def _ask(client: AsyncClient, reel: Reel, index: int, jpeg: bytes) -> None:
-    try:
-        found = await client.detect(jpeg, reel.film.classes, threshold=SCORE_FLOOR, mask_format="bits")
-    except Sam3ServerError as error:
-        reel.errors.append(f"frame {index}: {error}")
-    else:
-        reel.shots.append(Shot(index, jpeg, found))
+    await run_fleet(cameras, pool, handle, stop)
+    for camera in cameras:
+        reel = reels[camera.config.name]
+        reel.fps = camera.reader.source_fps or reel.fps
+        if camera.reader.state == "failed":
+            reel.errors.append(camera.reader.error)
+            progress(reel)
+        elif fatal:
+            expected = reel.film.count if limit is None else min(limit, reel.film.count)
+            reel.errors += [f"not sent: {fatal[0]}"] * (expected - len(reel.shots) - len(reel.errors))
+    return list(reels.values())

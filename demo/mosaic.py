@@ -1,8 +1,7 @@
-"""The cameras side by side: one picture per moment, all of them a video, the fullest one a PNG.
+"""The mosaic: a video of all cameras side by side, and a PNG of the moment with the most detections.
 
-Reels flow in and are drawn after the clock has stopped, so that drawing costs the measured run nothing. Each panel
-shows a camera's frame with what was found, its classes in their colours and its rate; the last panel holds the figures
-of the whole run.
+It is drawn after the run, so that drawing does not slow the measurement. Each panel shows a camera's frame with its
+detections, its classes in their colours and its frame rate; the last panel shows the figures of the whole run.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ACCENT = (118, 185, 0)
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the last panel says: a title, a line below it, (value, what it is) pairs, and milliseconds by stage."""
+    """The contents of the last panel: a title, a line below it, (value, label) pairs, and milliseconds by stage."""
 
     title: str
     subtitle: str
@@ -41,8 +40,8 @@ class Figures:
 def write(
     reels: Sequence[Reel], figures: Figures, video: Path, picture: Path, progress: Callable[[], None] = lambda: None
 ) -> int:
-    """Writes the mosaic video and its fullest moment as PNG; returns the number of moments. A camera that lacks a frame
-    shows its last one, darkened.
+    """Writes the video, and the moment with the most detections as PNG; returns the number of moments. A camera without
+    further frames shows its last one, darkened.
     """
     moments = max((len(reel.shots) for reel in reels), default=0)
     if not moments:
@@ -62,7 +61,7 @@ def write(
 
 
 def compose(reels: Sequence[Reel], moment: int, summary: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H,W,3]: the panels of one moment in a grid as square as it gets, the summary last."""
+    """uint8 [H,W,3]: the panels of one moment in a nearly square grid, the summary last."""
     panels = [_camera_panel(reel, moment, _panel_size(reels)) for reel in reels] + [summary]
     columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
@@ -100,8 +99,8 @@ def _camera_panel(reel: Reel, moment: int, size: tuple[int, int]) -> Image.Image
 
 
 def _header(panel: Image.Image, reel: Reel, colours: dict[str, Colour]) -> None:
-    """Name on the left and rate on the right, below them a dot and a name per class; classes that do not fit become a
-    number."""
+    """Name on the left and frame rate on the right, below them a dot and a name per class; classes that do not fit are
+    counted."""
     draw = ImageDraw.Draw(panel)
     upper, lower, margin = HEADER * 0.30, HEADER * 0.72, 16
     draw.text((margin, upper), reel.film.name, font=font(25), fill=INK, anchor="lm")
@@ -136,7 +135,7 @@ def _figures_panel(figures: Figures, size: tuple[int, int]) -> Image.Image:
 
 
 def _stage_bar(draw: ImageDraw.ImageDraw, stage_ms: dict[str, float], box: tuple[float, float, float, float]) -> None:
-    """Stages as parts of one bar, the names of those above 4 % below it."""
+    """A bar divided by stages; below it the names of those above 4 %."""
     stages = {name: ms for name, ms in stage_ms.items() if name != "total" and ms > 0}
     whole = sum(stages.values()) or 1.0
     colours = colour_map(list(stages))

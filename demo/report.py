@@ -1,5 +1,4 @@
-"""The end of the run for people and for machines: reels, times and scores flow in, a table and one JSON line flow
-out."""
+"""The report of a run: a table, the figures in the mosaic, and the JSON line."""
 
 from __future__ import annotations
 
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from demo.cameras import Reel, mean_batch, percentile
+from clients.fleet.stats import percentiles
+from demo.cameras import Reel, mean_batch
 from demo.mosaic import Figures
 from demo.score import Score
 from ensemble.spec import DEFAULT_THRESHOLD, STAGES
@@ -20,13 +20,14 @@ def summary(reels: Sequence[Reel], seconds: float, total: Score) -> dict[str, An
     """The JSON line: times in milliseconds, `fps` of all cameras together, `map50` of boxes at IoU 0.5."""
     latencies = [ms for reel in reels for ms in reel.latencies]
     frames = len(latencies)
+    p50, p95 = percentiles(latencies)
     return {
         "cameras": len(reels),
         "frames": frames,
         "failed": sum(len(reel.errors) for reel in reels),
         "fps": round(frames / seconds, 2) if seconds else 0.0,
-        "p50_ms": round(percentile(latencies, 50), 1),
-        "p95_ms": round(percentile(latencies, 95), 1),
+        "p50_ms": round(p50, 1),
+        "p95_ms": round(p95, 1),
         "mean_batch": round(mean_batch(reels), 2),
         "detections": sum(_detections(reel) for reel in reels),
         "map50": _number(total.boxes),
@@ -59,14 +60,15 @@ def table(reels: Sequence[Reel], result: dict[str, Any], total: Score, scores: S
             min_width=16 if name == "classes" else None,
         )
     for reel, own in zip(reels, scores, strict=True):
+        p50, p95 = percentiles(reel.latencies)
         sheet.add_row(
             reel.film.name,
             ", ".join(reel.film.classes),
             str(len(reel.shots)),
             str(len(reel.errors)),
             f"{reel.frames_per_second:.1f}",
-            f"{percentile(reel.latencies, 50):.0f}",
-            f"{percentile(reel.latencies, 95):.0f}",
+            f"{p50:.0f}",
+            f"{p95:.0f}",
             f"{mean_batch([reel]):.2f}",
             str(_detections(reel)),
             _text(own.boxes),
@@ -77,7 +79,7 @@ def table(reels: Sequence[Reel], result: dict[str, Any], total: Score, scores: S
 
 
 def figures(reels: Sequence[Reel], result: dict[str, Any], model: str) -> Figures:
-    """The same for the mosaic's last panel."""
+    """The figures for the mosaic's last panel."""
     stages = np.array([[shot.found.stage_ms[stage] for stage in STAGES] for reel in reels for shot in reel.shots])
     return Figures(
         title="SAM3 on Triton",

@@ -1,8 +1,6 @@
-"""Average precision of what the cameras brought home, with pycocotools.
+"""Average precision at IoU 0.5 of the cameras' boxes and masks, computed by pycocotools.
 
-Reels and their films' ground truth flow in, AP at IoU 0.5 of boxes and masks flows out, for all cameras together and
-for each. Classes are scored over the frames in which a camera asked for them; masks are compared at the frame's own
-size.
+A class is scored on the frames of the cameras that look for it; masks are compared at the frame's own size.
 """
 
 from __future__ import annotations
@@ -20,12 +18,12 @@ from pycocotools.cocoeval import COCOeval
 from demo.cameras import Reel
 
 AP50 = 1
-"""Where `COCOeval.stats` holds AP at IoU 0.5, all areas, 100 detections a frame."""
+"""Index in `COCOeval.stats` of AP at IoU 0.5, all areas, 100 detections per frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """AP at IoU 0.5, 0 to 1; NaN where there was nothing to find."""
+    """AP at IoU 0.5, 0 to 1; NaN where the ground truth has no objects."""
 
     boxes: float
     masks: float
@@ -54,14 +52,14 @@ def score(reels: Sequence[Reel]) -> tuple[Score, list[Score]]:
         gold = COCO()
         gold.dataset = truth
         gold.createIndex()
-        # loadRes cannot take an empty list, and takes areas from boxes only where there are no masks
+        # loadRes does not accept an empty list
         result = gold.loadRes(found) if found else COCO()
         everything = [image for images in cameras for image in images]
         return _evaluate(gold, result, everything), [_evaluate(gold, result, images) for images in cameras]
 
 
 def _annotations(reel: Reel, index: int, image: int, categories: dict[str, int], count: int) -> list[dict[str, Any]]:
-    """COCO annotations of one frame, numbered from `count` + 1, for the classes that the camera asked for."""
+    """COCO annotations of one frame, numbered from `count` + 1, for the classes that the camera looks for."""
     width, height = reel.film.size
     annotations: list[dict[str, Any]] = []
     for thing in reel.film.objects(index):
@@ -70,7 +68,7 @@ def _annotations(reel: Reel, index: int, image: int, categories: dict[str, int],
         x0, y0, x1, y1 = thing["bbox"]
         annotations.append(
             {
-                "id": count + len(annotations) + 1,  # pycocotools takes 0 for "no match"
+                "id": count + len(annotations) + 1,  # for pycocotools 0 means "no match"
                 "image_id": image,
                 "category_id": categories[thing["class"]],
                 "bbox": [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height],

@@ -1,8 +1,7 @@
-"""What must exist before the cameras can start: the films with their ground truth, and a model repository made from the
-small checkpoint.
+"""Preparation of a run: films with their ground truth, and a model repository made from the small checkpoint.
 
-Folders flow in, filled folders flow out; what is there already and fits is used again. Drawing and exporting run as
-processes of their own, so that torch never lives in the process that measures.
+Films and models that exist and match the request are used again. Drawing and exporting run as processes of their own,
+so that the process that measures never loads torch.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from typing import Any
 
 
 class DemoError(RuntimeError):
-    """A step that could not be done; the message holds the command and the end of what it said."""
+    """A step that failed; the message contains the command and the end of its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """One camera's encoded video and what is truly in it (`camera_<n>.mp4`, `camera_<n>.json`, counted from 1)."""
+    """One camera's encoded video and its ground truth (`camera_<n>.mp4`, `camera_<n>.json`, counted from 1)."""
 
     name: str
     video: Path
@@ -30,6 +29,7 @@ class Film:
 
     @property
     def classes(self) -> list[str]:
+        """The names that this camera looks for."""
         return list(self.truth["classes"])
 
     @property
@@ -37,14 +37,19 @@ class Film:
         """Width and height in pixels."""
         return self.truth["width"], self.truth["height"]
 
+    @property
+    def count(self) -> int:
+        """The number of frames."""
+        return len(self.truth["frames"])
+
     def objects(self, index: int) -> list[dict[str, Any]]:
-        """What can be seen in one frame: `class`, `bbox` (xyxy, fractions of the frame), `area` (pixels), `mask` (COCO
+        """The objects in one frame: `class`, `bbox` (xyxy, fractions of the frame), `area` (pixels), `mask` (COCO
         RLE)."""
         return list(self.truth["frames"][index])
 
 
 def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list[Film]:
-    """The films in `folder`, drawn and encoded first unless they are there with that many frames of that size."""
+    """The films in `folder`, drawn and encoded first unless they exist with that many frames of that size."""
     request = {"cameras": cameras, "frames": frames, "size": size, "seed": seed}
     stamp = folder / "request.json"
     if not stamp.is_file() or json.loads(stamp.read_text()) != request:
@@ -58,8 +63,8 @@ def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list
 
 
 def configuration(films: Sequence[Film], model: str | None, folder: Path) -> Path:
-    """Writes `cameras.yaml`, with which `sam3-camera` and `sam3-dashboard` play the films as cameras for ever; returns
-    its path."""
+    """Writes `cameras.yaml`, with which `sam3-camera` and `sam3-dashboard` play the films in a loop; returns its
+    path."""
     defaults = {"fps": 2, "realtime": True, "loop": True, "track": True, "masks": "bits"} | (
         {"model": model} if model else {}
     )
@@ -70,8 +75,8 @@ def configuration(films: Sequence[Film], model: str | None, folder: Path) -> Pat
 
 
 def repository(folder: Path, checkpoint: Path, resolution: int, queries: int) -> str:
-    """Exports the checkpoint with ONNX Runtime into `folder` and returns the front model's name; the export itself
-    keeps what is up to date."""
+    """Exports the checkpoint for ONNX Runtime into `folder`, except what is up to date; returns the front model's name.
+    Raises DemoError."""
     if not checkpoint.is_dir():
         raise DemoError(
             f"there is no checkpoint in {checkpoint}; expected a folder with model.safetensors and config.json"
@@ -84,8 +89,8 @@ def repository(folder: Path, checkpoint: Path, resolution: int, queries: int) ->
 
 
 def run(module: str, *arguments: str) -> Any:
-    """Runs `python -m module ...` and returns the JSON object of its last line. Its progress, on stderr, is shown.
-    Raises DemoError.
+    """Runs `python -m module ...` and returns the JSON object of its last line (an empty one if it is no JSON). Its
+    progress, on stderr, is shown. Raises DemoError.
     """
     command: Sequence[str] = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)

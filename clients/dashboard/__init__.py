@@ -1,2 +1,1 @@
-"""The page: a running fleet flows in, a mosaic of its cameras in a browser flows out, whose classes can be edited while
-it runs."""
+"""The dashboard: a web page that shows a running fleet's cameras and edits what they look for."""

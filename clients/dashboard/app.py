@@ -1,8 +1,7 @@
-"""`sam3-dashboard --config cameras.yaml`: the fleet and its page in one process.
+"""`sam3-dashboard --config cameras.yaml`: a fleet and its web page in one process.
 
-A configuration flows in, HTTP flows out: the page, the figures, a JPEG per camera, and a way to change what a camera
-looks for. Bound to this machine unless told otherwise; elsewhere a token is needed, since cameras show more than
-strangers should see.
+The HTTP interface serves the page, the figures and a JPEG per camera, and changes what a camera looks for. It listens
+on this machine only unless told otherwise; elsewhere it requires a token, since not everybody may see the cameras.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import argparse
 import asyncio
 import ipaddress
 import json
+import logging
 import secrets
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,9 +26,10 @@ from fastapi.staticfiles import StaticFiles
 from clients.dashboard.board import Board, NoSuchCamera
 from clients.dashboard.edit import Refused
 from clients.dashboard.load import METRICS_PORT, Load
-from clients.fleet.ask import Exemplar
+from clients.fleet.camera import Camera
 from clients.fleet.config import FleetConfig, read_config
-from clients.fleet.fleet import Camera, open_pool, run_fleet
+from clients.fleet.fleet import open_pool, run_fleet
+from clients.fleet.request import Exemplar
 from clients.fleet.yaml_lines import ConfigError
 from clients.transport import Server
 
@@ -37,15 +38,16 @@ COOKIE = "sam3-token"
 
 
 def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
-    """The web application. With a `token` every request must bring it: as `?token=` once, which sets a cookie, or as a
-    bearer.
+    """The web application. With a `token` every request must carry it: as `?token=` once, which sets a cookie, or as a
+    bearer token.
 
-    Errors are JSON with one sentence as `detail`: 404 for no such camera, 422 for what a camera cannot be asked.
+    Errors are JSON with one sentence as `detail`: 404 for an unknown camera, 422 for classes or exemplars that a camera
+    cannot have.
     """
     app = FastAPI(title="sam3-dashboard", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.middleware("http")
-    async def check(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def check(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
         given = request.query_params.get("token", "")
         bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
         offered = (given, bearer, request.cookies.get(COOKIE, ""))
@@ -53,7 +55,7 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
             return Response(
                 "a token is needed: open the address that sam3-dashboard printed\n", 401, media_type="text/plain"
             )
-        response = await go_on(request)
+        response = await handle(request)
         if token and given:
             response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
         response.headers["Cache-Control"] = "no-store"
@@ -99,25 +101,24 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
 
 
 async def serve(config: FleetConfig, load: Load, host: str, port: int, token: str) -> dict[str, Any]:
-    """Runs fleet and page until Ctrl-C; returns the fleet's summary."""
+    """Runs the fleet and the page until Ctrl-C; returns the fleet's summary."""
     cameras = [Camera(camera) for camera in config.cameras]
     board, stop = Board(cameras), asyncio.Event()
     server = uvicorn.Server(uvicorn.Config(build_app(board, load, token), host=host, port=port, log_level="warning"))
-    page = asyncio.create_task(server.serve())  # uvicorn takes Ctrl-C
+    page = asyncio.create_task(server.serve())  # uvicorn handles Ctrl-C
     page.add_done_callback(lambda _: stop.set())
-    summary = await run_fleet(
-        cameras, open_pool(config, lambda line: print(line, file=sys.stderr)), board, stop, keep=True
-    )
+    summary = await run_fleet(cameras, open_pool(config), board, stop, keep=True)
     await page
     return summary
 
 
 def metrics_of(config: FleetConfig) -> list[str]:
-    """Where the servers' metrics are if nobody says: on their hosts, at Triton's usual port."""
+    """The default addresses of the servers' metrics: their hosts at Triton's usual port."""
     return [f"{Server(url, config.protocol).address.rpartition(':')[0]}:{METRICS_PORT}" for url in config.servers]
 
 
 def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to that interface."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -133,12 +134,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", type=Path, required=True, help="as for sam3-camera --config")
     parser.add_argument(
-        "--metrics", nargs="*", metavar="HOST:PORT", help="of the servers (default: their port 8002); none: no figures"
+        "--metrics", nargs="*", metavar="HOST:PORT", help="of the servers (default: their port 8002; empty: no figures)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
-    parser.add_argument("--token", help="what browsers must bring (default: none on this machine, a new one elsewhere)")
+    parser.add_argument(
+        "--token", help="what browsers must send (default: none on this machine, a random one elsewhere)"
+    )
     options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     token = options.token or ("" if is_loopback(options.host) else secrets.token_urlsafe(16))
     try:
         config = read_config(options.config)

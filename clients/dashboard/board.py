@@ -1,5 +1,4 @@
-"""What the page knows of a fleet: answers flow in as they come, figures and annotated JPEGs flow out when somebody
-looks."""
+"""The state behind the page: the latest answer of each camera, its figures, and annotated JPEGs on request."""
 
 from __future__ import annotations
 
@@ -12,20 +11,20 @@ from typing import Any
 
 from clients.dashboard.edit import checked_classes, checked_exemplars
 from clients.draw import annotate, colour_map
-from clients.fleet.ask import Answer, Exemplar
-from clients.fleet.fleet import Camera
+from clients.fleet.camera import Camera
+from clients.fleet.request import Answer, Exemplar
 from clients.video.encode import to_jpeg
 
 RATE_S = 5.0
-"""The window over which a camera's frame rate is taken."""
-DEAD_S = 5.0
-"""A camera that nothing was heard of for so long counts as silent."""
+"""The window over which a camera's frame rate is measured."""
+SILENT_S = 5.0
+"""A camera without an answer for this long counts as silent."""
 
 
 @dataclass(slots=True, eq=False)
 class View:
-    """The latest answer of one camera, its drawing once somebody asked for it, when answers came, and what is wrong
-    since."""
+    """One camera's latest answer, its drawing (made on request, for frame number `drawn`), the times of recent answers,
+    and the latest frame's error."""
 
     answer: Answer | None = None
     jpeg: bytes = b""
@@ -35,11 +34,11 @@ class View:
 
 
 class NoSuchCamera(LookupError):  # noqa: N818 - the name says what happened
-    """The message lists the cameras that there are."""
+    """An unknown camera; the message lists the known ones."""
 
 
 class Board:
-    """A handler for `run_fleet`; draws only the frames that a browser asks for."""
+    """The views of all cameras; a handler for `run_fleet`. Draws only the frames that a browser requests."""
 
     def __init__(self, cameras: Sequence[Camera]) -> None:
         self.cameras = {camera.config.name: camera for camera in cameras}
@@ -64,11 +63,11 @@ class Board:
         answer = view.answer
         if answer is None or (found := answer.found) is None:
             return None
-        if view.drawn != answer.picture.index:
+        if view.drawn != answer.frame.index:
             view.jpeg = await asyncio.to_thread(
-                lambda: to_jpeg(annotate(answer.picture.rgb, found, tracks=answer.tracks), 80)
+                lambda: to_jpeg(annotate(answer.frame.rgb, found, tracks=answer.tracks), 80)
             )
-            view.drawn = answer.picture.index
+            view.drawn = answer.frame.index
         return view.jpeg
 
     def figures(self) -> list[dict[str, Any]]:
@@ -77,8 +76,8 @@ class Board:
         return [self._figures(camera, self.views[name], now) for name, camera in self.cameras.items()]
 
     def set_classes(self, name: str, names: Sequence[str]) -> None:
-        """From its next frame on the camera looks for these; a class that stays keeps its threshold and its exemplars.
-        Raises NoSuchCamera, or Refused for unusable names.
+        """Changes a camera's classes from its next frame on. A class that it had before keeps its threshold and its
+        exemplars. Raises NoSuchCamera, or Refused for unusable names.
         """
         camera = self.camera(name)
         classes, config = checked_classes(names), camera.config
@@ -88,16 +87,16 @@ class Board:
         camera.exemplars = tuple(e for e in camera.exemplars if e.name in classes)
 
     def set_exemplars(self, name: str, exemplars: Sequence[Exemplar]) -> None:
-        """From its next frame on what lies in these boxes, in each frame anew, are the camera's examples; none clears
-        them. Raises NoSuchCamera, or Refused for unusable boxes.
+        """Changes a camera's exemplars from its next frame on: what lies in these boxes, in each frame anew. An empty
+        list clears them. Raises NoSuchCamera, or Refused for unusable boxes.
         """
         camera = self.camera(name)
         camera.exemplars = checked_exemplars(camera.config, exemplars)
 
     def _figures(self, camera: Camera, view: View, now: float) -> dict[str, Any]:
-        tally, reader, answer = camera.tally, camera.reader, view.answer
+        stats, reader, answer = camera.stats, camera.reader, view.answer
         recent = sum(now - t <= RATE_S for t in view.times)
-        silent = reader.state == "live" and (not view.times or now - view.times[-1] > DEAD_S)
+        silent = reader.state == "live" and (not view.times or now - view.times[-1] > SILENT_S)
         found = answer.found if answer else None
         colours = colour_map(camera.config.classes)
         return {
@@ -108,19 +107,19 @@ class Board:
             "exemplars": [asdict(exemplar) for exemplar in camera.exemplars],
             "state": "silent" if silent else reader.state,
             "error": view.error or reader.error,
-            "frame": answer.picture.index if answer else -1,
+            "frame": answer.frame.index if answer else -1,
             "fps": round(recent / RATE_S, 1),
             "latency_ms": round(answer.latency_ms) if answer else None,
-            "answered": tally.answered,
-            "dropped": tally.dropped.total() + reader.replaced,
-            "failed": tally.failed.total(),
+            "answered": stats.answered,
+            "dropped": stats.dropped.total() + reader.replaced,
+            "failed": stats.failed.total(),
             "stage_ms": {stage: round(ms, 1) for stage, ms in found.stage_ms.items()} if found is not None else {},
             "detections": _detections(answer),
         }
 
 
 def _detections(answer: Answer | None) -> list[dict[str, Any]]:
-    """Label, score and box (xyxy in 0..1) of each, and its track where it has one."""
+    """Label, score and box (xyxy in 0..1) of each detection, and its track if it has one."""
     if answer is None or (found := answer.found) is None:
         return []
     tracks = answer.tracks or (-1,) * len(found)

@@ -1,7 +1,7 @@
-"""What a browser asks a running camera to look for: names and boxes as they were sent flow in, checked ones flow out.
+"""Checks of the classes and exemplars that a browser sets for a running camera.
 
-Whatever the server would refuse by looking at it is refused here, while somebody is there to read why: a camera that
-asks what cannot be answered finds nothing any more.
+What the server would refuse is refused here, where the user sees the reason: a camera with an invalid request would
+detect nothing any more.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from clients.fleet.ask import Exemplar
 from clients.fleet.config import CameraConfig
+from clients.fleet.request import Exemplar
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS, Variant
 
 
 class Refused(ValueError):  # noqa: N818 - the name says what happened
-    """A camera cannot be asked this; the message says what was expected."""
+    """Classes or exemplars that a camera cannot have; the message says what was expected."""
 
 
 MOST_BOXES = Variant().max_boxes
-"""Exemplars of one class."""
+"""The most exemplars of one class."""
 LEAST_SIDE = 0.005
-"""Of the frame: a smaller box is a click that was meant for something else."""
+"""The smallest side of a box, as a share of the frame: a smaller one is an accidental click."""
 
 
 def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
-    """The names without blanks around them. Raises Refused."""
+    """The names without surrounding blanks. Raises Refused."""
     words = tuple(name.strip() for name in names)
     if not 1 <= len(words) <= MAX_CLASSES:
         raise Refused(f"expected 1 to {MAX_CLASSES} classes, got {len(words)}; a camera has to look for something")
@@ -38,7 +38,7 @@ def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tuple[Exemplar, ...]:
-    """The exemplars that a camera of that configuration can be given. Raises Refused."""
+    """The exemplars, if a camera of that configuration can have them. Raises Refused."""
     for exemplar in exemplars:
         if exemplar.name not in config.classes:
             raise Refused(f"expected one of the camera's classes ({', '.join(config.classes)}), got {exemplar.name!r}")

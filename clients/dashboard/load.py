@@ -1,7 +1,6 @@
-"""How busy the machines are: Triton's metrics pages and the kernel's counters flow in, a few figures for the page's
-head flow out.
+"""The load of the servers' GPUs, from Triton's metrics, and of this machine's processors, from the kernel's counters.
 
-A figure that nobody can give is None and never 0: a server without a GPU is not a GPU without work.
+A figure that is not available is None and never 0: a server without a GPU is not an idle GPU.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 METRICS_PORT = 8002
-"""Triton's usual one."""
+"""Triton's usual port for metrics."""
+MB = 2**20
 FRESH_S = 2.0
-"""Figures are asked for no more often, however many browsers look."""
+"""Figures are read at most this often, however many browsers show them."""
 TIMEOUT_S = 2.0
 GPU_LINE = re.compile(
     r'^nv_gpu_(?P<metric>utilization|memory_used_bytes|memory_total_bytes)\{[^}]*gpu_uuid="(?P<gpu>[^"]+)"[^}]*\}'
@@ -28,13 +28,13 @@ GPU_LINE = re.compile(
 
 
 def gpus(page: str) -> list[dict[str, Any]]:
-    """Each GPU of a metrics page: `use` in 0..1, `used_mb` and `total_mb`, each None where the page does not say."""
+    """Each GPU of a metrics page: `use` in 0..1, `used_mb` and `total_mb`, each None where the page lacks it."""
     found: dict[str, dict[str, float]] = {}
     for line in GPU_LINE.finditer(page):
         found.setdefault(line["gpu"], {})[line["metric"]] = float(line["value"])
 
     def megabytes(value: float | None) -> int | None:
-        return None if value is None else round(value / 1e6)
+        return None if value is None else round(value / MB)
 
     return [
         {
@@ -47,13 +47,13 @@ def gpus(page: str) -> list[dict[str, Any]]:
 
 
 def cpu_times(stat: Path = Path("/proc/stat")) -> tuple[int, int] | None:
-    """Ticks that this machine's processors were busy, and ticks in all, since it started; None where the kernel does
-    not tell."""
-    try:
-        ticks = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]  # the guests' are in the user's
+    """Busy ticks of this machine's processors, and all ticks, since it started; None where the kernel has no such
+    counters."""
+    try:  # the ninth and tenth counter, of guests, are part of the user's
+        ticks = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
         return None
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # 3 is idle, 4 idle while a disk is waited for
+    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # 3 is idle, 4 is waiting for disks
 
 
 class Load:
@@ -62,18 +62,18 @@ class Load:
     def __init__(self, addresses: Sequence[str]) -> None:
         self.addresses = tuple(addresses)
         self._before = cpu_times()
-        self._asked = time.monotonic()
+        self._read_at = time.monotonic()
         self._lock = asyncio.Lock()
         self._figures: dict[str, Any] | None = None
 
     async def figures(self) -> dict[str, Any]:
-        """`cpu` in 0..1 since the last time, and for each server its `address`, its `gpus` and, where it does not tell,
-        an `error`."""
+        """`cpu` in 0..1 since the last call, and for each server its `address`, its `gpus`, and an `error` if it does
+        not answer."""
         async with self._lock:
-            if self._figures is None or time.monotonic() - self._asked > FRESH_S:
-                servers = await asyncio.gather(*(asyncio.to_thread(_ask, address) for address in self.addresses))
+            if self._figures is None or time.monotonic() - self._read_at > FRESH_S:
+                servers = await asyncio.gather(*(asyncio.to_thread(_fetch, address) for address in self.addresses))
                 self._figures = {"cpu": self._cpu(), "servers": servers}
-                self._asked = time.monotonic()
+                self._read_at = time.monotonic()
             return self._figures
 
     def _cpu(self) -> float | None:
@@ -84,7 +84,7 @@ class Load:
         return round((now[0] - before[0]) / (now[1] - before[1]), 2)
 
 
-def _ask(address: str) -> dict[str, Any]:
+def _fetch(address: str) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_S) as answer:
             return {"address": address, "gpus": gpus(answer.read().decode())}

@@ -1,1 +1,1 @@
-"""Many cameras and servers at once: scheduling, tracks, zones, zoom, and an account of every frame."""
+"""Fleets: many cameras on one or several servers, with scheduling, tracks, zones, zoom, and a count of every frame."""

@@ -1,7 +1,7 @@
-"""The fleet's configuration: a YAML file flows in, frozen records flow out, and every mistake is named with its line.
+"""The fleet's configuration: frozen records, read from a YAML file in which every mistake is reported with its line.
 
-What stands under `defaults` holds for each camera that does not say otherwise. Nothing is looked up on a server here: a
-file can be checked before anything runs.
+Values under `defaults` hold for each camera that does not set its own. No server is contacted here, so a file can be
+checked before anything runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from clients.fleet.config_parts import read_classes, read_model, read_threshold,
 from clients.fleet.yaml_lines import ConfigError, Entry, load
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
+from clients.output import SUFFIXES
 from clients.transport import DEFAULT_TIMEOUT_S, Server
+from clients.video.sources import is_address
 from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS
 
 CAMERA_KEYS = {
@@ -28,6 +30,7 @@ CAMERA_KEYS = {
     "masks",
     "realtime",
     "loop",
+    "raw",
     "output",
     "track",
     "zones",
@@ -40,9 +43,10 @@ FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "camer
 @dataclass(frozen=True, slots=True)
 class CameraConfig:
     """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most
-    frames a second (None: all of them); `deadline_s` from capture to answer (infinite: none); `in_flight` frames under
-    way at once; `realtime` plays a file at its own speed, `loop` for ever; `outputs` are files by suffix; `track` gives
-    things ids, and so do `zones`; `zoom` looks at small things again; `webhook` is where events are posted.
+    frames per second (None: all of them); `deadline_s` seconds from capture to answer (infinite: none); `in_flight` the
+    most frames under way at once. `realtime` plays a file at its own speed, `loop` again and again; `raw` sends pixels
+    instead of JPEG. `outputs` are files, written as their suffixes say; `track` gives objects ids, and so do `zones`;
+    `zoom` looks at small objects again at a higher resolution; `webhook` is the address to which events are posted.
     """
 
     name: str
@@ -56,6 +60,7 @@ class CameraConfig:
     masks: str = "none"
     realtime: bool = False
     loop: bool = False
+    raw: bool = False
     outputs: tuple[Path, ...] = ()
     track: bool = False
     zones: tuple[Zone, ...] = ()
@@ -64,13 +69,14 @@ class CameraConfig:
 
     @property
     def threshold(self) -> float:
-        """The least of the thresholds: what the server is asked for."""
+        """The lowest of the thresholds: the one that is sent to the server."""
         return min(self.thresholds)
 
 
 @dataclass(frozen=True, slots=True)
 class FleetConfig:
-    """All cameras and the servers that they share; `in_flight` is the most frames that one server has at once."""
+    """All cameras and the servers that they share. `in_flight` is the most frames that one server has at once,
+    `timeout_s` the longest wait for an answer in seconds."""
 
     cameras: tuple[CameraConfig, ...]
     servers: tuple[str, ...] = ("localhost",)
@@ -80,34 +86,31 @@ class FleetConfig:
 
 
 def read_config(path: Path | str) -> FleetConfig:
-    """Raises ConfigError, whose message begins with `file:line:`. Relative paths in the file count from its folder."""
+    """Reads a YAML file, in which relative paths count from the file's folder. Raises ConfigError, whose message begins
+    with `file:line:`."""
     file = load(path)
     top = file.mapping(FILE_KEYS, ("cameras",))
     protocol = top["protocol"].choice("grpc", "http") if "protocol" in top else "grpc"
     servers = ["localhost"]
     if "servers" in top:
-        entries = (
-            top["servers"].items("a list of host:port") if isinstance(top["servers"].value, list) else [top["servers"]]
-        )
+        given = top["servers"]
+        entries = given.items("a list of host:port") if isinstance(given.value, list) else [given]
         servers = [_server(entry, protocol) for entry in entries]
     defaults = top["defaults"].mapping(CAMERA_KEYS) if "defaults" in top else {}
     cameras: list[CameraConfig] = []
     lines: dict[str, int] = {}
     for entry in top["cameras"].items("a list of cameras, each with name, source and classes"):
-        given = entry.mapping(CAMERA_KEYS | {"name", "source", "classes"}, ("name", "source", "classes"))
-        # a camera that names its model means it, whatever resolution the others have, and the other way round
-        inherited = {
-            k: v
-            for k, v in defaults.items()
-            if k not in ("model", "resolution") or not {"model", "resolution"} & set(given)
-        }
-        camera = _camera(inherited | given, Path(path).parent)
+        own = entry.mapping(CAMERA_KEYS | {"name", "source", "classes"}, ("name", "source", "classes"))
+        # `model` and `resolution` both choose the front model: a camera that sets one of them inherits neither
+        skipped = {"model", "resolution"} if {"model", "resolution"} & set(own) else set()
+        inherited = {key: value for key, value in defaults.items() if key not in skipped}
+        camera = _camera(inherited | own, Path(path).parent)
         if camera.name in lines:
             raise ConfigError(
-                f"{given['name'].file}:{given['name'].line}: the name {camera.name!r} is on line {lines[camera.name]}"
+                f"{own['name'].file}:{own['name'].line}: the name {camera.name!r} is on line {lines[camera.name]}"
                 " already"
             )
-        lines[camera.name] = given["name"].line
+        lines[camera.name] = own["name"].line
         if shared := [str(p) for c in cameras for p in c.outputs if p in camera.outputs and p.suffix != ".jsonl"]:
             raise ConfigError(
                 f"{entry.file}:{entry.line}: {camera.name!r} would write the same {shared[0]} as another camera, which"
@@ -130,16 +133,18 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         threshold = read_threshold(given["threshold"])
     classes, thresholds = read_classes(given["classes"], threshold)
     source = given["source"].text("a file, a folder, or an address such as rtsp://...")
+    if not is_address(source):
+        source = str(home / source)
     options: dict[str, Any] = {}
     if "fps" in given:
-        options["fps"] = given["fps"].number(0.01, 1000, "frames a second from 0.01 to 1000")
+        options["fps"] = given["fps"].number(0.01, 1000, "frames per second from 0.01 to 1000")
     if "deadline_ms" in given:
         options["deadline_s"] = given["deadline_ms"].number(1, 3.6e6, "milliseconds from 1 to 3600000") / 1e3
     if "in_flight" in given:
         options["in_flight"] = given["in_flight"].whole(1, 64, "a whole number from 1 to 64")
     if "masks" in given:
         options["masks"] = given["masks"].choice(*MASK_FORMATS)
-    for key in ("realtime", "loop", "track"):
+    for key in ("realtime", "loop", "raw", "track"):
         if key in given:
             options[key] = given[key].flag()
     if "zones" in given:
@@ -156,8 +161,6 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         entry = given["output"]
         paths = entry.items("a list of files") if isinstance(entry.value, list) else [entry]
         options["outputs"] = tuple(_output(path, given["name"].text(), home) for path in paths)
-    if not is_address(source):
-        source = str(home / source)
     return CameraConfig(given["name"].text("a name"), source, classes, thresholds, read_model(given), **options)
 
 
@@ -166,13 +169,9 @@ def _server(entry: Entry, protocol: str) -> str:
     return str(entry.check(lambda: Server(url, protocol).address))
 
 
-def is_address(source: str) -> bool:
-    return "://" in source or source.startswith("webcam:")
-
-
 def _output(entry: Entry, name: str, home: Path) -> Path:
-    """`{name}` becomes the camera's name, so that one default serves all."""
+    """`{name}` is replaced by the camera's name, so that one default serves all cameras."""
     path = home / entry.text("a file").replace("{name}", name.replace("/", "_").replace(" ", "-"))
-    if path.suffix not in (".jsonl", ".json", ".mp4", ".png"):
-        entry.fail("a file that ends in .jsonl, .json, .mp4 or .png")
+    if path.suffix not in SUFFIXES:
+        entry.fail(f"a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
     return path

@@ -1,5 +1,4 @@
-"""What a camera's entry in the YAML is made of: one `Entry` flows in, the value it stands for flows out, or its
-ConfigError."""
+"""Readers for the parts of a camera's configuration: classes, model, zones and zoom. All raise ConfigError."""
 
 from __future__ import annotations
 
@@ -12,11 +11,13 @@ from ensemble.spec import Variant
 
 
 def read_threshold(entry: Entry) -> float:
+    """A score from 0 to 1."""
     return entry.number(0, 1, "a score from 0 to 1")
 
 
 def read_classes(entry: Entry, threshold: float) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Names and their thresholds: a list of names, or a mapping from name to threshold (empty: the camera's)."""
+    """Class names and their thresholds, from a list of names or a mapping from name to threshold. `threshold` is the
+    one of a class without its own."""
     if isinstance(entry.value, dict) and entry.value:
         thresholds = (threshold if e.value is None else read_threshold(e) for e in entry.value.values())
         return tuple(entry.value), tuple(thresholds)
@@ -29,6 +30,7 @@ def read_classes(entry: Entry, threshold: float) -> tuple[tuple[str, ...], tuple
 
 
 def read_model(given: dict[str, Entry]) -> str | None:
+    """The front model's name, from `resolution` or `model`; None where neither is set."""
     if "resolution" in given:
         entry = given["resolution"]
         side = entry.whole(14, 8192, "pixels, a multiple of 14")
@@ -37,6 +39,7 @@ def read_model(given: dict[str, Entry]) -> str | None:
 
 
 def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
+    """One zone of a camera with these classes."""
     given = entry.mapping({"name", "polygon", "seconds", "classes"}, ("name", "polygon"))
     corners = []
     for corner in given["polygon"].items("a list of at least three corners [x, y]"):
@@ -57,6 +60,7 @@ def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
 
 
 def read_zoom(entry: Entry, classes: tuple[str, ...]) -> Zoom:
+    """The second pass of a camera with these classes."""
     given = entry.mapping({"resolution", "model", "classes", "suspect", "crops", "margin", "least", "largest"})
     model = read_model(given)
     if model is None:

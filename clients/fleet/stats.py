@@ -1,4 +1,4 @@
-"""What became of every frame: outcomes flow in one by one, a summary flows out in which nothing is missing.
+"""Statistics of a fleet: how many frames each camera read, and what happened to every one of them.
 
 For each camera read = answered + dropped + failed holds at the end, with the reasons of the last two. Latencies are
 kept for the latest frames only, so that a run of weeks takes no more memory than one of minutes.
@@ -7,7 +7,7 @@ kept for the latest frames only, so that a run of weeks takes no more memory tha
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,15 @@ LATEST = 2048
 """Latencies kept of each camera."""
 
 
+def percentiles(milliseconds: Collection[float]) -> tuple[float, float]:
+    """The 50th and the 95th percentile; zeros for no values."""
+    p50, p95 = np.percentile(list(milliseconds), [50, 95]).tolist() if milliseconds else (0.0, 0.0)
+    return p50, p95
+
+
 @dataclass(slots=True)
 class CameraStats:
-    """One camera's account. `dropped` and `failed` count by reason; `latencies_ms` are from capture to answer."""
+    """One camera's counts. `dropped` and `failed` count by reason; `latencies_ms` are from capture to answer."""
 
     name: str
     read: int = 0
@@ -31,8 +37,8 @@ class CameraStats:
     error: str = ""
 
     def record(self, seconds: float) -> dict[str, Any]:
-        """Plain data; rates over `seconds`."""
-        p50, p95 = np.percentile(self.latencies_ms, [50, 95]).tolist() if self.latencies_ms else (0.0, 0.0)
+        """The counts as plain data, with the frame rate over `seconds`."""
+        p50, p95 = percentiles(self.latencies_ms)
         return {
             "name": self.name,
             "read": self.read,
@@ -46,24 +52,25 @@ class CameraStats:
         } | ({"error": self.error} if self.error else {})
 
 
-def summary(tallies: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
-    """All cameras together. `fairness` is the answers of the least served camera over those of the most served one, 1
-    at best."""
-    latencies = [ms for t in tallies for ms in t.latencies_ms]
-    answered = [t.answered for t in tallies]
-    dropped, failed = sum((t.dropped for t in tallies), Counter()), sum((t.failed for t in tallies), Counter())
+def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
+    """All cameras together. `fairness` is the answers of the least served camera over those of the most served one:
+    1 at best."""
+    p50, p95 = percentiles([ms for camera in cameras for ms in camera.latencies_ms])
+    answered = [camera.answered for camera in cameras]
+    dropped = sum((camera.dropped for camera in cameras), Counter())
+    failed = sum((camera.failed for camera in cameras), Counter())
     return {
-        "cameras": len(tallies),
+        "cameras": len(cameras),
         "seconds": round(seconds, 2),
-        "read": sum(t.read for t in tallies),
+        "read": sum(camera.read for camera in cameras),
         "answered": sum(answered),
         "dropped": dropped.total(),
         "failed": failed.total(),
         "dropped_by": dict(dropped),
         "failed_by": dict(failed),
-        "detections": sum(t.detections for t in tallies),
+        "detections": sum(camera.detections for camera in cameras),
         "fairness": round(min(answered) / max(answered), 3) if any(answered) else 0.0,
         "fps": round(sum(answered) / seconds, 2) if seconds else 0.0,
-        "p50_ms": round(float(np.percentile(latencies, 50)), 1) if latencies else 0.0,
-        "p95_ms": round(float(np.percentile(latencies, 95)), 1) if latencies else 0.0,
+        "p50_ms": round(p50, 1),
+        "p95_ms": round(p95, 1),
     }

@@ -1,7 +1,6 @@
-"""Stable ids: the detections of a camera's frames flow in one after the other, an id for each flows out, the same for
-the same thing.
+"""Object tracking: ids that stay the same from frame to frame.
 
-ByteTrack, as the package supervision has it, one for each class, since a dog never becomes a person. The package comes
+Each class has its own ByteTrack, from the package supervision, since a dog never becomes a person. The package comes
 with the extra `tracks`; a camera without tracks does not need it.
 """
 
@@ -16,14 +15,14 @@ from numpy.typing import NDArray
 from clients.detections import Detections
 
 LOST_S = 2.0
-"""A thing that is not seen for so long comes back under another id."""
+"""An object that is not seen for this long gets a new id when it returns."""
 
 
 class Tracker:
-    """The tracks of one camera whose frames come `fps` times a second.
+    """The tracks of one camera with `fps` frames per second.
 
-    `threshold` is the score that begins a track; the unsure detections below it only continue one. Raises ImportError,
-    naming the extra, if supervision is missing.
+    `threshold` is the lowest score that starts a track; detections below it only continue one. `lost_s` is in seconds.
+    Raises ImportError, naming the extra, if supervision is missing.
     """
 
     def __init__(self, fps: float, threshold: float = 0.5, lost_s: float = LOST_S) -> None:
@@ -33,7 +32,7 @@ class Tracker:
         self._ids: dict[tuple[str, int], int] = {}
 
     def update(self, found: Detections) -> NDArray[np.int64]:
-        """int64 [D]: the track of each detection, numbered from 1 over all classes, -1 where there is none yet."""
+        """int64 [D]: the track of each detection, numbered from 1 across all classes, -1 where there is none yet."""
         ids = np.full(len(found), -1, np.int64)
         labels = np.array(found.labels, dtype=object)
         for name in dict.fromkeys((*self._by_class, *found.labels)):  # a class without detections ages its tracks
@@ -51,7 +50,7 @@ class Tracker:
         if name not in self._by_class:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that the class moves to the package trackers, which needs NumPy 2
-                # ByteTrack begins tracks 0.1 above its threshold, and counts its patience in thirtieths of a second
+                # ByteTrack starts tracks 0.1 above its threshold, and scales its buffer by frame_rate / 30
                 self._by_class[name] = self._supervision.ByteTrack(
                     track_activation_threshold=max(self.threshold - 0.1, 0.0),
                     lost_track_buffer=max(1, round(self.lost_s * self.fps)),

@@ -1,7 +1,7 @@
-"""Events to somebody else's program: records flow in, HTTP POSTs of JSON flow out, and no camera waits for them.
+"""Webhooks: events are posted to an HTTP address as JSON, without any camera waiting for it.
 
-Each address has one queue and one request at a time, so events arrive in order. A receiver that is away gets a few
-attempts; what cannot be delivered, or comes while the queue is full, is counted as lost.
+Each address has one queue and one request at a time, so events arrive in order. A receiver that fails gets a few
+attempts; an event that cannot be delivered, or that finds the queue full, is counted as lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 0.5, 5.0
 
 
 class Webhook:
-    """POSTs records to `url` from the running event loop; `sent` and `lost` count them."""
+    """Posts records to `url` from the running event loop; `sent` and `lost` count them."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -26,7 +26,7 @@ class Webhook:
         self._worker: asyncio.Task[None] | None = None
 
     def send(self, record: dict[str, Any]) -> None:
-        """Never waits."""
+        """Queues a record. Never waits."""
         if self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._work())
         try:
@@ -35,13 +35,13 @@ class Webhook:
             self.lost += 1
 
     async def close(self, grace_s: float = 3.0) -> None:
-        """Delivers what is left for at most so many seconds; what remains then is lost."""
+        """Delivers queued records for at most `grace_s` seconds; the rest is lost."""
         if self._worker is None:
             return
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(self._queue.join(), grace_s)
         self._worker.cancel()
-        await asyncio.wait({self._worker})  # it counts what it had in hand
+        await asyncio.wait({self._worker})  # it counts the record that it was sending
         self.lost += self._queue.qsize()
 
     async def _work(self) -> None:

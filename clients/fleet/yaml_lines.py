@@ -1,8 +1,7 @@
-"""YAML that remembers where it stood: a file flows in, plain values and the line of each flow out, so that a mistake
-can be pointed at.
+"""A YAML reader that keeps the line of every value, so that an error message can point at it.
 
-Only what configurations need: mappings with text keys, lists, and scalars. Keys that stand twice are refused, since
-YAML's own loader would silently keep the last.
+It supports what configurations need: mappings with text keys, lists and scalars. Duplicate keys are refused, since
+YAML's own loader would silently keep the last one.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One value of the file: `value` is a scalar, a list of entries or a dictionary of entries by key; `what` is its
-    name for people, such as `cameras[2].fps`.
+    """One value of the file. `value` is a scalar, a list of entries or a dictionary of entries by key; `what` is its
+    path in messages, such as `cameras[2].fps`.
     """
 
     value: Any
@@ -32,14 +31,14 @@ class Entry:
     file: str
 
     def fail(self, expected: str) -> NoReturn:
-        """Raises ConfigError: what was expected here, and what stands there."""
+        """Raises ConfigError with what was expected here and what the file says."""
         kinds: dict[type, str] = {dict: "a mapping", list: "a list", type(None): "nothing"}
         got = kinds.get(type(self.value)) or repr(self.value)
         raise ConfigError(f"{self.file}:{self.line}: {self.what}: expected {expected}, got {got}")
 
     def mapping(self, known: set[str], needed: tuple[str, ...] = ()) -> dict[str, Entry]:
-        """The entries by key; fails for keys that are not `known`, with the nearest one that is, and where a `needed`
-        one is missing."""
+        """The entries by key. Fails for a key that is not `known`, suggesting the most similar one, and for a missing
+        `needed` key."""
         if not isinstance(self.value, dict):
             self.fail(f"a mapping with {', '.join(sorted(known))}")
         for key, entry in self.value.items():
@@ -55,22 +54,25 @@ class Entry:
         return dict(self.value)
 
     def items(self, expected: str) -> list[Entry]:
-        """The entries of a list that is not empty."""
+        """The entries of a list, which must not be empty."""
         if not isinstance(self.value, list) or not self.value:
             self.fail(expected)
         return list(self.value)
 
     def text(self, expected: str = "text") -> str:
+        """Text that is not blank."""
         if not isinstance(self.value, str) or not self.value.strip():
             self.fail(expected)
         return str(self.value)
 
     def choice(self, *words: str) -> str:
+        """One of `words`."""
         if self.value not in words:
             self.fail(f"one of {', '.join(words)}")
         return str(self.value)
 
     def flag(self) -> bool:
+        """True or false."""
         if not isinstance(self.value, bool):
             self.fail("true or false")
         return bool(self.value)
@@ -82,12 +84,13 @@ class Entry:
         return float(self.value)
 
     def whole(self, low: int, high: int, expected: str) -> int:
+        """A whole number within `low` and `high`, both included."""
         if isinstance(self.value, bool) or not isinstance(self.value, int) or not low <= self.value <= high:
             self.fail(expected)
         return int(self.value)
 
     def check(self, make: Callable[[], Any]) -> Any:
-        """`make()`, whose ValueError becomes this entry's ConfigError."""
+        """The result of `make()`; its ValueError becomes a ConfigError of this entry."""
         try:
             return make()
         except ValueError as error:
@@ -95,7 +98,7 @@ class Entry:
 
 
 def load(path: Path | str) -> Entry:
-    """The file's only document. Raises ConfigError where it cannot be read or is no YAML."""
+    """The file's only document. Raises ConfigError where it cannot be read or is not YAML."""
     file = str(path)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -128,13 +131,13 @@ def _entry(node: yaml.Node, what: str, file: str, loader: yaml.SafeLoader) -> En
     for key_node, value_node in node.value:
         here = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{file}:{here}: {what}: keys must be words")
+            raise ConfigError(f"{file}:{here}: {what}: keys must be scalars")
         key = str(key_node.value)
         if key in entries:
             raise ConfigError(
-                f"{file}:{here}: {what}: {key!r} stands here again; it is on line {entries[key].line} already"
+                f"{file}:{here}: {what}: duplicate key {key!r}; it is on line {entries[key].line} already"
             )
         entry = _entry(value_node, key if what == "the file" else f"{what}.{key}", file, loader)
-        # a value that is a block begins below its key, and the key is where people look
+        # a block value begins on the line below its key, so the key's line is reported
         entries[key] = Entry(entry.value, here, entry.what, file)
     return Entry(entries, line, what, file)

@@ -1,7 +1,7 @@
-"""Zones: tracked detections of a camera flow in, events flow out: "person 7 has been in `gate` for 5 seconds".
+"""Zones: events such as "person 7 has been in `gate` for 5 seconds", from a camera's tracked detections.
 
-A thing is where it stands: the middle of its box's lower edge. An event comes once for each stay; who is not seen for
-longer than `GAP_S` has left.
+An object's position is the middle of its box's lower edge, where it touches the ground. Each stay makes one event; an
+object that is not seen for longer than `GAP_S` has left.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GAP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A polygon of (x, y) in 0..1 of the frame; things of `classes` (empty: all) that stay `seconds` make an event."""
+    """A polygon of (x, y) in 0..1 of the frame. Objects of `classes` (empty: all) that stay `seconds` make an event."""
 
     name: str
     polygon: tuple[tuple[float, float], ...]
@@ -42,11 +42,11 @@ class Zone:
 class _Stay:
     since: float
     seen: float
-    told: bool = False
+    reported: bool = False
 
 
-class Watch:
-    """The zones of one camera."""
+class ZoneMonitor:
+    """The stays in one camera's zones."""
 
     def __init__(self, zones: Sequence[Zone]) -> None:
         self.zones = tuple(zones)
@@ -54,22 +54,22 @@ class Watch:
 
     def update(self, found: Detections, tracks: NDArray[np.int64], time_s: float) -> list[dict[str, Any]]:
         """The events of one frame, `time_s` seconds after the camera's start: zone, class, track, and seconds in the
-        zone. `tracks` [D] are the ids of `clients.fleet.tracks.Tracker`; detections without one make no event.
+        zone. `tracks` [D] are the ids of `clients.fleet.tracks.Tracker`; detections without one (-1) make no event.
         """
-        feet = np.stack([(found.boxes[:, 0] + found.boxes[:, 2]) / 2, found.boxes[:, 3]], axis=1)
+        positions = np.stack([(found.boxes[:, 0] + found.boxes[:, 2]) / 2, found.boxes[:, 3]], axis=1)
         events = []
         for zone in self.zones:
-            inside = zone.contains(feet)
+            inside = zone.contains(positions)
             for i in np.flatnonzero(inside & (tracks >= 0)):
                 label = found.labels[i]
                 if zone.classes and label not in zone.classes:
                     continue
                 stay = self._stays.setdefault((zone.name, int(tracks[i])), _Stay(time_s, time_s))
                 if time_s - stay.seen > GAP_S:
-                    stay.since, stay.told = time_s, False
+                    stay.since, stay.reported = time_s, False
                 stay.seen = time_s
-                if not stay.told and time_s - stay.since >= zone.seconds:
-                    stay.told = True
+                if not stay.reported and time_s - stay.since >= zone.seconds:
+                    stay.reported = True
                     events.append(
                         {
                             "zone": zone.name,

@@ -1,10 +1,9 @@
-"""Zoom: a frame flows in, a low resolution looks at all of it and a high one at what it may have found; one
-`Detections` flows out.
+"""Zoom: detection in two passes, the whole frame at a low resolution, then crops of it at a high one.
 
-Small things need a high resolution, but most of a frame is empty: the first pass, with a threshold so low that it
-mostly suspects, says where to look, and only crops around the suspects go to the expensive model. They are requests
-like any other, so the server batches the crops of all cameras together. What is found in a crop is mapped back; where
-both passes found the same thing, the second one knows better.
+Small objects need a high resolution, but most of a frame is empty. The first pass uses a threshold so low that most of
+its detections are only candidates; crops around these go to the expensive model. Crops are ordinary requests, so the
+server batches those of all cameras together. Detections in a crop are mapped back to the frame; where both passes found
+the same object, the second pass wins.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ Box = tuple[float, float, float, float]
 Ask = Callable[[bytes], Awaitable[Detections]]
 """Sends a JPEG to the model of the second pass."""
 SAME = 0.5
-"""Boxes of one class that overlap by so much (intersection over union) are one thing."""
+"""Boxes of one class with at least this intersection over union are one object."""
 EDGE = 0.01
-"""What touches a crop's edge, so much of the crop from it, is cut by it."""
+"""A box that is closer to a crop's edge than this share of the crop is cut off by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Zoom:
-    """The second pass: `model` looks at up to `crops` crops around suspects of `classes` (empty: all) with a score of
-    at least `suspect`. A crop is `margin` times as wide and high as its suspects and not smaller than `least` of the
-    frame's sides; suspects larger than `largest` of the frame's sides are large enough for the first pass.
+    """The second pass: `model` gets up to `crops` crops around candidates of `classes` (empty: all) with a score of at
+    least `suspect`. A crop is `margin` times as wide and high as its candidate and not smaller than `least` of the
+    frame's sides; candidates larger than `largest` of the frame's sides are large enough for the first pass.
     """
 
     model: str
@@ -47,8 +46,7 @@ class Zoom:
 
 
 def regions(found: Detections, zoom: Zoom) -> list[Box]:
-    """Where to look again, the best suspects first; a suspect that an earlier crop holds already gets none of its
-    own."""
+    """The crops, best candidates first. A candidate that lies inside an earlier crop gets none of its own."""
     chosen: list[Box] = []
     for label, score, (x0, y0, x1, y1) in zip(found.labels, found.scores, found.boxes.tolist(), strict=True):
         if (zoom.classes and label not in zoom.classes) or score < zoom.suspect or max(x1 - x0, y1 - y0) > zoom.largest:
@@ -72,7 +70,7 @@ def crop(rgb: NDArray[np.uint8], region: Box) -> tuple[NDArray[np.uint8], Box]:
 
 
 async def look_closer(rgb: NDArray[np.uint8], first: Detections, zoom: Zoom, ask: Ask) -> Detections:
-    """`first` with what the crops of the frame uint8 [H,W,3] add to it. All crops are under way at once; raises what
+    """`first`, merged with the detections in crops of the frame uint8 [H,W,3]. All crops are sent at once. Raises what
     `ask` raises."""
     where = regions(first, zoom)
     if not where:
@@ -87,8 +85,8 @@ async def look_closer(rgb: NDArray[np.uint8], first: Detections, zoom: Zoom, ask
 
 
 def merge(first: Detections, seconds: Sequence[tuple[Detections, Box]]) -> Detections:
-    """Both passes in the frame's coordinates, best first. Things that a crop's edge cuts are left to the first pass; of
-    boxes of one class that overlap by `SAME` the second pass's best stays.
+    """Both passes in the frame's coordinates, highest score first. Objects that a crop's edge cuts off are left to the
+    first pass; of boxes of one class that overlap by `SAME` the second pass's best is kept.
     """
     parts = [(_mapped(found, region), region) for found, region in seconds]
     everything = [first, *(found for found, _ in parts)]
@@ -130,7 +128,7 @@ def iou(box: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.f
 
 
 def _mapped(found: Detections, region: Box) -> Detections:
-    """Those that no edge of the crop cuts (the frame's own edges do not count), with boxes in the frame's
+    """The detections that no edge of the crop cuts off (the frame's own edges do not count), with boxes in the frame's
     coordinates."""
     low, high = np.array(region[:2], np.float32), np.array(region[2:], np.float32)
     cut_low = (found.boxes[:, :2] < EDGE) & (low > 0)
@@ -141,7 +139,7 @@ def _mapped(found: Detections, region: Box) -> Detections:
 
 
 def _placed(found: Detections, region: Box, side: int) -> NDArray[np.bool_]:
-    """bool [D,side,side]: a crop's masks at their place in the whole frame."""
+    """bool [D,side,side]: a crop's masks at their position in the whole frame."""
     x0, y0 = (int(v * side) for v in region[:2])
     x1, y1 = (max(low + 1, round(v * side)) for low, v in zip((x0, y0), region[2:], strict=True))
     masks = np.zeros((len(found), side, side), bool)

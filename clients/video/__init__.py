@@ -1,1 +1,1 @@
-"""Where frames come from and how pictures are written: files, folders, live streams, JPEG and H.264."""
+"""Video for the clients: sources of frames (files, folders, live streams), JPEG and H.264 encoders."""

@@ -1,7 +1,6 @@
-"""Pixels to files: JPEG for the way to the server, H.264 for people.
+"""Encoders: JPEG for frames that are sent to the server, H.264 for annotated videos.
 
-RGB arrays flow in, encoded bytes or a video file flow out. A 1080p frame as JPEG is a tenth of its pixels, and over the
-wire that costs less than raw.
+Over the network a JPEG is cheaper than raw pixels: a 1080p frame is a tenth of the size.
 """
 
 from __future__ import annotations
@@ -31,7 +30,10 @@ def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
 
 
 class VideoWriter:
-    """Writes RGB frames of one size to an H.264 file; a context manager, since an unclosed file cannot be played."""
+    """An H.264 file of RGB frames that all have one size. A context manager: an unclosed file cannot be played.
+
+    `fps` is the rate at which the file is played.
+    """
 
     def __init__(self, path: str | Path, fps: float) -> None:
         self.path = Path(path)
@@ -41,28 +43,24 @@ class VideoWriter:
 
     def write(self, rgb: NDArray[np.uint8]) -> None:
         """Appends uint8 [H,W,3]. Raises ValueError if the size differs from the first frame's."""
-        height, width = (
-            rgb.shape[0] // 2 * 2,
-            rgb.shape[1] // 2 * 2,
-        )  # yuv420p halves both sides: an odd last row or column is dropped
+        # yuv420p halves both sides, so an odd last row or column is dropped
+        height, width = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2
         if self._container is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._container = av.open(str(self.path), "w")
-            self._stream = self._container.add_stream(
-                "libx264", rate=Fraction(self.fps).limit_denominator(1001), options=H264_OPTIONS
-            )
+            rate = Fraction(self.fps).limit_denominator(1001)
+            self._stream = self._container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         if (width, height) != (self._stream.width, self._stream.height):
             raise ValueError(
                 f"a video has one frame size: expected {self._stream.width}x{self._stream.height}, got {width}x{height}"
             )
-        self._container.mux(
-            self._stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb[:height, :width]), format="rgb24"))
-        )
+        pixels = np.ascontiguousarray(rgb[:height, :width])
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         self.frames += 1
 
     def close(self) -> None:
-        """Flushes the encoder and completes the file; writes nothing if there was no frame."""
+        """Flushes the encoder and completes the file. Without frames there is no file."""
         if self._container is not None:
             self._container.mux(self._stream.encode(None))
             self._container.close()

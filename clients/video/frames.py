@@ -1,9 +1,7 @@
-"""Frames and where they come from: a video file, a folder of images, or one image (`clients/video/streams.py` has the
-live sources).
+"""Frames and the sources that are files: a video, a folder of images, or one image.
 
-A path flows in, `Frame`s flow out one by one in RGB, so that a film of any length takes the memory of one frame. Every
-source is an iterator with a rate and an end to close. Decoding blocks and live sources fail: `clients/video/reader.py`
-gives each camera a thread for the one and starts again after the other.
+A source is an iterable of `Frame`s that decodes one frame at a time, so a film of any length needs the memory of one
+frame. `clients/video/streams.py` has the live sources, `clients/video/sources.py` chooses between them.
 """
 
 from __future__ import annotations
@@ -24,19 +22,18 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 STILLS_FPS = 1.0
-"""Rate at which a folder of images is played back."""
-
+"""Rate at which a folder of images is played."""
 
 EVERY: Callable[[float], bool] = lambda time_s: True  # noqa: E731 - typed as a value, it is the default of `read`
 
 
 class SourceError(ValueError):
-    """A source that cannot be opened or read; the message names the file and what was expected."""
+    """A source cannot be opened or read; the message names the source and what was expected."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture: its number in the source, its time in seconds from the start, and its pixels, uint8 [H,W,3] RGB."""
+    """One frame: its number in the source, its time in seconds from the start, and its pixels, uint8 [H,W,3] RGB."""
 
     index: int
     time_s: float
@@ -44,8 +41,8 @@ class Frame:
 
 
 class Source(Protocol):
-    """An iterator of frames. `fps` is the rate they were taken at; `count` how many there are, None where nobody can
-    say; `live` whether frames come when they happen and not when they are asked for.
+    """An iterable of frames. `fps` is the rate at which they were taken, `count` how many there are (None: unknown),
+    and `live` says whether frames arrive at their own pace rather than on request.
     """
 
     fps: float
@@ -53,8 +50,8 @@ class Source(Protocol):
     live: bool
 
     def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
-        """The frames whose time in seconds is `wanted`: the others are decoded, since later ones need them, but not
-        converted."""
+        """The frames for whose time in seconds `wanted` is true. The others are decoded too, since later frames
+        depend on them, but not converted to RGB."""
         ...
 
     def __iter__(self) -> Iterator[Frame]: ...
@@ -87,7 +84,7 @@ class Stills:
             yield Frame(index, index / self.fps, rgb)
 
     def close(self) -> None:
-        """Nothing is held open between frames."""
+        """Does nothing: no file is held open between frames."""
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +94,7 @@ class Stills:
 
 
 class Video:
-    """The first video stream of a file, decoded frame by frame."""
+    """The first video stream of a file, decoded frame by frame. Raises SourceError for what FFmpeg cannot open."""
 
     live = False
 
@@ -106,10 +103,12 @@ class Video:
         try:
             self._container = self._open()
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(f"{public(path)!r} is not a video that FFmpeg can open ({public(str(error))})") from error
+            raise SourceError(
+                f"{without_password(path)!r} is not a video that FFmpeg can open ({without_password(str(error))})"
+            ) from error
         if not self._container.streams.video:
             self._container.close()
-            raise SourceError(f"{public(path)!r} has no video stream")
+            raise SourceError(f"{without_password(path)!r} has no video stream")
         self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.fps = float(self._stream.average_rate or 25)
@@ -126,17 +125,18 @@ class Video:
         self._container.seek(0)
         index = 0
         try:
-            for picture in self._container.decode(self._stream):
-                time_s = picture.time if picture.time is not None else index / self.fps
+            for decoded in self._container.decode(self._stream):
+                time_s = decoded.time if decoded.time is not None else index / self.fps
                 if wanted(time_s):
-                    yield Frame(index, time_s, upright(picture))
+                    yield Frame(index, time_s, upright(decoded))
                 index += 1
         except av.FFmpegError as error:
             raise SourceError(
-                f"{public(self.path)!r} cannot be decoded after {index} frames ({public(str(error))})"
+                f"{without_password(self.path)!r} cannot be decoded after {index} frames"
+                f" ({without_password(str(error))})"
             ) from error
         if not index:
-            raise SourceError(f"{public(self.path)!r} holds no frames")
+            raise SourceError(f"{without_password(self.path)!r} holds no frames")
 
     def close(self) -> None:
         """Closes the file; iterating afterwards fails."""
@@ -149,12 +149,12 @@ class Video:
         self.close()
 
 
-def public(address: Path | str) -> str:
-    """The address as it may stand in messages and logs: without the user and the password of a camera."""
+def without_password(address: Path | str) -> str:
+    """The address for messages and logs: without a camera's user name and password."""
     return re.sub(r"(?<=://)[^/@]*@", "", str(address))
 
 
-def upright(picture: av.VideoFrame) -> NDArray[np.uint8]:
-    """uint8 [H,W,3] RGB; phones film sideways and note by how many degrees counterclockwise to turn."""
-    rgb: NDArray[Any] = picture.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, picture.rotation // 90)) if picture.rotation else rgb
+def upright(decoded: av.VideoFrame) -> NDArray[np.uint8]:
+    """uint8 [H,W,3] RGB. Phones record sideways and store the rotation in degrees counterclockwise."""
+    rgb: NDArray[Any] = decoded.to_ndarray(format="rgb24")
+    return np.ascontiguousarray(np.rot90(rgb, decoded.rotation // 90)) if decoded.rotation else rgb

@@ -1,5 +1,4 @@
-"""The source behind a path or an address: a string in, a `Source` of `clients/video/frames.py` or a live one of
-`clients/video/streams.py` out."""
+"""The one place that decides what a source is: an address of a live camera, a video file, a folder or an image."""
 
 from __future__ import annotations
 
@@ -9,16 +8,24 @@ from clients.video.frames import IMAGE_SUFFIXES, Source, SourceError, Stills, Vi
 from clients.video.streams import Stream
 
 
-def open_source(path: str | Path) -> Source:
-    """The source behind a path or an address: folders and images by Pillow, anything else by PyAV. Raises SourceError.
+def is_address(source: str | Path) -> bool:
+    """Whether `source` is an address (`rtsp://...`, `webcam:0`) and not a path of this machine."""
+    return "://" in str(source) or str(source).startswith("webcam:")
 
-    Addresses are FFmpeg's (`rtsp://`, `http://`, `udp://`, `tcp://` and so on) and `webcam:0`. Opening a live one takes
-    up to `clients.video.streams.OPEN_TIMEOUT_S`.
+
+def open_source(source: str | Path) -> Source:
+    """Opens a path or an address. Raises SourceError.
+
+    Pillow reads folders and images, PyAV everything else. Addresses are FFmpeg's (`rtsp://`, `http://`, `udp://`,
+    `tcp://` and so on) and `webcam:0`. Opening a live one takes up to `clients.video.streams.OPEN_TIMEOUT_S`.
+
+        with open_source("street.mp4") as source:
+            for frame in source:
+                print(frame.index, frame.time_s, frame.rgb.shape)
     """
-    address = str(path)
-    if "://" in address or address.startswith("webcam:"):
-        return Stream(address)
-    path = Path(path)
+    if is_address(source):
+        return Stream(str(source))
+    path = Path(source)
     if path.is_dir():
         images = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         if not images:

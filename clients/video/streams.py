@@ -1,8 +1,7 @@
-"""Live video: an address flows in, frames flow out until the camera or the network ends them.
+"""Live video: network cameras and webcams.
 
-What a network does to a stream is dealt with here as far as the stream itself survives it: lost and broken packets are
-passed over, silence ends in an error, a change of size is just another size. Starting again is
-`clients/video/reader.py`'s part.
+Lost and broken packets are skipped, silence ends in an error, and the frame size may change. Reconnecting is the task
+of `clients/video/reader.py`.
 """
 
 from __future__ import annotations
@@ -14,21 +13,20 @@ from glob import glob
 
 import av
 
-from clients.video.frames import EVERY, Frame, SourceError, Video, public, upright
+from clients.video.frames import EVERY, Frame, SourceError, Video, upright, without_password
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "srt", "tcp", "webcam")
-"""Addresses that are live whatever they say about themselves; http(s) is live where the stream has no length."""
+"""Schemes that are always live; http(s) is live where the stream has no length."""
 OPEN_TIMEOUT_S, READ_TIMEOUT_S = 8.0, 5.0
-"""A live source that is silent for so long is given up."""
+"""A live source that sends nothing for this long has failed."""
 BAD_PACKETS = 100
-"""A live stream may lose packets; so many undecodable ones in a row are garbage."""
+"""A live stream may lose packets; this many undecodable ones in a row are no video."""
 
 
 class Stream(Video):
-    """What arrives over a network, or from a webcam (`webcam:0` is /dev/video0, or the first camera of macOS).
+    """A network stream or a webcam (`webcam:0` is /dev/video0, or the first camera of macOS).
 
-    Live unless it is a file that a web server hands out. A live stream cannot start over, its times count from the
-    first frame, and packets that cannot be decoded are passed over up to `BAD_PACKETS` in a row.
+    Live unless it is a file on a web server. A live stream cannot start over; its times count from the first frame.
     """
 
     def __init__(self, address: str) -> None:
@@ -37,7 +35,7 @@ class Stream(Video):
         self.live = scheme in LIVE_SCHEMES or not self._container.duration
         if self.live:
             self.count = None
-            self._stream.thread_type = "SLICE"  # threads by frame would hold back as many frames as there are threads
+            self._stream.thread_type = "SLICE"  # frame threading would hold back one frame per thread
 
     def _open(self) -> av.container.InputContainer:
         address, options = str(self.path), {}
@@ -50,7 +48,7 @@ class Stream(Video):
                 )
             return av.open(device, format=kind, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
         if address.startswith("rtsp"):
-            # over UDP a lost packet smears the picture, and firewalls drop it altogether
+            # over UDP a lost packet smears the image, and firewalls block it
             options = {"rtsp_transport": "tcp"}
         return av.open(address, options=options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
 
@@ -60,23 +58,24 @@ class Stream(Video):
             return
         index = bad = 0
         first: float | None = None
+        name = without_password(self.path)
         try:
             for packet in self._container.demux(self._stream):
                 try:
-                    pictures = packet.decode()
+                    decoded_frames = packet.decode()
                 except av.error.InvalidDataError as error:
                     bad += 1
                     if bad >= BAD_PACKETS:
                         raise SourceError(
-                            f"{public(self.path)!r} sent {bad} undecodable packets in a row ({public(str(error))})"
+                            f"{name!r} sent {bad} undecodable packets in a row ({without_password(str(error))})"
                         ) from error
                     continue
-                for picture in pictures:
+                for decoded in decoded_frames:
                     bad = 0
-                    time_s = picture.time if picture.time is not None else index / self.fps
+                    time_s = decoded.time if decoded.time is not None else index / self.fps
                     first = time_s if first is None else first
                     if wanted(time_s - first):
-                        yield Frame(index, time_s - first, upright(picture))
+                        yield Frame(index, time_s - first, upright(decoded))
                     index += 1
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{public(self.path)!r} broke off after {index} frames ({public(str(error))})") from error
+            raise SourceError(f"{name!r} broke off after {index} frames ({without_password(str(error))})") from error

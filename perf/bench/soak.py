@@ -27,8 +27,10 @@ from typing import Any
 
 from clients.connection import AsyncClient
 from clients.errors import Sam3ServerError
+from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig
-from clients.fleet.fleet import Answer, Camera, open_pool, run_fleet
+from clients.fleet.fleet import open_pool, run_fleet
+from clients.fleet.request import Answer
 from clients.video.encode import to_jpeg
 from clients.video.sources import open_source
 from demo import steps
@@ -115,7 +117,7 @@ async def soak(
     async def look() -> None:
         while True:
             await asyncio.sleep(seconds / SAMPLES)
-            done = [c.tally.answered for c in cameras]
+            done = [c.stats.answered for c in cameras]
             server = memory_mb(server_pid) if server_pid else {}
             row = {
                 "at_s": round(time.monotonic() - start, 1),
@@ -139,7 +141,7 @@ async def soak(
     looking = asyncio.create_task(look())
     asyncio.get_running_loop().call_later(seconds, stop.set)
     cpu = time.process_time()
-    summary = await run_fleet(cameras, open_pool(FleetConfig(tuple(configs), (url,)), say), ignore, stop)
+    summary = await run_fleet(cameras, open_pool(FleetConfig(tuple(configs), (url,))), ignore, stop)
     looking.cancel()
     summary["client_cpu_percent_per_camera"] = round(
         100 * (time.process_time() - cpu) / summary["seconds"] / len(cameras), 2

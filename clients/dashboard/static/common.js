@@ -1,6 +1,6 @@
-// What the mosaic and the large view share: asking the dashboard for a change, and keeping lists without losing what has the focus.
+// Shared by the mosaic and the large view: requests that change a camera, and updates of lists that keep the focus.
 
-// Sends what a camera shall look for; an empty string, or the sentence that says why not.
+// Sends new classes or exemplars of a camera; returns an empty string, or the reason of a refusal.
 export async function ask(name, what, body) {
   try {
     const answer = await fetch(`api/cameras/${encodeURIComponent(name)}/${what}`, {
@@ -12,12 +12,12 @@ export async function ask(name, what, body) {
   }
 }
 
-// Text that changes only when it is another: a selection in it survives, and readers aloud stay silent.
+// Sets a text only if it differs: a selection in it is kept, and screen readers do not repeat it.
 export function said(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// One child of `list` for each item, from a template; children stay where they are, and so does the focus.
+// Gives `list` one child per item, from a template; existing children stay in place, and so does the focus.
 export function listed(list, template, items, fill) {
   while (list.children.length > items.length) list.lastElementChild.remove();
   while (list.children.length < items.length) {

@@ -1,15 +1,15 @@
-// One camera in large: its figures flow in with everyone's, boxes that are dragged on its picture flow out as exemplars of a class.
+// The large view of one camera: its figures, and boxes drawn on its image that become exemplars of a class.
 
 import { ask, listed, said } from "./common.js";
 
-const LEAST_SIDE = 0.01; // of the frame: less is a click
+const LEAST_SIDE = 0.01; // share of the frame; a smaller box is a click
 const large = document.querySelector("#large");
 const part = (selector) => large.querySelector(selector);
 const frame = part(".frame");
 const form = part(".show");
 let shown = null; // the camera's name
 let camera = null; // its latest figures
-let drag = null; // where it began, and the box so far; the picture stands still meanwhile
+let drag = null; // its start and the box so far; the image is not updated while dragging
 
 export function open(name) {
   shown = name;

@@ -1,4 +1,4 @@
-// The figures of all cameras flow in twice a second; a card per camera is kept up to date, and its picture is fetched when there is a new one.
+// The mosaic: one card per camera, updated twice a second; its image is fetched when there is a new frame.
 
 import { ask, listed, said } from "./common.js";
 import { enlarge, open } from "./large.js";
@@ -76,7 +76,7 @@ async function update() {
 
 async function busy() {
   const percent = (share) => share === null ? "–" : `${Math.round(100 * share)} %`;
-  const gb = (mb) => mb === null ? "–" : (mb / 1000).toFixed(1);
+  const gb = (mb) => mb === null ? "–" : (mb / 1024).toFixed(1);
   const output = document.querySelector("#load");
   try {
     const { cpu, servers } = await (await fetch("api/load")).json();

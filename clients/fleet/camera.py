@@ -1,0 +1,164 @@
+"""One camera of a fleet: reads frames, sends them to a server, and delivers the answers in order.
+
+A reading thread captures frames, a feeder task sends the newest one as soon as a server has a free slot, and a
+deliverer task hands the answers on in the order of the frames. At most `in_flight` frames are under way. An answer that
+arrives after the deadline is discarded, but waited for: a server that is behind would only fall further behind if its
+cameras sent new frames before it answered. No camera waits for another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import numpy as np
+
+from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
+from clients.fleet.config import CameraConfig
+from clients.fleet.pool import Endpoint, Pool
+from clients.fleet.request import Answer, Exemplar, detect
+from clients.fleet.stats import CameraStats
+from clients.fleet.tracks import Tracker
+from clients.fleet.zones import ZoneMonitor
+from clients.video.reader import CapturedFrame, Reader
+
+GRACE_S = 5.0
+"""How long frames in flight are waited for when the fleet is stopped."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 2.0
+"""Pauses of a camera whose frames fail, doubled each time: else a server that cannot answer would consume its film."""
+USUAL_FPS = 10.0
+"""The tracker's frame rate for a camera without `fps`: it only scales how long a lost object keeps its track."""
+
+OUTCOMES = {
+    RequestTimeout: "timeout",
+    ServerUnavailable: "unavailable",
+    InvalidRequest: "refused",
+    ModelNotFound: "no_model",
+}
+"""The outcome of a frame by the exception; `server_error` for any other."""
+
+Handler = Callable[["Camera", Answer], Awaitable[None] | None]
+"""Called with each answer, in the camera's order. A camera's next answer waits until the handler has returned."""
+
+
+class Camera:
+    """One camera. `config` and `exemplars` may be replaced while it runs: frames that are sent from then on use the new
+    ones, the at most `in_flight` frames under way still the old ones. Each exemplar is of one of `config.classes`.
+
+    `reader` replaces the one that the configuration describes; `limit` is the most frames that are sent (None: all).
+    Raises ImportError where the configuration wants tracks and the package supervision is missing.
+    """
+
+    def __init__(self, config: CameraConfig, reader: Reader | None = None, limit: int | None = None) -> None:
+        self.config, self.limit = config, limit
+        self.exemplars: tuple[Exemplar, ...] = ()
+        self.stats = CameraStats(config.name)
+        self.reader = reader or Reader(
+            config.source, fps=config.fps, realtime=config.realtime, loop=config.loop, raw=config.raw
+        )
+        self._in_order: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
+        self._requests: set[asyncio.Task[Answer]] = set()
+        self._slots = asyncio.Semaphore(config.in_flight)
+        self._failures = 0
+        wants_tracks = config.track or config.zones
+        self._tracker = Tracker(config.fps or USUAL_FPS, config.threshold) if wants_tracks else None
+        self._zones = ZoneMonitor(config.zones)
+        self._feeder: asyncio.Task[None] | None = None
+
+    async def run(self, pool: Pool, handler: Handler) -> None:
+        """Runs until the source ends, `limit` frames were sent, or `stop` is called. Frames in flight are waited for,
+        after `stop` no longer than `GRACE_S`."""
+        self.reader.start()
+        self._feeder = asyncio.create_task(self._feed(pool))
+        deliverer = asyncio.create_task(self._deliver(handler))
+        await asyncio.wait({self._feeder, deliverer}, return_when=asyncio.FIRST_COMPLETED)
+        left = self.reader.stop()
+        self._in_order.put_nowait(None)
+        if self._feeder.cancelled():
+            await asyncio.wait({deliverer}, timeout=GRACE_S)
+            for request in self._requests:
+                request.cancel()
+        await deliverer
+        self.stats.read = self.reader.read
+        for reason, count in (("replaced", self.reader.replaced), ("stopped", left)):
+            if count:
+                self.stats.dropped[reason] += count
+        self.stats.error = self.stats.error or self.reader.error
+        if not self._feeder.cancelled():
+            self._feeder.result()  # raises an unexpected error
+
+    def stop(self) -> None:
+        """Sends no more frames."""
+        if self._feeder is not None:
+            self._feeder.cancel()
+
+    async def _feed(self, pool: Pool) -> None:
+        sent = 0
+        while (self.limit is None or sent < self.limit) and await self.reader.available():
+            await self._slots.acquire()
+            endpoint = await pool.acquire()
+            frame = self.reader.take()  # after the waiting, not before: this is the newest frame
+            if frame is None:
+                pool.release(endpoint)
+                self._slots.release()
+                continue
+            sent += 1
+            request = asyncio.create_task(self._request(pool, endpoint, frame))
+            self._requests.add(request)
+            request.add_done_callback(self._requests.discard)
+            self._in_order.put_nowait(request)
+            if self._failures:
+                await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_S))
+
+    async def _request(self, pool: Pool, endpoint: Endpoint, frame: CapturedFrame) -> Answer:
+        config, exemplars = self.config, self.exemplars
+        clock = asyncio.get_running_loop().time
+        try:
+            # a frame that has waited too long is not sent: its answer would be later still
+            if clock() - frame.captured > config.deadline_s:
+                return Answer.now(frame, "late")
+            sent = clock()
+            found = await detect(endpoint, config, exemplars, frame)
+            self._failures = 0
+            share = (clock() - frame.captured) / config.deadline_s
+            endpoint.record(share, sent, pool.in_flight)
+            thresholds = np.array(config.thresholds, np.float32)[found.class_ids]
+            return Answer.now(frame, "late" if share > 1 else "answered", found.above(thresholds))
+        except Sam3ServerError as error:
+            if isinstance(error, ServerUnavailable):
+                pool.lost(endpoint)
+            else:
+                self._failures += 1
+            return Answer.now(frame, OUTCOMES.get(type(error), "server_error"), error=str(error))
+        finally:
+            pool.release(endpoint)
+            self._slots.release()
+
+    async def _deliver(self, handler: Handler) -> None:
+        while (request := await self._in_order.get()) is not None:
+            await asyncio.wait({request})
+            if request.cancelled():
+                self.stats.dropped["stopped"] += 1
+                continue
+            answer = request.result()
+            self._count(answer)
+            if self._tracker and answer.found is not None and answer.outcome == "answered":
+                tracks = self._tracker.update(answer.found)
+                events = self._zones.update(answer.found, tracks, answer.frame.time_s)
+                answer = replace(answer, tracks=tuple(tracks.tolist()), events=tuple(events))
+            done = handler(self, answer)
+            if done is not None:
+                await done
+
+    def _count(self, answer: Answer) -> None:
+        stats = self.stats
+        if answer.outcome == "answered":
+            stats.answered += 1
+            stats.detections += len(answer.found or ())
+            stats.latencies_ms.append(answer.latency_ms)
+        elif answer.outcome == "late":
+            stats.dropped["late"] += 1
+        else:
+            stats.failed[answer.outcome] += 1
+            stats.error = answer.error
