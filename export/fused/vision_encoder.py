@@ -1,11 +1,11 @@
-"""The image transformer written for one GPU without TensorRT: frames to a feature pyramid, the same result as
-`vision_encoder` with fewer passes over memory.
+"""The image transformer for one GPU without TensorRT: it computes what `VisionEncoder` does in fewer passes over
+memory.
 
 Tokens stay in window order from the patch embedding to the pyramid (`export/sub_models/token_order.py`), so that
-windows need no partition: a window is a run of tokens, and global attention does not care about order as long as its
-rotary table is permuted too. Where windows do not fill the map, a kernel of its own knows what they would be padded
-with. Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU
-runs in its product's epilogue.
+windows need no partition: a window is a run of tokens, and the order makes no difference to global attention as long as
+its rotary table is permuted too. Where windows do not fill the map, a kernel of its own computes what padding would
+add. Transposed convolutions with stride 2 are matrix products whose pixels are put in place once, at the end; GELU runs
+in its product's epilogue.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam3Model
 
-from export.fused.layers import Kernels, attend, attend_windows, gelu_linear, in_planes, linear_of, turn
-from export.sub_models.attention import joined_projection
+from export.fused.layers import Kernels, gelu_linear, linear_of, operation
+from export.fused.plain import turn
+from export.sub_models.attention import joined_projection, split_heads
 from export.sub_models.positions import rope_tables, tiled_positions
 from export.sub_models.precision import layer_norm
 from export.sub_models.token_order import TokenOrder
-from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation, pyramid_level, rotary_rows
+from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation, pyramid_level, rotary_rows, through
 
 
 class FusedVisionEncoder(nn.Module):
@@ -47,22 +48,18 @@ class FusedVisionEncoder(nn.Module):
                 cos, sin = cos[self.order.raster()], sin[self.order.raster()]
             elif not self.order.filled:
                 cos, sin = places_tables(cos, sin, self.order)
-            self.register_buffer(
-                f"{name}_cos", cos.contiguous(), persistent=False
-            )  # [grid*grid,d/2], or that of `places_tables`
+            # [grid*grid,d/2], or as `places_tables` makes them
+            self.register_buffer(f"{name}_cos", cos.contiguous(), persistent=False)
             self.register_buffer(f"{name}_sin", sin.contiguous(), persistent=False)
         self.blocks = nn.ModuleList(FusedBlock(layer, self.order, kernels) for layer in vit.layers)
-        self.levels = nn.ModuleList(
-            FusedLevel(level, self.order, kernels) for level in model.vision_encoder.neck.fpn_layers[:3]
-        )
+        levels = model.vision_encoder.neck.fpn_layers[:3]
+        self.levels = nn.ModuleList(FusedLevel(level, self.order, kernels) for level in levels)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         pixels = self.order.patches_of(pixel_values, self.patch)  # [B,p*p,3*14*14]
         pixels = F.pad(pixels.to(self.patch_weight.dtype) * (1 / PIXEL_SHIFT), (0, self.padding))
         x = layer_norm(self.norm, F.linear(pixels, self.patch_weight) + self.positions)  # [B,p*p,C]
-        windowed, whole = (self.window_cos, self.window_sin), (self.global_cos, self.global_sin)
-        for block in self.blocks:
-            x = block(x, *(windowed if block.window else whole))
+        x = through(self.blocks, x, (self.window_cos, self.window_sin), (self.global_cos, self.global_sin))
         return tuple(level(x) for level in self.levels)
 
 
@@ -73,14 +70,13 @@ class FusedBlock(nn.Module):
         super().__init__()
         source = layer.attention
         self.window: int = layer.window_size
-        self.kernels = kernels
-        self.ragged = bool(layer.window_size) and not order.filled  # some windows have fewer tokens
+        self.kernels: Kernels = kernels
+        self.ragged = bool(self.window) and not order.filled  # some windows have fewer tokens
+        self.tokens = order.window**2 if self.window and order.filled else order.patches**2  # of a run
         if self.ragged:
-            self.runs = order.padding()[1]
-            self.register_buffer("windows", torch.tensor(self.runs, dtype=torch.int32), persistent=False)  # [windows,4]
-        self.tokens = (
-            order.window**2 if layer.window_size and order.filled else order.patches**2
-        )  # of a run that is handed on
+            runs = order.padding()[1]
+            self.longest = max(count for _, count, _, _ in runs)
+            self.register_buffer("windows", torch.tensor(runs, dtype=torch.int32), persistent=False)  # [windows,4]
         self.heads, self.head_dim = source.num_attention_heads, source.head_dim
         joined = joined_projection(source, "qkv")
         rows = rotary_rows(self.heads, self.head_dim)
@@ -95,15 +91,14 @@ class FusedBlock(nn.Module):
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         tokens, width = x.shape[1:]
         qkv = self.qkv(x).reshape(-1, self.tokens, 3 * width)
-        q, k, v = (
-            t.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for t in qkv.chunk(3, -1)
-        )  # [*,heads,tokens,d]
+        q, k, v = (split_heads(t, self.heads) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
         if self.ragged:
             _, key, value = self.qkv.bias.reshape(3, self.heads, self.head_dim)
             k = turn(k, cos[:tokens], sin[:tokens])
-            out = attend_windows(q, k, v, (key, value), (cos, sin), self.windows, self.runs, self.kernels)
+            attend = operation("window_attention", self.kernels)
+            out = attend(q, k, v, key, value, cos, sin, self.windows, self.longest)
         else:
-            out = attend(q, turn(k, cos, sin), v, self.kernels, turned_by=(cos, sin))  # [*,tokens,C]
+            out = operation("attention", self.kernels)(q, turn(k, cos, sin), v, None, cos, sin)  # [*,tokens,C]
         return self.output(out.reshape(-1, tokens, width))
 
 
@@ -113,7 +108,8 @@ class FusedLevel(nn.Module):
 
     def __init__(self, level: nn.Module, order: TokenOrder, kernels: Kernels) -> None:
         super().__init__()
-        self.order, self.kernels = order, kernels
+        self.order = order
+        self.kernels: Kernels = kernels
         folded = pyramid_level(level)
         if folded is level:  # the coarse level: no transposed convolution to fold into
             before: list[nn.Module] = []
@@ -124,9 +120,8 @@ class FusedLevel(nn.Module):
             doubling = [m for m in before if isinstance(m, nn.ConvTranspose2d)]
             self.products = nn.ModuleList(token_product(convolution) for convolution in doubling)
         self.doublings = sum(isinstance(m, nn.ConvTranspose2d) for m in before)
-        self.weight = nn.Parameter(
-            last.weight.detach().contiguous(memory_format=torch.channels_last), requires_grad=False
-        )
+        weight = last.weight.detach().contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = last.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +131,7 @@ class FusedLevel(nn.Module):
             x = gelu_linear(product, x).reshape(-1, product.out_features // 4)
         x = last(x).reshape(-1, tokens, last.out_features * 4 ** len(hidden))
         x = self.order.to_map(x, self.doublings)
-        return in_planes(F.conv2d(x, self.weight, self.bias, padding=1), self.kernels)
+        return operation("planes", self.kernels)(F.conv2d(x, self.weight, self.bias, padding=1))
 
 
 def token_product(convolution: nn.ConvTranspose2d) -> nn.Linear:
@@ -146,7 +141,7 @@ def token_product(convolution: nn.ConvTranspose2d) -> nn.Linear:
 
 
 def places_tables(cos: Tensor, sin: Tensor, order: TokenOrder) -> tuple[Tensor, Tensor]:
-    """A window's tables [w*w,d/2] as those of all tokens in order, then of all padded ones: [p*p+P,d/2]."""
+    """The rows of a window's tables [w*w,d/2] for all tokens in order, then for all padded ones: [p*p+P,d/2]."""
     places = torch.cat([order.places(), order.padding()[0]])
     return cos[places], sin[places]
 

@@ -1,10 +1,10 @@
-"""Attention of a checkpoint's layers, with its projections joined where they read the same tensor and its scale folded
-into the query's weights.
+"""Attention layers of a checkpoint, with projections joined where they read the same tensor and the scale folded into
+the query's weights.
 
-In: transformers' attention modules (their weights are read, never changed). Out: modules that export either to explicit
-MatMul-Softmax-MatMul, with the softmax in fp32, or to PyTorch's fused kernel. The explicit form is for ONNX and
-TensorRT, whose fused paths were found silently wrong for this model; in chunks, it never holds all scores of a long
-sequence at once.
+They read the weights of transformers' modules and never change them. One function, `attend`, computes attention for all
+sub-models in one of three forms. The explicit form exports to MatMul-Softmax-MatMul with the softmax in fp32; it is for
+ONNX and TensorRT, whose fused paths were found silently wrong for this model. The chunked form is the same, but never
+holds all scores of a long sequence at once. The fused form is PyTorch's own kernel.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 Form = Literal["explicit", "chunked", "fused"]
 QUERY_CHUNK = 576
-"""Most queries in a chunk of the chunked form, and a window's tokens. At 1008 the scores of a global layer are 16 x
-5184 x 5184: 1.7 GB a frame in fp32 at once, 191 MB in nine chunks."""
+"""Most queries in a chunk of the chunked form; as many as a window has tokens. At 1008 the scores of a global layer are
+16 x 5184 x 5184: 1640 MB a frame in fp32 at once, 182 MB in nine chunks."""
 
 MASKED = -1.0e4
-"""Added to the scores of tokens that must not be seen; finite, so that no graph needs a check for rows without any
+"""Added to the scores of tokens that must not be seen; finite, so that no graph has to check for rows without any
 token."""
 
 
@@ -35,8 +35,14 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
 
 
+def map_bias(rows: Tensor, columns: Tensor) -> Tensor:
+    """The bias of 1+Q queries on a map's p x p tokens, [N,heads,1+Q,p*p], from each query's bias on its rows and on its
+    columns, [N,heads,Q,p]; the first query is the presence token, which has no box and so no bias."""
+    return F.pad((rows.unsqueeze(4) + columns.unsqueeze(3)).flatten(3), (0, 0, 1, 0))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, form: Form) -> Tensor:
-    """Softmax attention of scaled queries. q, k, v [N,heads,n,d]; bias broadcasts to [N,heads,n,m]; ->
+    """Softmax attention of scaled queries: q [N,heads,n,d], k and v [N,heads,m,d], bias broadcast to [N,heads,n,m] ->
     [N,n,heads*d]."""
     if form == "fused":
         out = F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype), scale=1.0)
@@ -49,7 +55,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, form: Form) -> 
 
 
 def _explicit(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Spelled out, softmax in fp32: q [N,heads,n,d], keys [N,heads,d,m], v [N,heads,m,d] -> [N,heads,n,d]."""
+    """Two products with a softmax in fp32 between them: q [N,heads,n,d], keys [N,heads,d,m], v [N,heads,m,d] ->
+    [N,heads,n,d]."""
     scores = (q @ keys).float()  # [N,heads,n,m]
     if bias is not None:
         scores = scores + bias
@@ -57,19 +64,20 @@ def _explicit(q: Tensor, keys: Tensor, v: Tensor, bias: Tensor | None) -> Tensor
 
 
 def _long(x: Tensor) -> bool:
-    """Whether [N,heads,n,d] has more tokens than a chunk, and a number of them that is known when the graph is made."""
+    """Whether [N,heads,n,d] has more tokens than a chunk, in a number that is known when the graph is made."""
     return isinstance(x.shape[2], int) and x.shape[2] > QUERY_CHUNK
 
 
 def chunk_rows(tokens: int) -> int:
-    """Queries in each chunk but the last: as even as multiples of 8 (what fp16 products like) allow."""
+    """Queries in each chunk but the last: chunks are as even as multiples of 8 allow, on which fp16 products are
+    fastest."""
     count = -(-tokens // QUERY_CHUNK)
     return -(-tokens // count // 8) * 8
 
 
 class Attention(nn.Module):
-    """A transformers attention whose projections are joined as `inputs` says: ("qkv",), ("qk", "v"), ("q", "kv") or
-    ("q", "k", "v").
+    """An attention layer of transformers whose projections are joined as `inputs` says: ("qkv",), ("qk", "v"),
+    ("q", "kv") or ("q", "k", "v").
 
     `forward` takes one tensor [N,n,C] for each entry of `inputs` and returns [N,n,C].
     """
@@ -90,9 +98,13 @@ class Attention(nn.Module):
         return parts
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The rest of `forward`, for callers that project apart."""
+        """What `forward` does after `project`, for callers that project first."""
         q, k, v = (split_heads(t, self.heads) for t in (q, k, v))
         return self.output(attend(q, k, v, bias, self.form))
+
+    def attend_boxes(self, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """`attend` with the bias of boxes that `map_bias` makes of `rows` and `columns`."""
+        return self.attend(q, k, v, map_bias(rows, columns))
 
     def forward(self, *inputs: Tensor, bias: Tensor | None = None) -> Tensor:
         q, k, v = self.project(*inputs)

@@ -1,10 +1,10 @@
-"""Which of N (image, class) pairs show what, and where: features of B images and N prompts in; scores, boxes, presence
-and query features out.
+"""The DETR encoder and decoder of SAM3: finds what N (image, class) pairs show, from the features of B images and N
+prompts.
 
-All pairs go through one call: images enter once, `image_index` says whose features a pair reads. The first encoder
-layer attends to the image before it meets any text, so that attention runs once per image. The first decoder layer
-attends to learned queries before it meets text or image, so that runs once per call. The box path stays in fp32
-whatever the precision: references are refined layer by layer and errors would add up.
+All pairs go through one call: image features enter once, and `image_index` says which of them a pair reads. The first
+encoder layer attends to the image before it meets any text, so that attention runs once per image. The first decoder
+layer attends to learned queries before it meets text or image, so that attention runs once per call. The path of the
+boxes stays in fp32 whatever the precision: boxes are refined layer by layer, and errors would add up.
 """
 
 from __future__ import annotations
@@ -84,10 +84,9 @@ class Decoder(nn.Module):
         keys = memory + self.positions
         hidden, boxes = self.queries, self.references  # [1,...] until the first layer reads the prompt
         for layer in self.decoder_layers:
-            position = F.pad(
-                self.reference_head(self.box_code(boxes).to(memory.dtype)), (0, 0, 1, 0)
-            )  # zero for the presence token
-            hidden = layer(hidden, position, prompt, token_mask, memory, keys, self.box_bias(boxes))
+            position = self.reference_head(self.box_code(boxes).to(memory.dtype))  # [N,Q,C]
+            position = F.pad(position, (0, 0, 1, 0))  # zero for the presence token
+            hidden = layer(hidden, position, prompt, token_mask, memory, keys, self.edge_bias(boxes))
             step = self.box_head(layer_norm(self.norm, hidden[:, 1:].float()))  # [N,Q,4]
             boxes = (step + inverse_sigmoid(boxes)).sigmoid()
         return hidden, boxes
@@ -97,11 +96,10 @@ class Decoder(nn.Module):
         x, y, width, height = boxes.unbind(-1)
         return self.sine(torch.stack([y, x, width, height], -1)).flatten(2)
 
-    def box_bias(self, boxes: Tensor) -> Tensor:
-        """Relative position bias [N,heads,1+Q,p*p] of reference boxes on image tokens; zero for the presence token."""
+    def edge_bias(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Relative position bias of reference boxes on the map's rows and on its columns: two of [N,heads,Q,p]."""
         left, top, right, bottom = box_cxcywh_to_xyxy(boxes).unbind(-1)
-        rows, columns = self.bias_y(top, bottom), self.bias_x(left, right)  # [N,heads,Q,p]
-        return F.pad((rows.unsqueeze(4) + columns.unsqueeze(3)).flatten(3), (0, 0, 1, 0))
+        return self.bias_y(top, bottom), self.bias_x(left, right)
 
 
 class EncoderLayer(nn.Module):
@@ -111,12 +109,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(layer.self_attn, ("qk", "v"), form)
         self.prompt_attention = Attention(layer.cross_attn, ("q", "kv"), form)
-        self.norm1, self.norm2, self.norm3, self.mlp = (
-            layer.layer_norm1,
-            layer.layer_norm2,
-            layer.layer_norm3,
-            layer.mlp,
-        )
+        self.norm1, self.norm2, self.norm3 = layer.layer_norm1, layer.layer_norm2, layer.layer_norm3
+        self.mlp = layer.mlp
 
     def read_image(self, x: Tensor, positions: Tensor) -> Tensor:
         normed = layer_norm(self.norm1, x)
@@ -128,7 +122,8 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the DETR decoder over [N,1+Q,C] (or [1,1+Q,C] in the first layer)."""
+    """One layer of the DETR decoder over [N,1+Q,C] (or [1,1+Q,C] in the first layer); `edge_bias` is
+    `Decoder.edge_bias`'s."""
 
     def __init__(self, layer: nn.Module, form: Form) -> None:
         super().__init__()
@@ -147,18 +142,19 @@ class DecoderLayer(nn.Module):
         token_mask: Tensor,
         memory: Tensor,
         keys: Tensor,
-        box_bias: Tensor,
+        edge_bias: tuple[Tensor, Tensor],
     ) -> Tensor:
         x = layer_norm(self.norm1, x + self.self_attention(x + position, x))
         x = x.expand(prompt.shape[0], -1, -1)
         x = layer_norm(self.norm2, x + self.prompt_attention(x + position, prompt, bias=token_mask))
-        x = layer_norm(self.norm3, x + self.image_attention(x + position, keys, memory, bias=box_bias))
+        q, k, v = self.image_attention.project(x + position, keys, memory)
+        x = layer_norm(self.norm3, x + self.image_attention.attend_boxes(q, k, v, *edge_bias))
         return layer_norm(self.norm4, x + self.mlp(x))
 
 
 class BoxBias(nn.Module):
-    """Bias along one axis: how far each of p coordinates is from the two edges [N,Q] of a box, on a log scale, through
-    a small MLP -> [N,heads,Q,p]."""
+    """Relative position bias along one axis, from the edges `low` and `high` [N,Q] of boxes -> [N,heads,Q,p]: a small
+    MLP of `edge_distances`."""
 
     def __init__(self, mlp: nn.Module, patches: int) -> None:
         super().__init__()
@@ -166,6 +162,11 @@ class BoxBias(nn.Module):
         self.register_buffer("coordinates", torch.arange(patches) / patches, persistent=False)  # [p]
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        distance = 8.0 * (self.coordinates[:, None] - torch.stack([low, high], -1).unsqueeze(2))  # [N,Q,p,2]
-        scaled = torch.sign(distance) * torch.log2(distance.abs() + 1.0) / 3.0  # log2(8) = 3
-        return self.mlp(scaled.to(self.mlp.layer1.weight.dtype)).permute(0, 3, 1, 2)
+        distances = edge_distances(low, high, self.coordinates)
+        return self.mlp(distances.to(self.mlp.layer1.weight.dtype)).permute(0, 3, 1, 2)
+
+
+def edge_distances(low: Tensor, high: Tensor, coordinates: Tensor) -> Tensor:
+    """How far each coordinate [p] is from the two edges [N,Q] of boxes, on a signed log scale: [N,Q,p,2]."""
+    distance = 8.0 * (coordinates[:, None] - torch.stack([low, high], -1).unsqueeze(2))
+    return torch.sign(distance) * torch.log2(distance.abs() + 1.0) / 3.0  # log2(8) = 3

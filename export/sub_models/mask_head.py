@@ -1,9 +1,8 @@
-"""Masks of chosen queries of chosen pairs: fine features, the pairs' memory and the picks in; mask logits at a quarter
-of the resolution and packed bits out.
+"""The mask head of SAM3: draws the masks of chosen queries of chosen pairs, at 4p x 4p, as logits and as packed bits.
 
-Three exact savings: only picked queries are multiplied with the pixels; the 1x1 instance projection is folded into them
-(a dot product with W*x+b is one with x); and a 3x3 convolution of an upsampled map plus a skip map is the sum of two,
-of which the skip's half depends on the image alone.
+Three exact savings: only the chosen queries are multiplied with the pixels; the 1x1 instance projection is folded into
+them (a dot product with W*x+b is one with x); and a 3x3 convolution of an upsampled map plus a skip map is the sum of
+two convolutions, of which the skip map's depends on the image alone.
 """
 
 from __future__ import annotations
@@ -35,18 +34,14 @@ class MaskHead(nn.Module):
         super().__init__()
         source, config = model.mask_decoder, model.config.vision_config
         self.patches: int = config.image_size // config.backbone_config.patch_size
-        self.attention, self.norm = (
-            Attention(source.prompt_cross_attn, ("q", "kv"), form),
-            source.prompt_cross_attn_norm,
-        )
+        self.attention = Attention(source.prompt_cross_attn, ("q", "kv"), form)
+        self.norm = source.prompt_cross_attn_norm
         stages = zip(source.pixel_decoder.conv_layers, source.pixel_decoder.norms, strict=True)
         self.stages = nn.ModuleList(Stage(convolution, norm, upsampling) for convolution, norm in list(stages)[:2])
         self.embedder = source.mask_embedder
-        self.projection = nn.Linear(1, 1, device="meta")  # instance projection, seen from the query: e -> e*W
-        self.projection.weight = nn.Parameter(
-            source.instance_projection.weight.detach()[:, :, 0, 0].t().clone(), requires_grad=False
-        )
-        self.projection.bias = None
+        weight = source.instance_projection.weight.detach()[:, :, 0, 0].t().clone()
+        self.projection = nn.Linear(1, 1, bias=False, device="meta")  # the instance projection of a query: e -> e*W
+        self.projection.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("projection_bias", source.instance_projection.bias.detach()[:, None].clone())  # [C,1]
         self.bits = BitPacker(4 * self.patches)
 
@@ -62,21 +57,22 @@ class MaskHead(nn.Module):
         pair_index: Tensor,
         query_index: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        p = self.patches
-        x, prompt = (
-            memory.index_select(0, pair_index),
-            prompt_features.index_select(0, pair_index),
-        )  # [M,p*p,C], [M,S,C]
-        x = x + self.attention(
-            layer_norm(self.norm, x), prompt, bias=token_bias(prompt_mask.index_select(0, pair_index))
-        )
-        x = x.transpose(1, 2).unflatten(2, (p, p))  # [M,C,p,p]
-        for stage, skip in zip(self.stages, (fpn_1, fpn_0), strict=True):
-            x = stage(x, skip, image_index)  # [M,C,2p,2p], [M,C,4p,4p]
+        x = memory.index_select(0, pair_index)  # [M,p*p,C]
+        prompt = prompt_features.index_select(0, pair_index)  # [M,S,C]
+        hidden = token_bias(prompt_mask.index_select(0, pair_index))  # [M,1,1,S]
+        x = x + self.attention(layer_norm(self.norm, x), prompt, bias=hidden)
         picks = self.embedder(pick(query_features, pair_index, query_index))  # [M,T,C]
-        logits = self.projection(picks) @ x.flatten(2) + picks @ self.projection_bias  # [M,T,16*p*p]
-        logits = logits.unflatten(2, (4 * p, 4 * p))
+        logits = self.draw(x, (fpn_1, fpn_0), image_index, picks)  # [M,T,16*p*p]
+        logits = logits.unflatten(2, (4 * self.patches, 4 * self.patches))
         return logits, self.bits(logits)
+
+    def draw(self, x: Tensor, skips: tuple[Tensor, Tensor], image_index: Tensor, picks: Tensor) -> Tensor:
+        """Mask logits [M,T,16*p*p] of the embedded queries `picks` [M,T,C] on rows x [M,p*p,C]; `skips` are the feature
+        pyramid's maps of twice and four times the side."""
+        x = x.transpose(1, 2).unflatten(2, (self.patches, self.patches))  # [M,C,p,p]
+        for stage, skip in zip(self.stages, skips, strict=True):
+            x = stage(x, skip, image_index)  # [M,C,2p,2p], [M,C,4p,4p]
+        return self.projection(picks) @ x.flatten(2) + picks @ self.projection_bias
 
 
 def pick(queries: Tensor, pair_index: Tensor, query_index: Tensor) -> Tensor:

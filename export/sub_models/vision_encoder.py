@@ -1,10 +1,9 @@
-"""Frames to a feature pyramid: uint8 RGB in, three feature maps out, once per frame whatever is looked for in it.
+"""The image transformer of SAM3 and its feature pyramid: runs once per frame, whatever is looked for in it.
 
-The image transformer of a `Sam3Model`, rewritten without changing its result: normalisation folded into the patch
-embedding, positions and RoPE tables as constants, tokens in window order from the first layer to the last
-(`export/sub_models/token_order.py`), queries, keys and values in one product taken before windows are padded (so
-padding costs no product), rotary pairs as halves, and each 1x1 convolution behind a transposed convolution folded into
-it.
+`Sam3Model`'s own, rewritten without changing its result: normalisation folded into the patch embedding, positions and
+RoPE tables as constants, tokens in window order from the first layer to the last (`export/sub_models/token_order.py`),
+queries, keys and values in one product taken before windows are padded (so that padding costs no product), rotary pairs
+as halves, and each 1x1 convolution behind a transposed convolution folded into it.
 """
 
 from __future__ import annotations
@@ -54,11 +53,16 @@ class VisionEncoder(nn.Module):
         pixels = pixel_values.to(self.patch_embedding.weight.dtype) * (1 / PIXEL_SHIFT)
         x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B,p*p,C]
         x = layer_norm(self.norm, x.index_select(1, self.raster) + self.positions)
-        windowed, whole = (self.window_cos, self.window_sin), (self.global_cos, self.global_sin)
-        for block in self.blocks:
-            x = block(x, *(windowed if block.window else whole))
+        x = through(self.blocks, x, (self.window_cos, self.window_sin), (self.global_cos, self.global_sin))
         x = x.index_select(1, self.ordered).transpose(1, 2).unflatten(2, (self.patches, self.patches))  # [B,C,p,p]
         return tuple(level(x) for level in self.levels)
+
+
+def through(blocks: nn.ModuleList, x: Tensor, windowed: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor]) -> Tensor:
+    """Tokens [B,p*p,C] after all `blocks`, given the cosines and sines of layers with windows and of global ones."""
+    for block in blocks:
+        x = block(x, *(windowed if block.window else whole))
+    return x
 
 
 class Block(nn.Module):
@@ -89,15 +93,14 @@ class Block(nn.Module):
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         width = self.heads * self.head_dim
-        # A padded token is zero before the projection, so it is the bias after it: project p*p tokens, pad, then add
-        # the bias.
+        # A padded token is zero before the projection and so the bias after it: project, pad, then add the bias.
         qkv = F.linear(x, self.qkv_weight)  # [B,p*p,3C]
         if self.padded:
             qkv = F.pad(qkv, (0, 0, 0, 1)).index_select(1, self.held)  # [B,windows*w*w,3C]
         qkv = (qkv + self.qkv_bias).reshape(-1, self.tokens, 3, self.heads, self.head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [*,heads,tokens,d]
         out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, None, self.form)  # [*,tokens,C]
-        if self.padded:  # padded tokens end here, before the projection: at 840 and 560 they are three tenths of all
+        if self.padded:  # padded tokens, 30 % of all at 840 and 560, are dropped before the projection
             return self.output(out.reshape(-1, self.held.shape[0], width).index_select(1, self.own))
         return self.output(out.reshape(-1, x.shape[1], width))
 
@@ -123,17 +126,16 @@ def fold_normalisation(projection: nn.Conv2d) -> tuple[nn.Conv2d, Tensor]:
     Patches do not overlap and nothing is padded, so the shift is the same at every position.
     """
     weight = projection.weight.detach()
-    folded = nn.Conv2d(
-        weight.shape[1], weight.shape[0], projection.kernel_size, projection.stride, bias=False, device="meta"
-    )
+    channels, kernel = (weight.shape[1], weight.shape[0]), projection.kernel_size
+    folded = nn.Conv2d(*channels, kernel, projection.stride, bias=False, device="meta")
     folded.weight = nn.Parameter(weight * (PIXEL_SHIFT / PIXEL_SCALE), requires_grad=False)
     offset = -weight.sum((1, 2, 3)) * (PIXEL_MEAN / PIXEL_SCALE)
     return folded, offset if projection.bias is None else offset + projection.bias.detach()
 
 
 def pyramid_level(level: nn.Module) -> nn.Module:
-    """A Sam3FPNLayer with its 1x1 convolution folded into the transposed convolution before it: both are linear,
-    nothing is between them."""
+    """A Sam3FPNLayer with its 1x1 convolution folded into the transposed convolution before it: both are linear, with
+    nothing between them."""
     *before, last = list(level.scale_layers) or [None]
     if not isinstance(last, nn.ConvTranspose2d):
         return level

@@ -156,7 +156,8 @@ class PlanRunner:
             if name in inputs:
                 self._held[name].upload(inputs[name].data)
             self.context.set_tensor_address(name, self._held[name].address)
-        self.device.synchronize()  # a copy from pageable memory may return before it has arrived, and the stream waits for no other
+        # A copy from pageable memory may return before it has arrived, and this stream does not wait for others.
+        self.device.synchronize()
         return shapes
 
     def _enqueue(self) -> None:

@@ -1,7 +1,7 @@
-"""Softmax attention without a score matrix in memory: queries, keys and values in, their mixture out.
+"""Softmax attention without a score matrix in memory, with rotary positions and a bias for each key.
 
-Two things that a library call needs passes of their own for happen on the way: queries can be turned by their rotary
-table as they are read, and each key can have a bias (padding of a prompt). The running maximum and sum follow Dao,
+Library calls need a pass over memory of its own for each of the two: queries are turned by their rotary table as they
+are read, and each key may have a bias (which hides a prompt's padding). The running maximum and sum follow Dao,
 FlashAttention-2 (2023), algorithm 1.
 """
 
@@ -123,8 +123,7 @@ def launch_attention(
         WIDTH=width,
         QUERIES=query_block,
         KEYS=key_block,
-        WHOLE=isinstance(keys, int)
-        and keys % key_block == 0,  # a number that varies from call to call always gets masks
+        WHOLE=isinstance(keys, int) and keys % key_block == 0,  # a number that varies between calls always gets masks
         KEY_BIAS=key_bias is not None,
         ROTARY=cos is not None,
         num_warps=warps,
@@ -138,8 +137,8 @@ WINDOW_KEYS = 1024
 
 
 def block_sizes(width: int, keys: int | torch.SymInt) -> tuple[int, int, int, int]:
-    """Queries and keys of a block, warps, and stages of the load pipeline: the fastest measured on one H200 for a map's
-    tokens or a prompt's."""
+    """Queries and keys of a block, warps, and stages of the load pipeline: the fastest that were measured on one H200,
+    for a map's tokens and for a prompt's."""
     if not isinstance(keys, int) or keys < 128:
         return 64, 32, 4, 1
     if width < 64:
@@ -158,22 +157,3 @@ def attention(
     d/2 are a pair. d is a power of two, 16 or more. The result is contiguous and has the dtype of q.
     """
     return launch_attention(q, k, v, key_bias, cos, sin)
-
-
-def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None
-) -> Tensor:
-    """What `attention` computes, in PyTorch; in fp32 but for the queries, which are rounded to their dtype once
-    turned."""
-    if cos is not None and sin is not None:
-        q = turn(q, cos, sin)
-    scores = q.float() @ k.float().transpose(-1, -2)  # [N,heads,n,m]
-    if key_bias is not None:
-        scores = scores + key_bias[:, None, None, :]
-    return (scores.softmax(-1) @ v.float()).to(q.dtype).transpose(1, 2).flatten(2)
-
-
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [...,n,d], with cos and sin [n,d/2]."""
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)

@@ -1,14 +1,13 @@
-"""Box edges in, attention bias along one axis of the feature map out: signed log distances through a small MLP whose
-hidden layer never leaves the chip.
+"""The attention bias of boxes along one axis of a feature map: a small MLP of signed log distances from the boxes'
+edges, whose hidden layer is never in memory.
 
-For 32 pairs, 200 queries and 72 coordinates the hidden layer would be 236 MB, written and read again, for each axis of
+For 32 pairs, 200 queries and 72 coordinates the hidden layer would be 225 MB, written and read again for each axis of
 each decoder layer.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from export.fused.kernels.launch import traced
 
 ROWS, UNITS = 128, 32
-"""(query, coordinate) couples of a block, and hidden units of a step."""
+"""Combinations of a query and a coordinate in a block, and hidden units of a step."""
 
 
 @triton.jit
@@ -37,10 +36,10 @@ def box_bias_kernel(
     UNITS: tl.constexpr,
     HEADS: tl.constexpr,  # heads rounded up to what a matrix product takes
 ):
-    """ROWS couples of one query's box and one coordinate."""
-    couple = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = couple < total
-    box, place = couple // grid, couple % grid
+    """ROWS combinations of a query's box and a coordinate."""
+    item = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = item < total
+    box, place = item // grid, item % grid
     coordinate = place.to(tl.float32) / grid
     low = coordinate - tl.load(low_ptr + box, mask=inside, other=0.0)
     high = coordinate - tl.load(high_ptr + box, mask=inside, other=0.0)
@@ -73,7 +72,7 @@ def launch_box_bias(
     grid: int,
     blocks: tuple[int, int, int] = (ROWS, UNITS, 4),
 ) -> Tensor:
-    """`box_bias` with the block sizes (couples, hidden units, warps) given."""
+    """`box_bias` with the block sizes (combinations, hidden units, warps) given."""
     images, queries = low.shape
     heads, hidden = weight2.shape
     rows, units, warps = blocks
@@ -110,14 +109,3 @@ def box_bias(
     weight1 [H,2], bias1 [H], weight2 [heads,H], bias2 [heads]: two layers with ReLU between. H is a power of two.
     """
     return launch_box_bias(low, high, weight1, bias1, weight2, bias2, grid)
-
-
-def plain_box_bias(
-    low: Tensor, high: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, grid: int
-) -> Tensor:
-    """What `box_bias` computes, in PyTorch and fp32."""
-    coordinates = torch.arange(grid, device=low.device) / grid
-    distance = 8.0 * (coordinates[:, None] - torch.stack([low, high], -1).unsqueeze(2))  # [N,Q,grid,2]
-    scaled = torch.sign(distance) * torch.log2(distance.abs() + 1.0) / 3.0
-    hidden = F.relu(F.linear(scaled, weight1.float(), bias1.float()))
-    return F.linear(hidden, weight2.float(), bias2.float()).permute(0, 3, 1, 2).to(weight2.dtype)

@@ -1,5 +1,4 @@
-"""How a kernel is started: traced into an exported graph on a GPU, or run by Triton's interpreter (TRITON_INTERPRET=1)
-where there is none."""
+"""Starting kernels so that `torch.export` can record them."""
 
 from __future__ import annotations
 
@@ -10,5 +9,5 @@ from triton.runtime.jit import JITFunction
 
 
 def traced(kernel: Any) -> Any:
-    """`kernel` in the form that `torch.export` can record; an interpreted kernel stays as it is."""
+    """`kernel` as `torch.export` can record it; one that Triton's interpreter runs (TRITON_INTERPRET=1) as it is."""
     return wrap_triton(kernel) if isinstance(kernel, JITFunction) else kernel

@@ -1,16 +1,15 @@
-"""One stage of the mask head up to its group normalisation: a coarse map and a skip map in, the convolved sum at twice
-the size and its statistics out.
+"""One stage of the mask head up to its group normalisation: the convolved sum of an upsampled map and a skip map, and
+the statistics for normalising it.
 
 A 3x3 convolution of a map repeated 2x is, for each of the four kinds of output pixel, a 2x2 convolution of the small
 map: four matrix products of 4/9 of the work. The skip map has been convolved once per image before; here it is added
-while the result is still on the chip, where the sums that the group normalisation needs are taken as well. So the large
-map is written once and read once, by whoever normalises it.
+while the result is still on the chip, where the sums for the group normalisation are taken as well. So the large map is
+written once, and read once by what normalises it.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -73,8 +72,8 @@ def launch_upsample(
     index: Tensor,
     blocks: tuple[int, int, int, int, int] = (128, 128, 64, 4, 3),
 ) -> tuple[Tensor, Tensor]:
-    """`upsample` with the block sizes (pixels, outputs, inputs, warps, stages) given; the default is the measured best
-    on one H200."""
+    """`upsample` with the block sizes (pixels, outputs, inputs, warps, stages) given; the default is the fastest that
+    was measured on one H200."""
     rows, side, _, channels = x.shape
     pixels, outputs, inputs, warps, stages = blocks
     outputs, inputs = min(outputs, channels), min(inputs, channels)
@@ -102,35 +101,9 @@ def launch_upsample(
 
 @torch.library.triton_op("sam3::upsample", mutates_args={})
 def upsample(x: Tensor, weight: Tensor, skip: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """`x` [M,h,h,C], `weight` [4,4C,C] of `fold_upsampling`, `skip` [B,2h,2h,C], `index` int32 [M] (whose skip a row
+    """`x` [M,h,h,C], `weight` [4,4C,C] as `export.fused.mask_head.fold_upsampling`
+    makes it, `skip` [B,2h,2h,C], `index` int32 [M] (whose skip a row
     reads), all contiguous -> sum [M,2h,2h,C] in the dtype of x, and sums fp32 [M,tiles,2,C] of it and of its square
     over each tile of pixels. C is a power of two, 16 or more.
     """
     return launch_upsample(x, weight, skip, index)
-
-
-def fold_upsampling(weight: Tensor) -> Tensor:
-    """Weights [O,I,3,3] of a convolution with padding 1 -> [4,4*I,O]: for each kind of output pixel (upper left, upper
-    right, lower left, lower right of its coarse pixel) and each of the 2x2 coarse pixels that it meets, the sum of the
-    weights that fall on it.
-    """
-    # Even rows meet coarse rows y-1 (tap 0) and y (taps 1, 2); odd rows meet y (taps 0, 1) and y+1 (tap 2).
-    share = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [odd, coarse, tap]
-    folded = torch.einsum("pyk,qxl,oikl->pqyxio", share, share, weight)
-    return folded.reshape(4, -1, weight.shape[0]).contiguous()
-
-
-def plain_upsample(x: Tensor, weight: Tensor, skip: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """What `upsample` computes, in PyTorch and fp32, with a single tile."""
-    rows, side, _, channels = x.shape
-    padded = F.pad(x.float(), (0, 0, 1, 1, 1, 1))
-    out = x.new_empty(rows, side, 2, side, 2, channels, dtype=torch.float32)
-    for kind in range(4):
-        below, right = kind // 2, kind % 2
-        taps = [
-            padded[:, below + y : below + y + side, right + x : right + x + side] for y in range(2) for x in range(2)
-        ]
-        out[:, :, below, :, right] = torch.cat(taps, -1) @ weight[kind].float()
-    out = out.reshape(rows, 2 * side, 2 * side, channels) + skip.float().index_select(0, index)
-    sums = torch.stack([out.sum((1, 2)), out.square().sum((1, 2))], 1).unsqueeze(1)
-    return out.to(x.dtype), sums

@@ -1,10 +1,9 @@
-"""Attention inside the windows of a map that they do not fill: tokens in window order without the padding in, their
-mixture in the same order out.
+"""Attention inside the windows of a map that they do not fill, over tokens in window order without the padding.
 
 SAM3 pads such a map with zeros and lets everything attend to them. A padded token is zero before the projection, so its
-key and value are the projection's bias after it, the key turned by its place. So nothing is padded here: a window is a
-run of real tokens, no query is computed for padding, and the padded keys are made on the way from one bias, the padded
-values summed up as one.
+key and value are the projection's bias, the key turned by its position. Nothing has to be padded here, then: a window
+is a run of real tokens, no query is computed for padding, and padded keys are computed from the one bias when they are
+needed; their values are all the same, so only their weights are added up.
 """
 
 from __future__ import annotations
@@ -14,8 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from export.fused.kernels.attention import LOG2E, turn
+from export.fused.kernels.attention import LOG2E
 from export.fused.kernels.launch import traced
+
+QUERIES, KEYS, WARPS, STAGES = 64, 64, 4, 3
+"""Block sizes, those of `attention` for windows."""
 
 
 @triton.jit
@@ -64,9 +66,8 @@ def window_attention_kernel(
         highest = tl.full([QUERIES], float("-inf"), tl.float32)
         total = tl.zeros([QUERIES], tl.float32)
         out = tl.zeros([QUERIES, WIDTH], tl.float32)
-        k_ptrs = (
-            k_ptr + batch * k_batch + head * k_head + (first + key[None, :]) * k_token + channel[:, None]
-        )  # [WIDTH,KEYS]
+        # k [WIDTH,KEYS], v [KEYS,WIDTH]
+        k_ptrs = k_ptr + batch * k_batch + head * k_head + (first + key[None, :]) * k_token + channel[:, None]
         v_ptrs = v_ptr + batch * v_batch + head * v_head + (first + key[:, None]) * v_token + channel[None, :]
         for start in range(0, count, KEYS):
             k = tl.load(k_ptrs, mask=start + key[None, :] < count, other=0.0)
@@ -86,10 +87,8 @@ def window_attention_kernel(
         for start in range(0, pads, KEYS):
             seen = start + key[None, :] < pads
             turns = (tokens + padded + start + key[None, :]) * half + (channel % half)[:, None]  # [WIDTH,KEYS]
-            key_cos, key_sin = (
-                tl.load(cos_ptr + turns, mask=seen, other=0.0),
-                tl.load(sin_ptr + turns, mask=seen, other=0.0),
-            )
+            key_cos = tl.load(cos_ptr + turns, mask=seen, other=0.0)
+            key_sin = tl.load(sin_ptr + turns, mask=seen, other=0.0)
             scores = tl.where(seen, tl.dot(q, (bias * key_cos + swapped * key_sin).to(q.dtype)), float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1) * LOG2E)
             weight = tl.sum(tl.exp2(scores * LOG2E - higher[:, None]), 1)
@@ -99,49 +98,6 @@ def window_attention_kernel(
             highest = higher
         place = ((batch * tokens + token) * heads + head) * WIDTH + channel[None, :]
         tl.store(out_ptr + place, (out / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
-
-
-def launch_window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_bias: Tensor,
-    value_bias: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    windows: Tensor,
-    longest: int,
-    blocks: tuple[int, int, int, int] = (64, 64, 4, 3),
-) -> Tensor:
-    """`window_attention` with the block sizes (queries, keys, warps, stages) given; those of `attention` for windows by
-    default."""
-    batch, heads, tokens, width = q.shape
-    query_block, key_block, warps, stages = blocks
-    parts = triton.cdiv(longest, query_block)
-    out = torch.empty(batch, tokens, heads, width, dtype=q.dtype, device=q.device)
-    traced(window_attention_kernel)[(windows.shape[0] * parts, batch * heads)](
-        q,
-        k,
-        v,
-        out,
-        key_bias,
-        value_bias,
-        cos,
-        sin,
-        windows,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        heads,
-        tokens,
-        WIDTH=width,
-        QUERIES=query_block,
-        KEYS=key_block,
-        BLOCKS=parts,
-        num_warps=warps,
-        num_stages=stages,
-    )
-    return out.flatten(2)
 
 
 @torch.library.triton_op("sam3::window_attention", mutates_args={})
@@ -164,31 +120,29 @@ def window_attention(
     token's key, before it is turned, and value are. `cos` and `sin` [n+P,d/2] turn the queries of the n tokens and the
     keys of the P padded ones; the tokens' own keys come turned. The result is contiguous and has the dtype of q.
     """
-    return launch_window_attention(q, k, v, key_bias, value_bias, cos, sin, windows, longest)
-
-
-def plain_window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    key_bias: Tensor,
-    value_bias: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    windows: Tensor,
-    longest: int,
-) -> Tensor:
-    """What `window_attention` computes, in PyTorch; in fp32 but for queries and padded keys, which are rounded to their
-    dtype once turned."""
-    tokens = q.shape[2]
-    q = turn(q, cos[:tokens], sin[:tokens]).float()
-    padding = turn(
-        key_bias[:, None].expand(-1, len(cos) - tokens, -1), cos[tokens:], sin[tokens:]
-    ).float()  # [heads,P,d]
-    out = torch.empty_like(q)
-    for first, count, padded, pads in windows.tolist():
-        own = slice(first, first + count)
-        keys = torch.cat([k[:, :, own].float(), padding[None, :, padded : padded + pads].expand(len(k), -1, -1, -1)], 2)
-        values = torch.cat([v[:, :, own].float(), value_bias[None, :, None].float().expand(len(v), -1, pads, -1)], 2)
-        out[:, :, own] = (q[:, :, own] @ keys.transpose(-1, -2)).softmax(-1) @ values
-    return out.to(v.dtype).transpose(1, 2).flatten(2)
+    batch, heads, tokens, width = q.shape
+    parts = triton.cdiv(longest, QUERIES)
+    out = torch.empty(batch, tokens, heads, width, dtype=q.dtype, device=q.device)
+    traced(window_attention_kernel)[(windows.shape[0] * parts, batch * heads)](
+        q,
+        k,
+        v,
+        out,
+        key_bias,
+        value_bias,
+        cos,
+        sin,
+        windows,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        heads,
+        tokens,
+        WIDTH=width,
+        QUERIES=QUERIES,
+        KEYS=KEYS,
+        BLOCKS=parts,
+        num_warps=WARPS,
+        num_stages=STAGES,
+    )
+    return out.flatten(2)

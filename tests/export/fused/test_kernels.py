@@ -1,5 +1,5 @@
-"""The GPU kernels against the same mathematics in PyTorch: by Triton's interpreter without a GPU, compiled on one, and
-compiled for each generation anywhere."""
+"""The GPU kernels beside the same mathematics in PyTorch: run by Triton's interpreter without a GPU, compiled on one,
+and compiled for each generation of GPUs without being run."""
 
 from __future__ import annotations
 
@@ -41,30 +41,14 @@ def window_inputs(patches: int, window: int, width: int) -> tuple[Any, ...]:
     places, runs = order.padding()
     tokens, angles = patches**2, uniform(window**2, width // 2) * 3
     angles = angles[torch.cat([order.places(), places])]
-    q, k, v = heads(2, tokens, 3, width), heads(2, tokens, 3, width), heads(2, tokens, 3, width)
-    table = torch.tensor(runs, dtype=torch.int32)
-    return (
-        q,
-        k,
-        v,
-        uniform(3, width),
-        uniform(3, width),
-        angles.cos(),
-        angles.sin(),
-        table,
-        max(count for _, count, _, _ in runs),
-    )
+    qkv = (heads(2, tokens, 3, width) for _ in "qkv")
+    biases, tables = (uniform(3, width), uniform(3, width)), (angles.cos(), angles.sin())
+    return *qkv, *biases, *tables, torch.tensor(runs, dtype=torch.int32), max(count for _, count, _, _ in runs)
 
 
 def box_inputs(grid: int) -> tuple[Any, ...]:
-    tokens, keys = 21, grid * grid
-    return (
-        heads(2, tokens, 2, 32),
-        heads(2, keys, 2, 32),
-        heads(2, keys, 2, 32),
-        uniform(2, 2, 20, grid),
-        uniform(2, 2, 20, grid),
-    )
+    qkv = (heads(2, tokens, 2, 32) for tokens in (21, grid * grid, grid * grid))
+    return *qkv, uniform(2, 2, 20, grid), uniform(2, 2, 20, grid)
 
 
 def bias_inputs(grid: int) -> tuple[Any, ...]:
@@ -74,7 +58,7 @@ def bias_inputs(grid: int) -> tuple[Any, ...]:
 
 
 def upsample_inputs(side: int, channels: int) -> tuple[Any, ...]:
-    from export.fused.kernels.upsample import fold_upsampling
+    from export.fused.mask_head import fold_upsampling
 
     weight = fold_upsampling(uniform(channels, channels, 3, 3))
     index = torch.tensor([1, 0, 1], dtype=torch.int32)
@@ -85,59 +69,40 @@ def product_inputs(pixels: int, picks: int) -> tuple[Any, ...]:
     return uniform(2, pixels, 32), torch.rand(2, 32) + 0.5, uniform(2, 32), uniform(2, picks, 32), uniform(2, picks)
 
 
-CASES: dict[str, tuple[str, str, Callable[[], tuple[Any, ...]]]] = {
-    "attention, keys fill the blocks": (
-        "attention",
-        "attention",
-        lambda: attention_inputs(2, 70, 256, 32, False, False),
-    ),
+CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
+    "attention, keys fill the blocks": ("attention", lambda: attention_inputs(2, 70, 256, 32, False, False)),
     "attention, a last block of keys, hidden tokens": (
-        "attention",
         "attention",
         lambda: attention_inputs(3, 130, 41, 16, True, False),
     ),
-    "attention, turned queries": ("attention", "attention", lambda: attention_inputs(2, 36, 36, 64, False, True)),
-    "windows of 9 on a map of 14 x 14": ("window_attention", "window_attention", lambda: window_inputs(14, 9, 32)),
-    "a window larger than the map": ("window_attention", "window_attention", lambda: window_inputs(5, 9, 16)),
-    "boxes on a map of 9 x 9": ("box_attention", "box_attention", lambda: box_inputs(9)),
-    "boxes on a map of 16 x 16": ("box_attention", "box_attention", lambda: box_inputs(16)),
-    "box bias": ("box_bias", "box_bias", lambda: bias_inputs(9)),
-    "upsampling of 9 x 9": ("upsample", "upsample", lambda: upsample_inputs(9, 32)),
-    "upsampling of 16 x 16, wider": ("upsample", "upsample", lambda: upsample_inputs(16, 64)),
-    "planes of 9 x 9": ("planes", "planes", lambda: (uniform(2, 9, 9, 70).permute(0, 3, 1, 2),)),
-    "planes of 16 x 16, in C order already": ("planes", "planes", lambda: (uniform(3, 32, 16, 16),)),
-    "masks, one pick": ("mask_product", "mask_product", lambda: product_inputs(200, 1)),
-    "masks, more picks than a block": ("mask_product", "mask_product", lambda: product_inputs(130, 40)),
+    "attention, turned queries": ("attention", lambda: attention_inputs(2, 36, 36, 64, False, True)),
+    "windows of 9 on a map of 14 x 14": ("window_attention", lambda: window_inputs(14, 9, 32)),
+    "a window larger than the map": ("window_attention", lambda: window_inputs(5, 9, 16)),
+    "boxes on a map of 9 x 9": ("box_attention", lambda: box_inputs(9)),
+    "boxes on a map of 16 x 16": ("box_attention", lambda: box_inputs(16)),
+    "box bias": ("box_bias", lambda: bias_inputs(9)),
+    "upsampling of 9 x 9": ("upsample", lambda: upsample_inputs(9, 32)),
+    "upsampling of 16 x 16, wider": ("upsample", lambda: upsample_inputs(16, 64)),
+    "planes of 9 x 9": ("planes", lambda: (uniform(2, 9, 9, 70).permute(0, 3, 1, 2),)),
+    "planes of 16 x 16, in C order already": ("planes", lambda: (uniform(3, 32, 16, 16),)),
+    "masks, one pick": ("mask_product", lambda: product_inputs(200, 1)),
+    "masks, more picks than a block": ("mask_product", lambda: product_inputs(130, 40)),
 }
+IN_FP32 = {"attention": {3}, "box_bias": {0, 1}, "mask_product": {1, 2}}
+"""Arguments of an operation that stay in fp32 whatever the precision: statistics, biases, edges."""
 
 
 def compare(name: str, dtype: torch.dtype, device: str) -> list[float]:
     """|kernel - plain| / |plain| of each output of a case."""
-    import importlib
+    from export.fused.layers import operation
 
-    file, operation, make = CASES[name]
+    called, make = CASES[name]
     torch.manual_seed(len(name))
-    module = importlib.import_module(f"export.fused.kernels.{file}")
-    keep = (
-        {1, 2}
-        if operation == "mask_product"
-        else {0, 1}
-        if operation == "box_bias"
-        else {3}
-        if operation == "attention"
-        else set()
-    )
-    inputs = [
-        (
-            x.to(dtype).to(device)
-            if isinstance(x, torch.Tensor) and x.is_floating_point() and i not in keep
-            else x.to(device)
-            if isinstance(x, torch.Tensor)
-            else x
-        )
-        for i, x in enumerate(make())
-    ]  # what the kernels take in fp32 (statistics, biases, edges) stays fp32
-    found, wanted = getattr(module, operation)(*inputs), getattr(module, f"plain_{operation}")(*inputs)
+    inputs = [x.to(device) if isinstance(x, torch.Tensor) else x for x in make()]
+    for i, x in enumerate(inputs):
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and i not in IN_FP32.get(called, ()):
+            inputs[i] = x.to(dtype)
+    found, wanted = (operation(called, kernels)(*inputs) for kernels in ("gpu", "plain"))
     if isinstance(found, torch.Tensor):
         found, wanted = (found,), (wanted,)
     else:  # sums over tiles: only their total is defined
@@ -173,99 +138,66 @@ def test_compiled(name: str) -> None:
     assert max(compare(name, torch.float16, "cuda")) < 2e-3
 
 
-# What ahead-of-time compilation makes of a number that varies from call to call is a 64-bit argument; of a fixed one, a
-# 32-bit argument.
-HALF = "*fp16"
-ATTENTION = {f"{name}_ptr": HALF for name in ("q", "k", "v", "out", "key_bias", "cos", "sin")}
-KERNELS: dict[str, tuple[str, str, dict[str, str], dict[str, Any], dict[str, int]]] = {
-    "image attention": (
-        "attention",
-        "attention_kernel",
-        ATTENTION,
-        dict(WIDTH=64, QUERIES=128, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
-        dict(num_warps=8, num_stages=3),
-    ),
-    "window attention": (
-        "attention",
-        "attention_kernel",
-        ATTENTION,
-        dict(WIDTH=64, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True),
-        dict(num_warps=4, num_stages=3),
-    ),
+# Ahead-of-time compilation makes a 64-bit argument of a number that varies from call to call, a 32-bit one of a fixed
+# number.
+def half(*names: str, **others: str) -> dict[str, str]:
+    """Types of a kernel's arguments: pointers to fp16, and others; what is not named is a 32-bit number."""
+    return {f"{name}_ptr": "*fp16" for name in names} | others
+
+
+ATTENTION = half("q", "k", "v", "out", "key_bias", "cos", "sin")
+IMAGE = dict(WIDTH=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=True)
+BIAS_WEIGHTS = half("weight1", "bias1", "weight2", "bias2", "out")
+KERNELS: dict[str, tuple[str, dict[str, str], dict[str, Any], tuple[int, int]]] = {
+    # file of the kernel, types of its arguments, constants, (warps, stages)
+    "image attention": ("attention", ATTENTION, IMAGE | dict(QUERIES=128), (8, 3)),
+    "window attention": ("attention", ATTENTION, IMAGE | dict(QUERIES=64), (4, 3)),
     **{
         f"attention in padded windows, heads of {width}": (
             "window_attention",
-            "window_attention_kernel",
-            ATTENTION | dict(value_bias_ptr=HALF, windows_ptr="*i32"),
+            ATTENTION | half("value_bias", windows_ptr="*i32"),
             dict(WIDTH=width, QUERIES=64, KEYS=64, BLOCKS=blocks),
-            dict(num_warps=4, num_stages=3),
+            (4, 3),
         )
         for width, blocks in ((64, 9), (16, 2))
     },
-    "encoder attention": (
-        "attention",
-        "attention_kernel",
-        ATTENTION,
-        dict(WIDTH=32, QUERIES=64, KEYS=64, WHOLE=True, KEY_BIAS=False, ROTARY=False),
-        dict(num_warps=4, num_stages=3),
-    ),
+    "encoder attention": ("attention", ATTENTION, IMAGE | dict(WIDTH=32, QUERIES=64, ROTARY=False), (4, 3)),
     "prompt attention": (
         "attention",
-        "attention_kernel",
         ATTENTION | dict(key_bias_ptr="*fp32", keys="i64"),
         dict(WIDTH=32, QUERIES=64, KEYS=32, WHOLE=False, KEY_BIAS=True, ROTARY=False),
-        dict(num_warps=4, num_stages=1),
+        (4, 1),
     ),
     "box attention": (
         "box_attention",
-        "box_attention_kernel",
-        dict(q_ptr=HALF, k_ptr=HALF, v_ptr=HALF, out_ptr=HALF, rows_ptr=HALF, columns_ptr=HALF),
+        half("q", "k", "v", "out", "rows", "columns"),
         dict(WIDTH=32, QUERIES=64, COLUMNS=128),
-        dict(num_warps=8, num_stages=2),
+        (8, 2),
     ),
     "box bias": (
         "box_bias",
-        "box_bias_kernel",
-        dict(
-            low_ptr="*fp32",
-            high_ptr="*fp32",
-            weight1_ptr=HALF,
-            bias1_ptr=HALF,
-            weight2_ptr=HALF,
-            bias2_ptr=HALF,
-            out_ptr=HALF,
-            total="i64",
-        ),
+        BIAS_WEIGHTS | dict(low_ptr="*fp32", high_ptr="*fp32", total="i64"),
         dict(ROWS=128, HIDDEN=256, UNITS=32, HEADS=16),
-        dict(num_warps=4),
+        (4, 3),
     ),
     "upsampling": (
         "upsample",
-        "upsample_kernel",
-        dict(x_ptr=HALF, weight_ptr=HALF, skip_ptr=HALF, out_ptr=HALF, index_ptr="*i32", sums_ptr="*fp32"),
+        half("x", "weight", "skip", "out", index_ptr="*i32", sums_ptr="*fp32"),
         dict(CHANNELS=256, PIXELS=128, OUTPUTS=128, INPUTS=64),
-        dict(num_warps=4, num_stages=3),
+        (4, 3),
     ),
-    "planes": (
-        "planes",
-        "planes_kernel",
-        dict(x_ptr=HALF, out_ptr=HALF),
-        dict(PIXELS=64, CHANNELS=64),
-        dict(num_warps=4),
-    ),
+    "planes": ("planes", half("x", "out"), dict(PIXELS=64, CHANNELS=64), (4, 3)),
     "mask product": (
         "mask_product",
-        "mask_product_kernel",
-        dict(
-            x_ptr=HALF, query_ptr=HALF, offset_ptr=HALF, out_ptr=HALF, scale_ptr="*fp32", shift_ptr="*fp32", picks="i64"
-        ),
+        half("x", "query", "offset", "out", scale_ptr="*fp32", shift_ptr="*fp32", picks="i64"),
         dict(CHANNELS=256, PIXELS=128, PICKS=32),
-        dict(num_warps=4),
+        (4, 3),
     ),
 }
 
 
-GENERATIONS = (  # compute capability -> shared memory of a block in KiB (CUDA C++ Programming Guide, table of technical specifications)
+# compute capability -> shared memory of a block in KiB (CUDA C++ Programming Guide, table of technical specifications)
+GENERATIONS = (
     pytest.param(80, 163, id="A100"),
     pytest.param(86, 99, id="A10, RTX 30"),
     pytest.param(89, 99, id="L4, RTX 40"),
@@ -277,21 +209,22 @@ GENERATIONS = (  # compute capability -> shared memory of a block in KiB (CUDA C
 @pytest.mark.parametrize(("capability", "most_kib"), GENERATIONS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_every_generation(name: str, capability: int, most_kib: int) -> None:
-    """The kernels at real size become machine code with matrix instructions, within a block's shared memory; needs no
-    GPU."""
+    """At real size the kernels become machine code with matrix instructions that fits in a block's shared memory; needs
+    no GPU."""
     import importlib
 
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    file, function, types, constants, options = KERNELS[name]
-    kernel = getattr(importlib.import_module(f"export.fused.kernels.{file}"), function)
+    file, types, constants, (warps, stages) = KERNELS[name]
+    kernel = getattr(importlib.import_module(f"export.fused.kernels.{file}"), f"{file}_kernel")
     names = kernel.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
+    options = dict(num_warps=warps, num_stages=stages)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    multiplies = "planes" not in function
+    multiplies = file != "planes"
     assert (("wgmma.mma_async" if capability == 90 else "mma.sync") in compiled.asm["ptx"]) is multiplies
     assert compiled.metadata.shared <= most_kib * 1024

@@ -129,7 +129,7 @@ def test_box_bias_is_the_decoders_relative_position_bias(sized, error):
     model, boxes = sized(126), torch.rand(3, 20, 4)
     decoder = model.detr_decoder
     wanted = decoder._get_rpb_matrix(boxes, (torch.tensor(9), torch.tensor(9)))
-    mine = Decoder(model).box_bias(boxes)
+    mine = attention.map_bias(*Decoder(model).edge_bias(boxes))
     assert mine[:, :, 0].abs().max() == 0  # the presence token has no box
     assert error(mine[:, :, 1:], wanted) < EXACT
     assert isinstance(Decoder(model).bias_x, BoxBias)
