@@ -5,9 +5,9 @@
 ARG TRITON=nvcr.io/nvidia/tritonserver:26.08-py3
 
 FROM ${TRITON} AS server
-# What the front model imports beside NumPy, which the image brings for its python backend. The embedded server's pins (NumPy 1, tritonclient 2.51) are
-# about Triton 24.10 and do not hold here, so the package is not installed, its folder is copied. The second line is the project's extra `gpu`: CuPy fetches
-# what the plans answer in GPU memory and resizes, nvImageCodec decodes JPEG; without it no request is answered here.
+# What the front model imports beside NumPy, which the image brings for its python backend. The project itself is not installed: its folder is copied, since
+# the pins of its extra `serve` (NumPy 1, tritonclient 2.51) are about the embedded Triton 24.10. The second line is the extra `gpu`: CuPy fetches what the
+# plans answer in GPU memory and resizes, nvImageCodec decodes JPEG; without it no request is answered here.
 RUN pip install --no-cache-dir "tokenizers>=0.22" "pillow>=11" "pycocotools>=2.0.8" \
     "cupy-cuda13x>=13.6,<14" "nvidia-nvimgcodec-cu13[nvjpeg]>=0.9,<0.10" "nvidia-cuda-nvrtc>=13,<14"
 COPY ensemble /opt/sam3/ensemble
