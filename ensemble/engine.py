@@ -1,103 +1,160 @@
-"""Runs one sub-model's artifact inside Triton's python backend, for the engines that have no Triton backend where this
-server runs.
+"""The engine model: every sub-model of a server in one process, one such process a GPU, or one for the CPU.
 
-The model's own configuration says what flows in and out, and which engine: `onnxruntime` opens `model.onnx`, `aoti`
-opens `model.pt2`.
+Front models hand over batches (`ensemble/handover.py`). `execute` returns at once: while one thread computes a batch, the
+calling thread already reads the next one's pixels, and no more than `UNDER_WAY` batches are held, so that what waits
+longer waits in the dynamic batcher, where it becomes fuller batches. Python's lock is the reason for just one computing
+thread and for fronts in processes of their own: a thread that launches kernels waits whenever another one runs Python.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import queue
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-from ensemble.engines.turns import Turns
-from ensemble.spec import ENGINES
+from ensemble import handover, nvtx_ranges, triton_io
+from ensemble.detector import Detector, Prepared
+from ensemble.engines import SubModel, open_sub_model
+from ensemble.metrics import PipelineMetrics
+from ensemble.pipeline import Call, Job, Pipeline
+from ensemble.preprocess.gpu import open_preprocessor
+from ensemble.prompts import PromptCache
+from ensemble.request import RequestError
+from ensemble.spec import Variant, find_engine
+
+UNDER_WAY = 2
+"""Batches that an engine model holds: one that is computed and one that is ready."""
+log = logging.getLogger(__name__)
 
 
-class Runner(Protocol):
-    """Runs one artifact: Triton tensors by input name in; of the wanted outputs NumPy arrays, or whatever has
-    `__dlpack__`, out."""
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What belongs to one front model: its detector, and what an answer without masks looks like."""
 
-    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]: ...
+    detector: Detector
+    metrics: PipelineMetrics
+    empty_masks: np.ndarray
+
+    @property
+    def variant(self) -> Variant:
+        return self.detector.pipeline.variant
 
 
-class OnnxRuntimeRunner:
-    """ONNX Runtime on the CUDA provider where Triton placed the instance on a GPU, on the CPU otherwise."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One request under way: whose it is, its frames, and where the answer goes."""
 
-    def __init__(self, path: Path, on_gpu: bool, device_id: int) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count() or 1
-        # Five sessions share the cores: threads that spin while they wait would take them from the session that has
-        # work.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        cuda = [("CUDAExecutionProvider", {"device_id": device_id})] if on_gpu else []
-        self._session = ort.InferenceSession(str(path), options, providers=[*cuda, "CPUExecutionProvider"])
-        if on_gpu and "CUDAExecutionProvider" not in self._session.get_providers():
-            raise RuntimeError(
-                f"{path}: expected ONNX Runtime's CUDA provider, got {self._session.get_providers()}; install"
-                " onnxruntime-gpu"
-            )
-
-    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
-        return self._session.run(list(outputs), {name: tensor.as_numpy() for name, tensor in inputs.items()})
+    front: Front
+    jobs: list[Job]
+    prepared: list[Prepared]
+    pixel_values: Any
+    ready: float
+    sender: Any
 
 
 class TritonPythonModel:
-    """Triton calls `initialize` once and `execute` for each batch of requests; each request is one call of the
-    artifact."""
+    """Triton calls `initialize` once, `execute` for each batch of a front model, `finalize` at the end."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        config = json.loads(args["model_config"])
-        engine = config["parameters"]["engine"]["string_value"]
-        path = Path(args["model_repository"]) / args["model_version"] / ENGINES[engine].artifact
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{args['model_name']}: expected {path}; run sam3-export --engine {engine} for this repository"
-            )
-        self.outputs = [output["name"] for output in config["output"]]
+        triton_io.LogHandler.install(args["model_name"])
+        parameters = json.loads(args["model_config"])["parameters"]
+        fronts = json.loads(parameters["fronts"]["string_value"])
         device_id = int(args["model_instance_device_id"] or 0) if args["model_instance_kind"] == "GPU" else None
-        self.runner = open_artifact(engine, path, device_id)
-        self.turns = Turns(os.getppid())  # Triton starts every model's process itself, so they all have the same parent
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self._readers = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        mode = parameters["preprocess"]["string_value"]
+        self.fronts = open_fronts(folder, fronts, device_id, mode, self._readers)
+        self._slots = threading.Semaphore(UNDER_WAY)
+        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._computing = threading.Thread(target=self._compute, name="compute")
+        self._computing.start()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._respond(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """Reads the batches' pixels and leaves the rest to the computing thread, which answers."""
+        for request in requests:
+            self._slots.acquire()
+            sender = request.get_response_sender()
+            try:
+                self._batches.put(self._read(request, sender))
+            except Exception as error:
+                self._slots.release()
+                invalid = isinstance(error, RequestError)
+                message = str(error) if invalid else f"{type(error).__name__}: {error}"
+                triton_io.send(sender, triton_io.error_response(message, invalid))
 
-    def _respond(self, request: Any) -> Any:
-        wanted = [name for name in self.outputs if name in request.requested_output_names()]
-        try:
-            with self.turns:
-                results = self.runner.run({tensor.name(): tensor for tensor in request.inputs()}, wanted)
-        except Exception as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))
-        return pb_utils.InferenceResponse(
-            [to_triton(name, result) for name, result in zip(wanted, results, strict=True)]
-        )
+    def finalize(self) -> None:
+        """Waits for the batches under way."""
+        self._batches.put(None)
+        self._computing.join()
+        self._readers.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, request: Any, sender: Any) -> Batch:
+        # Copied: the memory is Triton's again as soon as `execute` returns.
+        arrays = {name: array.copy() for name, array in triton_io.request_arrays(request).items()}
+        name = bytes(arrays["front"].item(0)).decode(errors="replace")
+        if name not in self.fronts:
+            raise RequestError(f"front: expected one of {', '.join(self.fronts)}, got {name!r}")
+        front = self.fronts[name]
+        variant = front.variant
+        jobs = handover.unpack_jobs(arrays, variant.resolution, variant.max_batch, variant.max_boxes)
+        prepared: list[Prepared] = list(jobs)
+        pixel_values = front.detector.read(prepared)
+        return Batch(front, jobs, prepared, pixel_values, time.perf_counter(), sender)
+
+    def _compute(self) -> None:
+        """The thread that runs the sub-models; ends at a None."""
+        while (batch := self._batches.get()) is not None:
+            try:
+                waited = (time.perf_counter() - batch.ready) * 1e3
+                for job in batch.jobs:
+                    job.add_ms("queue", waited)
+                answers = batch.front.detector.detect(batch.prepared, batch.pixel_values)
+                packed = handover.pack_answers(batch.jobs, answers, batch.front.empty_masks)
+                response = triton_io.response(packed)
+                batch.front.metrics.update(batch.front.detector.pipeline)
+            except Exception as error:
+                log.exception("a batch failed")
+                response = triton_io.error_response(f"{type(error).__name__}: {error}")
+            self._slots.release()
+            triton_io.send(batch.sender, response)
 
 
-def open_artifact(engine: str, path: Path, device_id: int | None) -> Runner:
-    """The runner of `path` on that GPU, or on the CPU for None. Raises ValueError for an engine that has a Triton
-    backend of its own."""
-    if engine == "onnxruntime":
-        return OnnxRuntimeRunner(path, device_id is not None, device_id or 0)
-    if engine == "aoti":
-        from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
+def open_fronts(
+    folder: Path, fronts: dict[str, Any], device_id: int | None, mode: str, readers: ThreadPoolExecutor
+) -> dict[str, Front]:
+    """The front models of a server by name, on one device: their sub-models are opened from the links in `folder`.
 
-        return AotiRunner(path, device_id)
-    raise ValueError(
-        f"{path}: expected engine onnxruntime or aoti, got {engine!r}; export again with an engine this server runs"
-    )
+    `fronts` holds of each its variant and the engine of each of its sub-models, by part. Sub-models that several share,
+    as the text encoder, are opened once.
+    """
+    opened: dict[str, SubModel] = {}
 
+    def call_of(variant: Variant, engines: dict[str, str]) -> Call:
+        for model in variant.sub_models:
+            if model.name not in opened:
+                log.info("opening %s (%s)", model.name, engines[model.part])
+                path = folder / model.name / "1" / find_engine(engines[model.part]).artifact
+                opened[model.name] = open_sub_model(engines[model.part], path, device_id)
+        return lambda model, inputs, outputs: opened[model.name](inputs, outputs)
 
-def to_triton(name: str, result: Any) -> Any:
-    """An output as a Triton tensor; one on a GPU is handed over where it lies."""
-    return (
-        pb_utils.Tensor(name, result) if isinstance(result, np.ndarray) else pb_utils.Tensor.from_dlpack(name, result)
-    )
+    annotate = nvtx_ranges.from_environment()
+    prompts: dict[str, PromptCache] = {}
+    made = {}
+    for name, front in fronts.items():
+        variant = Variant.from_dict(front["variant"])
+        text_encoder = variant.text_encoder.name
+        pipeline = Pipeline(variant, call_of(variant, front["engines"]), prompts.get(text_encoder), annotate)
+        prompts[text_encoder] = pipeline.prompts
+        preprocess = open_preprocessor(mode, variant.resolution, readers, device_id or 0)
+        empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
+        made[name] = Front(Detector(pipeline, preprocess), PipelineMetrics(name), empty)
+    return made

@@ -1,8 +1,8 @@
-"""The front model: requests of many cameras in, one response each out. Triton's python backend runs this class in every
-instance's own process.
+"""The front model: frames of many cameras as requests, one response each. Triton's python backend runs this class in a
+process of its own for every instance.
 
-It only adapts: `request` checks, `preprocess` decodes, `pipeline` does the work, `triton_io` talks to Triton. A frame
-that cannot be answered gets its own error; the others of its batch go on without it.
+It parses, decodes where no GPU will, and packs the answers. The sub-models are called by the engine model
+(`ensemble/engine.py`), one process a GPU; or, where Triton runs them itself, by the pipeline in this process.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ensemble import nvtx_ranges, request, triton_io
-from ensemble.metrics import Metrics
+from ensemble.detector import Detector, Prepared
+from ensemble.engine_client import EngineClient
+from ensemble.interfaces import STAGES
+from ensemble.metrics import FrontMetrics, PipelineMetrics
 from ensemble.pipeline import Job, Pipeline
+from ensemble.postprocess import Detections, to_rle
 from ensemble.preprocess.cpu import attempt
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptTokenizer
@@ -28,74 +33,80 @@ class TritonPythonModel:
     """Triton calls `initialize` once, `execute` for each batch, `finalize` at the end."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        parameters = json.loads(args["model_config"])["parameters"]
+        name, parameters = args["model_name"], json.loads(args["model_config"])["parameters"]
+        triton_io.LogHandler.install(name)
         self.variant = Variant.from_dict(json.loads(parameters["variant"]["string_value"]))
-        repository = Path(args["model_repository"]).parent
-        tokenizer = PromptTokenizer(
-            repository / self.variant.text_encoder.name / "1" / "tokenizer.json", self.variant.checkpoint.context_length
-        )
-        self.annotate = nvtx_ranges.from_environment()
-        self.pipeline = Pipeline(self.variant, tokenizer, triton_io.call_sub_model, annotate=self.annotate)
-        self.metrics = Metrics(args["model_name"], self.variant.max_batch)
+        self.tokenizer = PromptTokenizer(self._tokenizer_path(args), self.variant.checkpoint.context_length)
+        self.metrics = FrontMetrics(name, self.variant.max_batch)
         self.decoders = ThreadPoolExecutor(min(self.variant.max_batch, os.cpu_count() or 1), "decode")
-        self.preprocess = open_preprocessor(
-            parameters["preprocess"]["string_value"],
-            self.variant.resolution,
-            self.decoders,
-            int(
-                args["model_instance_device_id"] or 0
-            ),  # the instance is one of the CPU, for which Triton says 0: the first GPU
-            lambda message: triton_io.log_info(f"{args['model_name']}: {message}"),
-            lambda message: triton_io.log_warning(f"{args['model_name']}: {message}"),
-        )
+        decoding = parameters["preprocess"]["string_value"]
+        if "engine_model" in parameters:
+            self.engine: EngineClient | None = EngineClient(name, self.variant, self.decoders, decoding)
+        else:
+            from ensemble.engines.bls import call_sub_model
+
+            self.engine = None
+            # An instance of the CPU, for which Triton says 0: the first GPU.
+            device_id = int(args["model_instance_device_id"] or 0)
+            preprocess = open_preprocessor(decoding, self.variant.resolution, self.decoders, device_id)
+            pipeline = Pipeline(self.variant, call_sub_model, annotate=nvtx_ranges.from_environment())
+            self.detector = Detector(pipeline, preprocess)
+            self.pipeline_metrics = PipelineMetrics(name)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response per request, in order. Nothing raised here: that would fail the whole batch."""
+        """One response per request, in order. Nothing is raised here: that would fail the whole batch."""
         start = time.perf_counter()
         self.metrics.batch(len(requests))
-        prepared: list[Job | Exception] = [attempt(self._parse, r) for r in requests]
-        try:
-            with self.annotate("decode"):
-                pixel_values = self._read_frames(prepared)
-            decoded = time.perf_counter()
-            jobs = [p for p in prepared if isinstance(p, Job)]
-            found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])
-        except (
-            Exception
-        ) as error:  # the GPU or a sub-model failed: say so to the frames that were in the call, keep serving
-            return [self._refuse(p) if not isinstance(p, Job) else self._refuse(error) for p in prepared]
-        responses = []
-        for item in prepared:
-            if not isinstance(item, Job):
-                responses.append(self._refuse(item))
-                continue
-            item.stage_ms |= {"decode": (decoded - start) * 1e3, "total": (time.perf_counter() - start) * 1e3}
-            detections = next(found)
-            responses.append(triton_io.response(detections, item.frame_size, item.stage_ms, len(requests)))
-            self.metrics.frame("ok", len(detections.scores), item.stage_ms)
-        self.metrics.totals(self.pipeline.prompts.hits, self.pipeline.prompts.misses, self.pipeline.calls)
-        return responses
+        batch: list[Prepared] = [attempt(self._parse, r) for r in requests]
+        answers = self.engine.detect(batch) if self.engine else self._detect(batch)
+        return [self._respond(item, answer, start, len(requests)) for item, answer in zip(batch, answers, strict=True)]
 
     def finalize(self) -> None:
         self.decoders.shutdown(wait=False, cancel_futures=True)
 
+    def _tokenizer_path(self, args: dict[str, str]) -> Path:
+        """Beside this model where the server was laid out for an engine model, with the text encoder otherwise."""
+        folder = Path(args["model_repository"])
+        own = folder / args["model_version"] / "tokenizer.json"
+        shared = folder.parent / self.variant.text_encoder.name / "1" / "tokenizer.json"
+        return own if own.exists() else shared
+
     def _parse(self, inference_request: Any) -> Job:
         wanted = request.parse(triton_io.request_arrays(inference_request), self.variant.max_boxes)
-        return self.pipeline.prepare(wanted)
+        return Job(wanted, [self.tokenizer(name) for name in wanted.classes])
 
-    def _read_frames(self, prepared: list[Job | Exception]) -> Any:
-        """The batch of all frames that could be read; a job whose frame could not gives its place to the reason."""
-        places = [i for i, item in enumerate(prepared) if isinstance(item, Job)]
-        jobs: Sequence[Any] = [prepared[i] for i in places]
-        pixel_values, sizes = self.preprocess([job.request for job in jobs])
-        for place, job, size in zip(places, jobs, sizes, strict=True):
-            if isinstance(size, Exception):
-                prepared[place] = size
-            else:
-                job.frame_size = size
-        return pixel_values
+    def _detect(self, batch: list[Prepared]) -> list[Detections | Exception]:
+        try:
+            pixel_values = self.detector.read(batch)
+        except Exception as error:  # the GPU failed: say so to the frames that were in the call, keep serving
+            return [error if isinstance(item, Job) else item for item in batch]
+        answers = self.detector.detect(batch, pixel_values)
+        self.pipeline_metrics.update(self.detector.pipeline)
+        return answers
 
-    def _refuse(self, error: Exception) -> Any:
-        invalid = isinstance(error, request.RequestError)
-        self.metrics.frame("rejected" if invalid else "failed")
-        return triton_io.error_response(str(error) if invalid else f"{type(error).__name__}: {error}", invalid)
+    def _respond(self, item: Prepared, answer: Detections | Exception, start: float, frames: int) -> Any:
+        if isinstance(answer, Exception):
+            invalid = isinstance(answer, request.RequestError)
+            self.metrics.frame("rejected" if invalid else "failed")
+            return triton_io.error_response(str(answer) if invalid else f"{type(answer).__name__}: {answer}", invalid)
+        assert isinstance(item, Job), "only jobs have detections"
+        begun = time.perf_counter()
+        masks, rle = answer.mask_bits, []
+        if item.request.mask_format == "rle":
+            masks, rle = masks[:0], to_rle(masks, self.variant.mask_size)
+        now = time.perf_counter()
+        item.add_ms("pack", (now - begun) * 1e3)
+        item.stage_ms["total"] = (now - start) * 1e3
+        arrays = {
+            "boxes": answer.boxes,
+            "scores": answer.scores,
+            "class_ids": answer.class_ids,
+            "presence": answer.presence,
+            "mask_bits": masks,
+            "mask_rle": np.array(rle, dtype=object),
+            "frame_size": np.array(item.frame_size, np.int32),
+            "stage_ms": np.array([item.stage_ms.get(stage, 0.0) for stage in STAGES], np.float32),
+            "batch": np.array([frames], np.int32),
+        }
+        self.metrics.frame("ok", len(answer.scores), item.stage_ms)
+        return triton_io.response({name: array[None] for name, array in arrays.items()})

@@ -13,9 +13,11 @@ from ensemble.records import Axis, ModelSpec, TensorSpec
 if TYPE_CHECKING:
     from ensemble.spec import Variant
 
-STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
-"""Order of `stage_ms`: milliseconds that a frame spent in each stage of the front model, the wait for its batch's other
-frames and for a turn (`ensemble/engines/turns.py`) included."""
+STAGES = ("decode", "queue", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
+"""Order of `stage_ms`: milliseconds that a frame spent in each stage, its batch's other frames included; `queue` is the
+wait for the batches before it."""
+ENGINE_MODEL = "sam3_engine"
+"""Name of the Triton model that holds all sub-models of a server in one process a GPU."""
 
 
 def vision_encoder(v: Variant) -> ModelSpec:
@@ -181,4 +183,47 @@ def front(v: Variant) -> ModelSpec:
         ),
         ragged=True,
         front_batch=v.max_batch,
+    )
+
+
+def engine() -> ModelSpec:
+    """What a front model hands over to the engine model: a batch of frames, F files one after the other or frames that
+    are scaled already, and all their class names; and what comes back. `ensemble/handover.py` reads and writes it.
+    """
+    any_size = 2**31 - 1
+    frames, names, length = Axis("frames", 1, 8, any_size), Axis("names", 1, 32, any_size), Axis("length", 1, 32, 32)
+    data, scaled, side = Axis("bytes", 0, 1, any_size), Axis("scaled", 0, 8, any_size), Axis("side", 1, 1008, any_size)
+    boxes, found, masks = Axis("boxes", 0, 1, any_size), Axis("found", 0, 8, any_size), Axis("masks", 0, 8, any_size)
+    height, row = Axis("mask_height", 1, 288, any_size), Axis("mask_row", 1, 36, any_size)
+    return ModelSpec(
+        ENGINE_MODEL,
+        "engine",
+        inputs=(
+            TensorSpec("front", "BYTES", (1,)),  # name of the front model whose variant is meant
+            TensorSpec("files", "UINT8", (data,)),  # JPEG files, one after the other
+            TensorSpec("file_bytes", "INT32", (frames,)),  # 0: the frame is in `scaled`
+            TensorSpec("scaled", "UINT8", (scaled, side, side, 3)),  # RGB at the variant's resolution
+            TensorSpec("frame_sizes", "INT32", (frames, 2)),  # height, width before scaling; 0 of files
+            TensorSpec("names_per_frame", "INT32", (frames,)),
+            TensorSpec("input_ids", "INT32", (names, length)),
+            TensorSpec("token_mask", "INT32", (names, length)),
+            TensorSpec("threshold", "FP32", (frames,)),
+            TensorSpec("max_detections", "INT32", (frames,)),
+            TensorSpec("wants_masks", "UINT8", (frames,)),
+            TensorSpec("boxes", "FP32", (boxes, 4)),  # exemplars, cxcywh in 0..1
+            TensorSpec("box_labels", "INT32", (boxes,)),  # 1 like this, 0 unlike this
+            TensorSpec("box_names", "INT32", (boxes,)),  # index into the batch's names
+        ),
+        outputs=(
+            TensorSpec("status", "INT32", (frames,)),  # 0 answered, 1 the frame cannot be read, 2 the server failed
+            TensorSpec("messages", "BYTES", (frames,)),
+            TensorSpec("found", "INT32", (frames,)),
+            TensorSpec("boxes", "FP32", (found, 4)),
+            TensorSpec("scores", "FP32", (found,)),
+            TensorSpec("class_ids", "INT32", (found,)),
+            TensorSpec("presence", "FP32", (names,)),
+            TensorSpec("mask_bits", "UINT8", (masks, height, row)),
+            TensorSpec("frame_sizes", "INT32", (frames, 2)),
+            TensorSpec("stage_ms", "FP32", (frames, len(STAGES))),
+        ),
     )

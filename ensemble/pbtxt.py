@@ -1,50 +1,96 @@
-"""Model records in, the text of `config.pbtxt` and of the python backend's `model.py` out, so that no configuration is
-written by hand.
+"""`config.pbtxt`: written from the specification's records, so that nobody writes one by hand, and read again.
 
-The rendering is checked against Triton's own protobuf schema in the tests, and the committed repository against this
-rendering.
+The writing is checked against Triton's own protobuf schema in the tests, and the committed repository against it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ensemble import interfaces
 from ensemble.records import Axis, ModelSpec, TensorSpec
-from ensemble.spec import RESOLUTIONS, EngineSpec, Variant, find_engine
+from ensemble.spec import RESOLUTIONS, Variant, find_engine
 
 _TYPES = {"BYTES": "TYPE_STRING"}
+_PARAMETER = re.compile(r'key: "(\w+)", value: { string_value: ("(?:[^"\\]|\\.)*")')
+_BACKEND = re.compile(r'^backend: "(\w+)"', re.MULTILINE)
 
 
-def render(model: ModelSpec, variant: Variant, engine: str) -> str:
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What this project reads of a `config.pbtxt` that it has written."""
+
+    backend: str = ""
+    on_gpu: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+def read(path: Path) -> ModelConfig:
+    """The configuration in that file; an empty one where there is no file."""
+    if not path.is_file():
+        return ModelConfig()
+    text = path.read_text()
+    backend = _BACKEND.search(text)
+    return ModelConfig(
+        backend=backend[1] if backend else "",
+        on_gpu="kind: KIND_GPU" in text,
+        parameters={key: json.loads(value) for key, value in _PARAMETER.findall(text)},
+    )
+
+
+def write(model: ModelSpec, variant: Variant, engine: str, repository: Path, engine_model: bool = False) -> Path:
+    """Writes `config.pbtxt`, and `1/model.py` where the python backend needs one, below `repository`; returns the
+    model's folder. Of a front model: `engine_model` says that the engine model runs its sub-models, not Triton.
+    """
+    script = "ensemble.front" if model.part == "front" else "ensemble.sub_model"
+    native = model.part != "front" and find_engine(engine).backend != "python"
+    text = render(model, variant, engine, engine_model)
+    return _write(repository / model.name, text, None if native else script)
+
+
+def write_engine(
+    fronts: Mapping[str, tuple[Variant, Mapping[str, str]]], gpus: Sequence[int], repository: Path
+) -> Path:
+    """Writes the engine model for these front models: name -> its variant and the engine of each sub-model, by part.
+    One instance on each of `gpus`, or one on the CPU where there are none. Returns the model's folder."""
+    return _write(repository / interfaces.ENGINE_MODEL, render_engine(fronts, gpus), "ensemble.engine")
+
+
+def render(model: ModelSpec, variant: Variant, engine: str, engine_model: bool = False) -> str:
     """The `config.pbtxt` of `model` when `engine` (one of `spec.ENGINES`) runs the sub-models. Raises ValueError on an
     unknown engine."""
-    return "\n".join(_lines(model, variant, find_engine(engine))) + "\n"
+    spec = find_engine(engine)
+    if model.part == "front":
+        parameters = {"preprocess": spec.preprocess, "variant": json.dumps(variant.to_dict(), separators=(",", ":"))}
+        if engine_model:
+            parameters["engine_model"] = interfaces.ENGINE_MODEL
+        batching = [f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"]
+        return _render(model, "python", f"kind: KIND_CPU, count: {variant.front_instances}", parameters, batching)
+    # Left to itself Triton puts an instance on every GPU, and features would travel between them.
+    place = "kind: KIND_GPU, gpus: [ 0 ], count: 1" if spec.on_gpu else "kind: KIND_CPU, count: 1"
+    if spec.backend != "python":
+        return _render(model, spec.backend, place, {}, [f'default_model_filename: "{spec.artifact}"'])
+    # Without the second the python backend copies every GPU input to the host before it is seen.
+    return _render(model, "python", place, {"engine": spec.name, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
 
 
-def model_py(part: str, engine: str) -> str | None:
-    """The text of `1/model.py`: the front model and every engine without a Triton backend of its own need one; None
-    where there is none."""
-    if part == "front":
-        return 'from ensemble.front import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
-    if find_engine(engine).backend != "python":
-        return None
-    return 'from ensemble.engine import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n'
-
-
-def write(model: ModelSpec, variant: Variant, engine: str, repository: Path) -> Path:
-    """Writes `config.pbtxt`, and `1/model.py` where there is one, below `repository`; returns the model's folder."""
-    folder = repository / model.name
-    (folder / "1").mkdir(parents=True, exist_ok=True)
-    (folder / "config.pbtxt").write_text(render(model, variant, engine))
-    script = model_py(model.part, engine)
-    if script is None:
-        (folder / "1" / "model.py").unlink(missing_ok=True)  # of another engine, before
-    else:
-        (folder / "1" / "model.py").write_text(script)
-    return folder
+def render_engine(fronts: Mapping[str, tuple[Variant, Mapping[str, str]]], gpus: Sequence[int]) -> str:
+    """The `config.pbtxt` of the engine model; see `write_engine`."""
+    told = {
+        name: {"variant": variant.to_dict(), "engines": dict(engines)} for name, (variant, engines) in fronts.items()
+    }
+    modes = {find_engine(engines["vision_encoder"]).preprocess for _, engines in fronts.values()}
+    parameters = {
+        "fronts": json.dumps(told, separators=(",", ":")),
+        "preprocess": modes.pop() if len(modes) == 1 else "cpu",
+    }
+    place = f"kind: KIND_GPU, gpus: [ {', '.join(map(str, gpus))} ], count: 1" if gpus else "kind: KIND_CPU, count: 1"
+    return _render(interfaces.engine(), "python", place, parameters)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,29 +107,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _lines(model: ModelSpec, variant: Variant, engine: EngineSpec) -> Iterator[str]:
-    front = model.part == "front"
-    yield "# Generated from ensemble/spec.py; `python -m ensemble.pbtxt` writes the committed ones again."
-    yield f'name: "{model.name}"'
-    native = not front and engine.backend != "python"
-    yield f'backend: "{engine.backend if native else "python"}"'
-    if native:
-        yield f'default_model_filename: "{engine.artifact}"'
-    yield f"max_batch_size: {model.max_batch_size}"
-    yield from _tensors("input", model.inputs, model)
-    yield from _tensors("output", model.outputs, model)
-    # Left to itself Triton puts an instance on every GPU, and features would travel between them: a second GPU gets a
-    # server of its own.
-    place = "KIND_GPU, gpus: [ 0 ]" if engine.on_gpu and not front else "KIND_CPU"
-    yield f"instance_group [{{ kind: {place}, count: {variant.front_instances if front else 1} }}]"
-    if front:
-        yield f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"
-        yield from _parameter("preprocess", engine.preprocess)
-        yield from _parameter("variant", json.dumps(variant.to_dict(), separators=(",", ":")))
-    elif not native:
-        yield from _parameter("engine", engine.name)
-        # Without this the python backend copies every GPU input to the host before the runner sees it.
-        yield from _parameter("FORCE_CPU_ONLY_INPUT_TENSORS", "no")
+def _write(folder: Path, text: str, module: str | None) -> Path:
+    """`module` holds the class that the python backend runs; None for a model of another backend."""
+    script = folder / "1" / "model.py"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(text)
+    if module is None:
+        script.unlink(missing_ok=True)  # of another engine, before
+    else:
+        script.write_text(f'from {module} import TritonPythonModel\n\n__all__ = ["TritonPythonModel"]\n')
+    return folder
+
+
+def _render(model: ModelSpec, backend: str, place: str, parameters: Mapping[str, str], more: Sequence[str] = ()) -> str:
+    lines = [
+        "# Generated from ensemble/spec.py; `python -m ensemble.pbtxt` writes the committed ones again.",
+        f'name: "{model.name}"',
+        f'backend: "{backend}"',
+        f"max_batch_size: {model.max_batch_size}",
+        *_tensors("input", model.inputs, model),
+        *_tensors("output", model.outputs, model),
+        f"instance_group [{{ {place} }}]",
+        *more,
+        *(f'parameters {{ key: "{k}", value: {{ string_value: {json.dumps(v)} }} }}' for k, v in parameters.items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _tensors(kind: str, tensors: tuple[TensorSpec, ...], model: ModelSpec) -> Iterator[str]:
@@ -94,15 +142,9 @@ def _tensors(kind: str, tensors: tuple[TensorSpec, ...], model: ModelSpec) -> It
         flags = ", optional: true" if tensor.optional else ""
         flags += ", allow_ragged_batch: true" if model.ragged and kind == "input" else ""
         comma = "," if i + 1 < len(tensors) else ""
-        yield (
-            f'  {{ name: "{tensor.name}", data_type: {_TYPES.get(tensor.dtype, f"TYPE_{tensor.dtype}")}, dims: ['
-            f" {sizes} ]{flags} }}{comma}"
-        )
+        dtype = _TYPES.get(tensor.dtype, f"TYPE_{tensor.dtype}")
+        yield f'  {{ name: "{tensor.name}", data_type: {dtype}, dims: [ {sizes} ]{flags} }}{comma}'
     yield "]"
-
-
-def _parameter(key: str, value: str) -> Iterator[str]:
-    yield f'parameters {{ key: "{key}", value: {{ string_value: {json.dumps(value)} }} }}'
 
 
 if __name__ == "__main__":

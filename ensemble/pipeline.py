@@ -1,9 +1,8 @@
-"""Frames of several cameras in, their detections out: the whole flow between the sub-models, without Triton and without
-torch.
+"""The flow of a batch between the sub-models, from pixels and prompts to detections, without Triton and without torch.
 
-`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays where
-the specification says that the front model reads them (`Tensor.host`), opaque handles otherwise, which are passed on as
-they are. That keeps features where they were made, and lets the flow be tested without a server.
+`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays of those
+that this module reads (`TensorSpec.host`), of the others whatever the next sub-model takes. So features stay where they
+were made, and the flow is tested without a server.
 """
 
 from __future__ import annotations
@@ -17,28 +16,29 @@ from typing import Any
 import numpy as np
 
 from ensemble.nvtx_ranges import Annotate, unmarked
-from ensemble.postprocess import Detections, best_first, scores, select, sigmoid, to_rle
-from ensemble.prompts import Prompt, PromptCache, PromptTokenizer
-from ensemble.records import ModelSpec
+from ensemble.postprocess import Detections, best_first, scores, select, sigmoid
+from ensemble.prompts import Prompt, PromptCache, Tokens
+from ensemble.records import NUMPY_DTYPES, ModelSpec
 from ensemble.request import FrameRequest
 from ensemble.spec import FLOAT_DTYPES, Variant
 
 Call = Callable[[ModelSpec, Mapping[str, Any], Sequence[str]], dict[str, Any]]
-_NUMPY = {"FP32": np.float32, "FP16": np.float16}
 PADDING_LABEL = -10
 """SAM3's label of an unused box slot."""
 
 
 @dataclass(slots=True)
 class Job:
-    """One frame of a batch: its request, its pixels uint8 [3,R,R] (None where `run` gets the whole batch), its tokens,
-    its size, and the milliseconds each stage took."""
+    """One frame of a batch: its request, the ids and masks of its class names, the size of the upright frame, and the
+    milliseconds that each stage took."""
 
     request: FrameRequest
-    pixel_values: Any
-    tokens: list[tuple[np.ndarray, np.ndarray]]
-    frame_size: tuple[int, int]  # height, width of the upright frame
+    tokens: list[Tokens]
+    frame_size: tuple[int, int] | None = None  # height, width; None until the frame is read
     stage_ms: dict[str, float] = field(default_factory=dict)
+
+    def add_ms(self, stage: str, milliseconds: float) -> None:
+        self.stage_ms[stage] = self.stage_ms.get(stage, 0.0) + milliseconds
 
 
 @dataclass(slots=True)
@@ -51,56 +51,56 @@ class Pair:
 
 
 class Pipeline:
-    """One variant's flow. Not safe for use by two threads at once: each front-model instance has its own."""
+    """One variant's flow. Not for two threads at once. `prompts` is shared by all pipelines of one text encoder; one of
+    its own is made where none is given."""
 
     def __init__(
         self,
         variant: Variant,
-        tokenizer: PromptTokenizer,
         call: Call,
-        cache_size: int = 1024,
+        prompts: PromptCache | None = None,
         annotate: Annotate = unmarked,
     ) -> None:
         self.variant, self._call, self._annotate = variant, call, annotate
-        self.prompts = PromptCache(tokenizer, self._encode_text, cache_size)
+        self.prompts = prompts or PromptCache(self._encode_text)
         self.calls: dict[str, int] = {}
-        self._float = _NUMPY[FLOAT_DTYPES[variant.precision]]
+        """Calls of each sub-model so far, by part."""
+        self.hits = self.misses = 0
+        """Class names that were and that were not in the cache so far."""
+        self._float = NUMPY_DTYPES[FLOAT_DTYPES[variant.precision]]
 
-    def prepare(self, request: FrameRequest, pixel_values: Any = None, frame_size: tuple[int, int] = (0, 0)) -> Job:
-        """A `Job`; raises RequestError where a name is too long for the text encoder. Safe to call from several
-        threads."""
-        return Job(request, pixel_values, self.prompts.tokenize(request.classes), frame_size)
-
-    def run(self, jobs: Sequence[Job], pixel_values: Any = None) -> list[Detections]:
+    def run(self, jobs: Sequence[Job], pixel_values: Any) -> list[Detections]:
         """Detections of each job, in order. At most `variant.max_batch` jobs. Whatever `call` raises passes through.
 
-        `pixel_values` is the batch of all jobs, uint8 [B,3,R,R], where it is made already: an array, or whatever `call`
-        takes for one that lies on a GPU.
+        `pixel_values` is the batch of all jobs, uint8 [B,3,R,R]: an array, or whatever `call` takes for one on a GPU.
         """
         times: dict[str, float] = {}
         with self._timed(times, "text"):
             pairs = self._pairs(jobs)
         with self._timed(times, "vision"):
-            if pixel_values is None:
-                pixel_values = np.stack([job.pixel_values for job in jobs])
             features = self._run(
                 self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2")
             )
         with self._timed(times, "geometry"):
             self._add_exemplars(jobs, pairs, features)
         found: list[list[Detections]] = [[] for _ in jobs]
-        presence = [np.zeros(len(job.request.classes), np.float32) for job in jobs]
+        presence = [np.zeros(len(job.tokens), np.float32) for job in jobs]
         for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.variant.max_pairs):
             self._decode(jobs, chunk, features, found, presence, times)
         with self._timed(times, "pack"):
             results = [self._finish(job, f, p) for job, f, p in zip(jobs, found, presence, strict=True)]
         for job in jobs:
-            job.stage_ms |= times
+            for stage, milliseconds in times.items():
+                job.add_ms(stage, milliseconds)
         return results
 
     # ---- prompts
     def _pairs(self, jobs: Sequence[Job]) -> list[Pair]:
-        prompts = iter(self.prompts.lookup([tokens for job in jobs for tokens in job.tokens]))
+        tokens = [name for job in jobs for name in job.tokens]
+        found, encoded = self.prompts.lookup(tokens)
+        self.misses += encoded
+        self.hits += len(tokens) - encoded
+        prompts = iter(found)
         return [
             Pair(image, class_id, next(prompts))
             for image, job in enumerate(jobs)
@@ -246,10 +246,7 @@ class Pipeline:
     def _finish(self, job: Job, found: list[Detections], presence: np.ndarray) -> Detections:
         empty = np.zeros((0, self.variant.mask_size, self.variant.mask_row_bytes), np.uint8)
         found.sort(key=lambda part: part.class_ids[0])
-        result = best_first(found, presence, job.request.max_detections, empty)
-        if job.request.mask_format == "rle":
-            result.mask_rle, result.mask_bits = to_rle(result.mask_bits, self.variant.mask_size), empty
-        return result
+        return best_first(found, presence, job.request.max_detections, empty)
 
     @contextmanager
     def _timed(self, times: dict[str, float], stage: str) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""Class names in, text features out, encoded once: a camera asks for the same few words in every frame.
+"""Class names to text features, encoded once: a camera asks for the same few words in every frame.
 
-The cache is least-recently-used and lives in one front-model instance; its key is the token ids, so "Dog " and "dog"
+The cache keeps the least recently used names for all cameras of a server; its key is the token ids, so "Dog " and "dog"
 share an entry where the tokenizer treats them alike.
 """
 
@@ -15,6 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ensemble.request import RequestError
+
+Tokens = tuple[np.ndarray, np.ndarray]
+"""Ids int32 [L] of one name and their mask int32 [L], 1 where a token is real."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class PromptTokenizer:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._length = context_length
 
-    def __call__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, name: str) -> Tokens:
         """(ids int32 [L], mask int32 [L]). Raises RequestError where the name has more tokens than the text encoder
         reads."""
         encoding = self._tokenizer.encode(name)
@@ -54,24 +57,15 @@ class PromptTokenizer:
 class PromptCache:
     """Least-recently-used text features, filled by one text-encoder call for all the names that are missing."""
 
-    def __init__(
-        self, tokenizer: PromptTokenizer, encode: Callable[[np.ndarray], np.ndarray], capacity: int = 1024
-    ) -> None:
+    def __init__(self, encode: Callable[[np.ndarray], np.ndarray], capacity: int = 1024) -> None:
         """`encode` maps ids int32 [N,L] to features [N,L,C]."""
-        self._tokenizer, self._encode, self._capacity = tokenizer, encode, capacity
+        self._encode, self._capacity = encode, capacity
         self._entries: OrderedDict[bytes, Prompt] = OrderedDict()
-        self.hits = self.misses = 0
 
-    def tokenize(self, names: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids and masks of one request's names; raises RequestError for that request."""
-        return [self._tokenizer(name) for name in names]
-
-    def lookup(self, tokens: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Prompt]:
-        """A `Prompt` for each (ids, mask), encoding what is not cached."""
+    def lookup(self, tokens: Sequence[Tokens]) -> tuple[list[Prompt], int]:
+        """A `Prompt` for each (ids, mask), and how many had to be encoded because they were not cached."""
         wanted = {ids.tobytes(): (ids, mask) for ids, mask in tokens}
         missing = [key for key in wanted if key not in self._entries]
-        self.misses += len(missing)
-        self.hits += len(tokens) - len(missing)
         found = {key: self._entries[key] for key in wanted if key in self._entries}
         if missing:
             features = self._encode(np.stack([wanted[key][0] for key in missing]))
@@ -83,4 +77,4 @@ class PromptCache:
             self._entries.move_to_end(key)
         while len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
-        return [found[ids.tobytes()] for ids, _ in tokens]
+        return [found[ids.tobytes()] for ids, _ in tokens], len(missing)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NUMPY_DTYPES = {"FP32": "float32", "FP16": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
+"""NumPy's name of each of Triton's dtypes that a tensor of this project has; BYTES has none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:

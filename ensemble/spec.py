@@ -8,7 +8,7 @@ spelled once. Standard library only: every room may import this one.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -117,6 +117,10 @@ class Variant:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.queue_delay_us < 0:
             raise ValueError(f"queue_delay_us must be 0 or more, got {self.queue_delay_us}")
+
+    def with_instances(self, times: int) -> Variant:
+        """The same with so many times as many front models."""
+        return replace(self, front_instances=self.front_instances * times)
 
     # ---- sizes
     @property

@@ -1,29 +1,21 @@
-"""The only module beside `front` and `engine` that knows Triton's Python API: arrays of a request, and calls from the
-front model to sub-models (BLS).
+"""Triton's Python API as this project uses it: arrays of requests and responses, calls between models (BLS), the log.
 
 `triton_python_backend_utils` exists only inside Triton's stub process, so this module is imported there alone.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
-from ensemble.records import ModelSpec
-from ensemble.spec import STAGES
 
-if TYPE_CHECKING:
-    from ensemble.postprocess import Detections
-
-CALL_TIMEOUT_US = 60_000_000
-"""A sub-model that has not answered by then is stuck; its callers get an error instead of waiting for ever."""
-
-
-class SubModelError(RuntimeError):
-    """A sub-model failed; the message names it. Every frame of the batch gets it, since they shared the call."""
+class CallError(RuntimeError):
+    """A model that was called failed or did not answer; the message names it. Every frame of the batch gets it, since
+    they shared the call."""
 
 
 def request_arrays(request: Any) -> dict[str, np.ndarray]:
@@ -31,21 +23,17 @@ def request_arrays(request: Any) -> dict[str, np.ndarray]:
     return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
 
 
-def call_sub_model(model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
-    """`pipeline.Call` over BLS: arrays are wrapped, those on a GPU where they lie, handles from an earlier call are
-    passed on, host outputs come back as NumPy arrays."""
-    tensors = [to_triton(name, value) for name, value in inputs.items()]
-    request = pb_utils.InferenceRequest(
-        model_name=model.name, requested_output_names=list(outputs), inputs=tensors, timeout=CALL_TIMEOUT_US
-    )
+def call_model(name: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    """The wanted outputs of another model of this server, as Triton tensors; `inputs` as `to_triton` takes them.
+
+    Blocks until the model answers. Raises CallError.
+    """
+    tensors = [to_triton(input_name, value) for input_name, value in inputs.items()]
+    request = pb_utils.InferenceRequest(model_name=name, requested_output_names=list(outputs), inputs=tensors)
     response = request.exec()
     if response.has_error():
-        raise SubModelError(f"{model.name}: {response.error().message()}")
-    results = {}
-    for name in outputs:
-        tensor = pb_utils.get_output_tensor_by_name(response, name)
-        results[name] = to_numpy(tensor, model.name) if model.output(name).host else tensor
-    return results
+        raise CallError(f"{name}: {response.error().message()}")
+    return {output: pb_utils.get_output_tensor_by_name(response, output) for output in outputs}
 
 
 def to_triton(name: str, value: Any) -> Any:
@@ -53,55 +41,57 @@ def to_triton(name: str, value: Any) -> Any:
     of a Triton tensor, as it is."""
     if isinstance(value, pb_utils.Tensor):
         return value
-    return pb_utils.Tensor(name, value) if isinstance(value, np.ndarray) else pb_utils.Tensor.from_dlpack(name, value)
+    if isinstance(value, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(value))
+    return pb_utils.Tensor.from_dlpack(name, value)
 
 
 def to_numpy(tensor: Any, model_name: str) -> np.ndarray:
     """A tensor's values on the host. Triton's own backends answer a call in GPU memory, from which CuPy fetches them.
 
-    Raises SubModelError where that is needed and CuPy cannot be imported.
+    Raises CallError where that is needed and CuPy cannot be imported.
     """
     if tensor.is_cpu():
         return tensor.as_numpy()
     try:
         import cupy
     except ImportError as error:
-        raise SubModelError(
+        raise CallError(
             f"{model_name}: expected output {tensor.name()!r} in host memory, got it on the GPU, and CuPy, which would"
             " fetch it, cannot be imported; install cupy-cuda13x<14 in the front model's environment"
         ) from error
     return cupy.from_dlpack(tensor.to_dlpack()).get()
 
 
-def response(found: Detections, frame_size: tuple[int, int], stage_ms: Mapping[str, float], batch: int) -> Any:
-    """The front model's answer for one frame."""
-    arrays = {
-        "boxes": found.boxes,
-        "scores": found.scores,
-        "class_ids": found.class_ids,
-        "presence": found.presence,
-        "mask_bits": found.mask_bits,
-        "mask_rle": np.array(found.mask_rle, dtype=object),
-        "frame_size": np.array(frame_size, np.int32),
-        "stage_ms": np.array([stage_ms.get(stage, 0.0) for stage in STAGES], np.float32),
-        "batch": np.array([batch], np.int32),
-    }
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor(name, np.ascontiguousarray(array[None])) for name, array in arrays.items()]
-    )
+def response(arrays: Mapping[str, Any]) -> Any:
+    """A response that holds these outputs, as `to_triton` takes them."""
+    return pb_utils.InferenceResponse([to_triton(name, value) for name, value in arrays.items()])
 
 
-def error_response(message: str, invalid: bool) -> Any:
+def error_response(message: str, invalid: bool = False) -> Any:
     """An answer that tells one caller what was wrong: the request (`invalid`), or the server."""
     code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
-def log_info(message: str) -> None:
-    """A line in Triton's log, for who looks there."""
-    pb_utils.Logger.log_info(message)
+def send(sender: Any, response: Any) -> None:
+    """Answers a request whose `execute` has returned without a response; it is the only answer."""
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def log_warning(message: str) -> None:
-    """A warning in Triton's log, which `sam3-serve` shows."""
-    pb_utils.Logger.log_warn(message)
+class LogHandler(logging.Handler):
+    """Python's log records in Triton's log, which `sam3-serve` shows from warnings on."""
+
+    @classmethod
+    def install(cls, model: str) -> None:
+        """For all loggers of this project in this process; lines begin with the model's name."""
+        handler = cls()
+        handler.setFormatter(logging.Formatter(f"{model}: %(message)s"))
+        logger = logging.getLogger("ensemble")
+        logger.handlers = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = pb_utils.Logger.log_info if record.levelno < logging.WARNING else pb_utils.Logger.log_warn
+        log(self.format(record))

@@ -1,1 +1,38 @@
-"""What runs a sub-model: one module an engine."""
+"""What runs a sub-model: one module an engine, each of which opens an artifact as a function.
+
+A `SubModel` takes arrays by input name and the names of the outputs that are wanted. What it returns of outputs that
+the pipeline reads (`TensorSpec.host`) are NumPy arrays; the others stay where they were made, as the engine's own
+tensors, and are handed to the next sub-model as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ensemble.spec import find_engine
+
+SubModel = Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
+"""(inputs by name, names of the wanted outputs) -> outputs by name."""
+
+
+def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
+    """The artifact at `path` as a function on that GPU, or on the CPU for None.
+
+    Raises FileNotFoundError where it was not exported, ValueError for an engine that Triton itself runs.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {path}; run sam3-export --engine {engine} for this repository")
+    if engine == "onnxruntime":
+        from ensemble.engines.onnxruntime import OnnxSubModel
+
+        return OnnxSubModel(path, device_id)
+    if engine == "aoti":
+        from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
+
+        return AotiRunner(path, device_id).run
+    raise ValueError(
+        f"{path}: expected an engine that runs in this process (onnxruntime, aoti), got {find_engine(engine).name!r},"
+        " which Triton runs; serve it with docker compose up"
+    )

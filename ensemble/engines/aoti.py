@@ -1,10 +1,4 @@
-"""Runs `model.pt2`, PyTorch compiled ahead of time, for `ensemble/engine.py`: Triton's tensors in, PyTorch tensors on
-the GPU and small NumPy arrays out.
-
-Inputs that lie on the GPU are taken over without a copy (DLPack); outputs that stay between the models are handed on
-the same way. What the front model reads is copied to the host here, because that process has no PyTorch. The package
-needs none of the export's Python.
-"""
+"""Runs `model.pt2`, PyTorch compiled ahead of time. The package needs none of the export's Python."""
 
 from __future__ import annotations
 
@@ -13,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision  # noqa: F401  (registers RoIAlign, which the geometry encoder's package calls by name)
 
 SIGNATURE = "sam3_signature"
-"""Key of a package's metadata: names of inputs and outputs, and which outputs the front model reads; the compiled
-function itself knows no names."""
+"""Key of a package's metadata: names of inputs and outputs, and which outputs the pipeline reads; the compiled function
+itself knows no names."""
 
 
 class AotiRunner:
@@ -48,48 +43,39 @@ class AotiRunner:
         self.outputs: list[str] = signature["outputs"]
         self.host: frozenset[str] = frozenset(signature["host"])
 
-    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All outputs by name, on the device, in C order; `inputs` by name, on any device and in any memory format."""
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """All outputs by name, on the device; `inputs` by name: NumPy arrays, or tensors on any device and in any
+        memory format."""
         with torch.inference_mode():
             # The compiled function does not look at strides: it would read a channels-last map as if it were in C
             # order.
-            results = self._run(
-                *(inputs[name].to(self._device, non_blocking=True).contiguous() for name in self.inputs)
-            )
+            results = self._run(*(self._on_device(inputs[name]).contiguous() for name in self.inputs))
         if isinstance(results, torch.Tensor):  # a package with one output returns it bare
             results = [results]
-        return {name: in_c_order(result) for name, result in zip(self.outputs, results, strict=True)}
+        return dict(zip(self.outputs, results, strict=True))
 
-    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> list[Any]:
-        """The wanted outputs of Triton tensors by name: NumPy arrays where the front model reads them, tensors on the
-        device otherwise."""
-        results = self({name: as_torch(tensor) for name, tensor in inputs.items()})
-        wanted = [to_host(results[name]) if name in self.host else results[name] for name in outputs]
-        if self._device.type == "cuda":
-            # The copies to the host are under way, and whoever gets a tensor reads it on a stream of its own, in
-            # another process.
-            torch.cuda.current_stream(self._device).synchronize()
-        return [result.numpy() if name in self.host else result for name, result in zip(outputs, wanted, strict=True)]
+    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """`SubModel` of `ensemble/engines`: NumPy arrays of the outputs that the pipeline reads, finished; of the
+        others tensors on the device, which may still be under way on PyTorch's current stream."""
+        results = self(inputs)
+        wanted = {name: _to_host(results[name]) if name in self.host else results[name] for name in outputs}
+        if self._device.type == "cuda" and not self.host.isdisjoint(outputs):
+            torch.cuda.current_stream(self._device).synchronize()  # the copies to the host
+        return {name: value.numpy() if name in self.host else value for name, value in wanted.items()}
+
+    def _on_device(self, value: Any) -> torch.Tensor:
+        if isinstance(value, np.ndarray):
+            tensor = torch.from_numpy(value)
+            if self._device.type == "cuda":
+                tensor = tensor.pin_memory()
+        else:
+            tensor = value if isinstance(value, torch.Tensor) else torch.from_dlpack(value)
+        return tensor.to(self._device, non_blocking=True)
 
 
-def in_c_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with the strides of its shape, copied only where its values lie otherwise.
-
-    PyTorch calls any stride of an axis of one element contiguous; Triton, which compares every stride, does not.
-    """
-    return tensor.contiguous().as_strided(tensor.shape, torch.empty(tensor.shape, device="meta").stride())
-
-
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in host memory; from a GPU into pinned memory, which PyTorch keeps for the next call, and not finished
     before the stream is."""
     if tensor.device.type == "cpu":
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-
-
-def as_torch(tensor: Any) -> torch.Tensor:
-    """A Triton tensor as PyTorch's, without a copy, wherever it lies."""
-    if tensor.is_cpu():
-        return torch.from_numpy(tensor.as_numpy())
-    return torch.from_dlpack(tensor.to_dlpack())

@@ -144,12 +144,17 @@ def plain_jpeg(data: bytes) -> PlainJpeg | None:
         return PlainJpeg(data, (image.height, image.width))
 
 
-def to_pixel_values(image: Image.Image, resolution: int) -> np.ndarray:
-    """uint8 [3,R,R]: the image stretched to a square. Bilinear with antialiasing, as Pillow does whenever it scales
+def scaled(image: Image.Image, resolution: int) -> np.ndarray:
+    """uint8 [R,R,3]: the image stretched to a square. Bilinear with antialiasing, as Pillow does whenever it scales
     down."""
     if image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.asarray(image)
+
+
+def to_pixel_values(image: Image.Image, resolution: int) -> np.ndarray:
+    """uint8 [3,R,R] of `scaled`."""
+    return np.ascontiguousarray(scaled(image, resolution).transpose(2, 0, 1))
 
 
 def _open(request: FrameRequest) -> PlainJpeg | np.ndarray:

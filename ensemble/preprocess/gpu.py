@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -25,6 +26,7 @@ from ensemble.preprocess.cpu import CpuPreprocessor, DevicePreprocessor, Preproc
 from ensemble.preprocess.resample import CUDA_SOURCE, tables
 from ensemble.request import FrameRequest
 
+log = logging.getLogger(__name__)
 MODES = ("cpu", "gpu", "auto")
 MEAN_LIMIT = 1.0
 """Grey levels by which pixels decoded and resized on the GPU may differ from Pillow's, on average over a frame."""
@@ -41,10 +43,9 @@ class GpuUnavailableError(RuntimeError):
     """This process cannot pre-process on a GPU; the message says what is missing and how to get it."""
 
 
-def open_preprocessor(
-    mode: str, resolution: int, pool: Executor, device_id: int, tell: Callable[[str], None], warn: Callable[[str], None]
-) -> Preprocessor:
-    """The way of `mode`: `cpu`, `gpu`, or `auto`, the GPU where it works and otherwise, with one warning, the CPU.
+def open_preprocessor(mode: str, resolution: int, pool: Executor, device_id: int) -> Preprocessor:
+    """The way of `mode`: `cpu`, `gpu`, or `auto`, the GPU where it works and otherwise, with a warning in the log, the
+    CPU.
 
     Raises GpuUnavailableError for `gpu` where it does not work, ValueError for another mode.
     """
@@ -54,12 +55,12 @@ def open_preprocessor(
         try:
             device = GpuDevice(resolution, device_id)
             check(device, resolution, pool)
-            tell(f"pre-processing on GPU {device_id} ({device.versions})")
+            log.info("pre-processing on GPU %d (%s)", device_id, device.versions)
             return DevicePreprocessor(device, pool)
         except GpuUnavailableError as error:
             if mode == "gpu":
                 raise
-            warn(f"pre-processing on the CPU: {error}")
+            log.warning("pre-processing on the CPU: %s", error)
     return CpuPreprocessor(resolution, pool)
 
 

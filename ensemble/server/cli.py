@@ -1,130 +1,73 @@
-"""`sam3-serve`: a model repository in, a served one out for as long as you like: a server that stops answering is
-started again on the same ports."""
+"""`sam3-serve`: serves a model repository with the embedded Triton for as long as you like."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+import platform
 import signal
 import sys
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
+from rich.logging import RichHandler
+
+from ensemble.server import gpu
 from ensemble.server.embedded import EmbeddedServer, choose_ports
+from ensemble.server.memory import parse_mb
 from ensemble.server.repository import FRONT_SETTINGS
 from ensemble.server.requirements import ServerError
+from ensemble.server.supervision import supervise
 
 DEFAULT_PORTS = (8000, 8001, 8002)
 """HTTP, gRPC and metrics, as Triton's own defaults."""
-RESTARTS, PER_SECONDS = 5, 600.0
-"""More restarts than that in that time mean that starting again does not help."""
-PATIENCE = 2
-"""Failed probes in a row before a restart: one may be a burst of work."""
-
-
-def supervise(
-    server: EmbeddedServer, interval: float, say: Callable[[str], None], ended: threading.Event | None = None
-) -> None:
-    """Probes the server every `interval` seconds with a real inference and restarts it where it does not answer.
-
-    Ends when `ended` is set, or with a ServerError where starting again does not help.
-    """
-    ended = ended or threading.Event()
-    restarts: deque[float] = deque(maxlen=RESTARTS)
-    while not ended.is_set():
-        reason = _until_broken(server, interval, ended)
-        if reason is None:
-            return
-        if len(restarts) == RESTARTS and time.monotonic() - restarts[0] < PER_SECONDS:
-            raise ServerError(
-                f"{reason}\nstarted again {RESTARTS} times within {PER_SECONDS / 60:.0f} minutes: giving up"
-            )
-        restarts.append(time.monotonic())
-        say(f"{reason}\nstarting Triton again")
-        server.stop()
-        server.start()
-        say("ready again")
-
-
-def _until_broken(server: EmbeddedServer, interval: float, ended: threading.Event) -> str | None:
-    """Blocks while the server answers; returns why it does not, None when the supervision ended."""
-    failed = 0
-    while not ended.is_set():
-        try:
-            server.wait(interval)
-            server.probe()
-            failed = 0
-        except ServerError as error:
-            failed += 1
-            if failed >= PATIENCE or not server.running:
-                return str(error)
-    return None
+EXAMPLES = """examples:
+  sam3-serve --repository build/repository
+  sam3-serve --repository build/packages --resolution 672 --gpus all --gpu-memory 8GB
+  sam3-serve --repository build/repository --check          says what would be served, on what, and starts nothing"""
+log = logging.getLogger("ensemble.serve")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Starts the embedded Triton on a repository and keeps it until Ctrl-C. Exit status 1: it cannot start, or cannot
     be kept."""
-    parser = argparse.ArgumentParser(
-        prog="sam3-serve",
-        description="Serve a model repository with the embedded Triton server (no Docker, no GPU needed).",
-        epilog="example: sam3-serve --repository build/repository --http-port 8000 --grpc-port 8001",
+    options = _parser().parse_args(argv)
+    handler = RichHandler(show_path=False, show_time=False, markup=False)
+    handler.console.stderr = True
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", handlers=[handler]
     )
-    parser.add_argument("--repository", type=Path, required=True, help="folder that sam3-export wrote")
-    for kind, port in zip(("http", "grpc", "metrics"), DEFAULT_PORTS, strict=True):
-        parser.add_argument(
-            f"--{kind}-port", type=int, help=f"0 for a free one; default {port}, or a free one where it is taken"
-        )
-    parser.add_argument("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
-    parser.add_argument(
-        "--resolutions", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository"
-    )
-    add_front_options(parser)
-    parser.add_argument(
-        "--gpu-memory-mb", type=float, help="memory that the models may take; default: what is free on the GPU"
-    )
-    parser.add_argument(
-        "--probe-interval",
-        type=float,
-        default=20.0,
-        help="seconds between probes by a real inference; default %(default)s",
-    )
-    parser.add_argument("--verbose", action="store_true", help="show Triton's whole log")
-    parser.add_argument("arguments", nargs="*", help="further tritonserver arguments, after --")
-    options = parser.parse_args(argv)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server = EmbeddedServer(
             options.repository,
             *_ports(options.address, (options.http_port, options.grpc_port, options.metrics_port)),
             address=options.address,
-            verbose=options.verbose,
             arguments=options.arguments,
-            resolutions=options.resolutions,
-            gpu_memory_mb=options.gpu_memory_mb,
+            resolutions=options.resolution,
+            gpus=range(max(1, len(gpu.gpus()))) if options.gpus == "all" else options.gpus,
+            gpu_memory_mb=options.gpu_memory,
             front=front_settings(options),
-            log=say,
+            sub_models=options.sub_models,
         )
-        say(f"starting Triton on {server.repository} ...")
+        if options.check:
+            report = server.check()
+            for line in report["lines"]:
+                log.info(line)
+            print(json.dumps(report))
+            return 0
+        log.info("starting Triton on %s ...", server.repository)
         with server:
-            print(
-                json.dumps(
-                    {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}
-                ),
-                flush=True,
-            )
-            say("ready; Ctrl-C stops it")
-            supervise(server, options.probe_interval, say)
+            urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}
+            print(json.dumps(urls), flush=True)
+            log.info("ready; Ctrl-C stops it")
+            supervise(server, options.probe_interval)
     except KeyboardInterrupt:
-        say("stopped")
+        log.info("stopped")
     except ServerError as error:
-        say(f"sam3-serve: {error}")
+        log.error("sam3-serve: %s", error)
         return 1
     return 0
 
@@ -140,6 +83,56 @@ def front_settings(options: argparse.Namespace) -> dict[str, int]:
     return {name: value for name in FRONT_SETTINGS if (value := getattr(options, name)) is not None}
 
 
+def version() -> str:
+    """This project's version and those of what it serves with."""
+    names = ("sam3-triton", "nvidia-pytriton", "tritonclient", "onnxruntime-gpu", "torch", "numpy")
+    found = []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return ", ".join([*found, f"Python {platform.python_version()}", platform.platform()])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sam3-serve",
+        description="Serve a model repository with the embedded Triton server (no Docker, no GPU needed).",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--version", action="version", version=version())
+    add("--repository", type=Path, required=True, help="folder that sam3-export wrote")
+    add("--check", action="store_true", help="say what would be served, on what, and whether it fits; start nothing")
+    for kind, port in zip(("http", "grpc", "metrics"), DEFAULT_PORTS, strict=True):
+        add(f"--{kind}-port", type=int, help=f"0 for a free one; default {port}, or a free one where it is taken")
+    add("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
+    add("--resolution", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository")
+    add("--gpus", type=_gpus, default=(0,), help="GPUs to serve on: all, or numbers as in 0,2; default: the first")
+    add("--gpu-memory", type=parse_mb, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
+    add_front_options(parser)
+    add("--sub-models", action="store_true", help="serve each sub-model as a Triton model too, to measure the parts")
+    add(
+        "--probe-interval",
+        type=float,
+        default=20.0,
+        help="seconds between probes by a real inference; default %(default)s",
+    )
+    add("--verbose", action="store_true", help="show Triton's whole log")
+    add("arguments", nargs="*", help="further tritonserver arguments, after --")
+    return parser
+
+
+def _gpus(text: str) -> str | tuple[int, ...]:
+    if text == "all":
+        return text
+    if not all(part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected all, or numbers with commas between them as in 0,2; got {text!r}")
+    return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
 def _ports(address: str, given: Sequence[int | None]) -> list[int]:
     """The given ports; for the others Triton's defaults, or free ones where any of those is taken."""
     try:
@@ -148,7 +141,3 @@ def _ports(address: str, given: Sequence[int | None]) -> list[int]:
     except ServerError:
         defaults = (0, 0, 0)
     return [default if port is None else port for port, default in zip(given, defaults, strict=True)]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,19 +9,20 @@ with in place of what is free.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ensemble.server import repository as placement
-from ensemble.server import start_check
+from ensemble.server import repository, start_check
 from ensemble.server.requirements import ServerError
 
+log = logging.getLogger(__name__)
 REPOSITORY_FLAG = "--model-repository="
 RESOLUTIONS, MEMORY = "SAM3_RESOLUTIONS", "SAM3_GPU_MEMORY_MB"
-SETTINGS = {f"SAM3_{name.upper()}": name for name in placement.FRONT_SETTINGS}
+SETTINGS = {f"SAM3_{name.upper()}": name for name in repository.FRONT_SETTINGS}
 """Environment variable -> what it changes of the front models."""
 
 
@@ -30,34 +31,35 @@ def prepare(
 ) -> list[str]:
     """The server's arguments with the repository of what can be served in them. Raises ServerError where nothing can,
     or what is wanted cannot."""
-    repository = next((Path(a.removeprefix(REPOSITORY_FLAG)) for a in arguments if a.startswith(REPOSITORY_FLAG)), None)
-    if repository is None:
+    folder = next((Path(a.removeprefix(REPOSITORY_FLAG)) for a in arguments if a.startswith(REPOSITORY_FLAG)), None)
+    if folder is None:
         raise ServerError(f"expected {REPOSITORY_FLAG}FOLDER among the server's arguments, got {' '.join(arguments)}")
-    known = placement.read(repository)
+    known = repository.read(folder)
     if not known:
         raise ServerError(
-            f"expected a front model (sam3_r<resolution>) in {repository}, found none; write one with sam3-export"
+            f"expected a front model (sam3_r<resolution>) in {folder}, found none; write one with sam3-export"
         )
-    wanted = placement.choose(known, resolutions) if resolutions else [s for s in known if not s.missing] or known
-    served = placement.adjusted(wanted, front)
+    wanted = repository.choose(known, resolutions) if resolutions else [s for s in known if not s.missing] or known
+    served = repository.adjusted(wanted, front)
     pool = start_check.fixed_pool(arguments)
-    start_check.check(repository, served, start_check.Host.here(stated_mb), pool, _say)
+    start_check.check(folder, served, start_check.Host.here(stated_mb), pool)
     unbuilt = [s for s in known if s.missing]
     if unbuilt and not resolutions:
         names = ", ".join(s.variant.front_name for s in unbuilt)
-        _say(
+        log.warning(
             f"not served, since not built: {names}; build"
-            f" with\n{placement.build_command(unbuilt, repository, force=False)}"
+            f" with\n{repository.build_command(unbuilt, folder, force=False)}"
         )
     if served == known:
         return list(arguments)
-    root = placement.view(served, Path(tempfile.mkdtemp(prefix="sam3-")))
+    root = repository.container_view(served, Path(tempfile.mkdtemp(prefix="sam3-")))
     return [f"{REPOSITORY_FLAG}{root}" if a.startswith(REPOSITORY_FLAG) else a for a in arguments]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Never returns where all is well: the process is the server then. 1: it cannot be served; 2: the command line or
     the environment cannot be."""
+    logging.basicConfig(level=logging.INFO, format="start check: %(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if not arguments:
@@ -67,20 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         front = {name: int(value) for variable, name in SETTINGS.items() if (value := os.environ.get(variable))}
         command = prepare(arguments, resolutions, float(stated) if stated else None, front)
     except ServerError as error:
-        _say(str(error))
+        log.warning(str(error))
         return 1
     except ValueError as error:
-        _say(
+        log.warning(
             f"{error}; {RESOLUTIONS} are numbers with spaces between them, {MEMORY} and {', '.join(SETTINGS)} one"
             " number each"
         )
         return 2
     sys.stdout.flush()
     os.execvp(command[0], command)
-
-
-def _say(line: str) -> None:
-    print(f"start check: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""A model repository in, a running Triton server out: the `EmbeddedServer` that `sam3-serve`, the demo, the tests and
-the benchmarks use.
+"""The embedded server: a real Triton on a model repository, for `sam3-serve`, the demo, the tests and the benchmarks.
 
 The binary is NVIDIA's own, from the `nvidia-pytriton` wheel, with its python backend and nothing else; a container with
 the full set of backends is what `docker-compose.yml` starts. What the server needs is checked before it starts, since
@@ -9,29 +8,23 @@ its own messages name symptoms and not causes.
 from __future__ import annotations
 
 import json
-import os
-import re
+import logging
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from ensemble.engines.turns import turns_path
-from ensemble.server import gpu, start_check
-from ensemble.server import repository as placement
+from ensemble.server import gpu, repository, start_check
 from ensemble.server.memory import MB, pool_mb
+from ensemble.server.process import ServerProcess
 from ensemble.server.requirements import (
     ServerError,
     check_numpy,
@@ -41,31 +34,21 @@ from ensemble.server.requirements import (
     find_triton,
     lay_out_backends,
 )
-from ensemble.spec import Variant, is_front_name
+from ensemble.spec import is_front_name
 
 NO_METRICS = "--allow-metrics=false"
 PROBE_SIDE = 14
 """Pixels a side of the black frame that a probe sends."""
-LOG_LINE = re.compile(r"^(?P<level>[IWEF])\d{4} (?P<time>[\d:]+)\.\d+ \d+ [\w.]+:\d+\] (?P<text>.*)$")
-LEVELS = {"I": "info", "W": "warning", "E": "error", "F": "fatal"}
-NO_GPU_NOISE = re.compile("cuda|dcgm|nvml|pinned", re.IGNORECASE)
-"""What Triton complains of at every start on a machine without a GPU: nothing is wrong there, and nothing is to be
-done."""
-DIE_WITH_PARENT = """import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-if os.getppid() == int(sys.argv[1]):  # else it died before that
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
-"""A small program that becomes the one in its arguments, which ends in order when its parent dies, however that dies.
-In a process of its own and not in `preexec_fn`, which may hang where the caller has threads."""
+log = logging.getLogger(__name__)
 
 
 class EmbeddedServer:
     """Starts Triton on a repository, waits until every model answers, stops it at the end of a `with` block.
 
-    Port 0 means a free one. `resolutions` are those to serve, all where none is named; `front` changes their front
-    models (`placement.FRONT_SETTINGS`), which otherwise are as exported; `gpu_memory_mb` is reckoned with in place of
-    what is free on the GPU. `log` gets one readable line at a time. Raises ServerError with a remedy where something is
+    Port 0 means a free one. `resolutions` are those to serve, all where none is named. `front` changes their front
+    models (`repository.FRONT_SETTINGS`), which otherwise are as exported. `gpus` are the numbers of the GPUs to serve
+    on, the first where none is named; `gpu_memory_mb` is how much of each may be taken, what is free where it is None.
+    With `sub_models` each sub-model is a Triton model of its own. Raises ServerError with a remedy where something is
     missing.
     """
 
@@ -77,31 +60,23 @@ class EmbeddedServer:
         metrics_port: int = 0,
         *,
         address: str = "127.0.0.1",
-        log: Callable[[str], None] | None = None,
-        verbose: bool = False,
         start_timeout: float = 180.0,
         arguments: Sequence[str] = (),
         resolutions: Sequence[int] = (),
+        gpus: Sequence[int] = (0,),
         gpu_memory_mb: float | None = None,
         front: Mapping[str, int] | None = None,
+        sub_models: bool = False,
     ) -> None:
         self.repository = Path(repository).resolve()
-        self.address, self._log, self._verbose, self._timeout, self._arguments = (
-            address,
-            log,
-            verbose,
-            start_timeout,
-            tuple(arguments),
-        )
+        self.address, self._timeout, self._arguments = address, start_timeout, tuple(arguments)
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
-        self._front = dict(front or {})
-        self._root = self.repository
-        self.pool_mb = 0.0
-        """Megabytes of Triton's CUDA pool on its GPU; 0 before the start and where no model is placed on one."""
+        self._gpus, self._front, self._sub_models = tuple(gpus), dict(front or {}), sub_models
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
-        self.tail: deque[str] = deque(maxlen=60)
-        self._process: subprocess.Popen[str] | None = None
+        self.root = self.repository
+        """The repository that Triton was started with."""
+        self._process: ServerProcess | None = None
         self._scratch: Path | None = None
 
     @property
@@ -125,7 +100,12 @@ class EmbeddedServer:
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.running
+
+    @property
+    def warnings(self) -> list[str]:
+        """Triton's latest warnings and errors."""
+        return list(self._process.warnings) if self._process else []
 
     def __enter__(self) -> EmbeddedServer:
         return self.start()
@@ -142,27 +122,23 @@ class EmbeddedServer:
         package = find_triton()
         check_numpy()
         libpython = find_libpython()
-        found = placement.read(self.repository)
-        served = placement.choose(found, self._resolutions) if self._resolutions else found
-        served = placement.adjusted(served, self._front)
-        host = start_check.Host(gpu.serving(), stated_mb=self._gpu_memory_mb)
+        served, cards = self._served(), self._cards()
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
-            start_check.check(self.repository, served, host, self._pool, self._log or (lambda line: None))
+            self._check(served, cards)
+        # A GPU more is work for as many front models more.
+        wide = [replace(s, variant=s.variant.with_instances(max(1, len(cards)))) for s in served]
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
-            if served != found:
-                self._root = placement.view(served, self._scratch)
+            self.root = repository.lay_out(wide, self._scratch, list(cards), self._sub_models)
             command = self._command(package, lay_out_backends(package, self._scratch))
-            if any(s.on_gpu for s in served):
-                self.pool_mb = self._pool([s.variant for s in served])
-                if host.card and start_check.stated_pool_mb(self._arguments) is None:
-                    command.append(f"{start_check.POOL_FLAG}{round(self.pool_mb * MB)}")
-            started: Future[subprocess.Popen[str]] = Future()
-            threading.Thread(
-                target=self._live, args=(command, environment(package, libpython), started), daemon=True
-            ).start()
-            self._process = started.result()
+            # Models in one process hand over no GPU tensors: Triton's pools would be memory that nobody uses.
+            command += [
+                f"--cuda-memory-pool-byte-size={number}:{round(self._pool_mb(served) * MB)}" for number in cards
+            ]
+            command += self._arguments
+            self._process = ServerProcess(command, environment(package, libpython))
             self._wait_until_ready()
+            self._process.watch_children()
         except BaseException:
             self.stop()
             raise
@@ -170,28 +146,18 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """Ends the server and what it left in shared memory; may be called twice."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
+        if self._process is not None:
+            self._process.stop()
         for leftover in Path("/dev/shm").glob(f"{self.identity}*"):
             leftover.unlink(missing_ok=True)
-        if self._process is not None:
-            turns_path(self._process.pid).unlink(missing_ok=True)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
     def wait(self, timeout: float) -> None:
-        """Blocks for `timeout` seconds while the server runs. Raises ServerError when it ends by itself."""
+        """Blocks for `timeout` seconds while the server runs. Raises ServerError when it, or the process of one of its
+        models, ends by itself."""
         assert self._process is not None, "start() comes first"
-        try:
-            code = self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            return
-        raise ServerError(f"Triton stopped by itself (exit code {code}).\n{self._errors()}")
+        self._process.wait(timeout)
 
     def probe(self, timeout: float = 60.0) -> None:
         """Sends every front model one black frame. Raises ServerError where one does not answer.
@@ -210,7 +176,7 @@ class EmbeddedServer:
                 {"name": "classes", "datatype": "BYTES", "shape": [1, 1], "data": ["object"]},
             ]
         }
-        for config in sorted(self._root.glob("*/config.pbtxt")):
+        for config in sorted(self.root.glob("*/config.pbtxt")):
             if not is_front_name(config.parent.name):
                 continue
             url = f"http://{self.http_url}/v2/models/{config.parent.name}/infer"
@@ -228,7 +194,7 @@ class EmbeddedServer:
         return [
             str(package / "tritonserver" / "bin" / "tritonserver"),
             f"--id={self.identity}",
-            f"--model-repository={self._root}",
+            f"--model-repository={self.root}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.identity}",
             "--disable-auto-complete-config",
@@ -237,52 +203,51 @@ class EmbeddedServer:
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
-            *self._arguments,
         ]
 
-    def _pool(self, variants: Sequence[Variant]) -> float:
-        """Megabytes of Triton's CUDA pool: as in the further arguments, else what the variants need."""
-        stated = start_check.stated_pool_mb(self._arguments)
-        return pool_mb(variants) if stated is None else stated
+    def check(self) -> dict[str, Any]:
+        """What `start` would serve and on what, for people (`lines`) and programs. Raises ServerError where it cannot
+        start."""
+        check_repository(self.repository)
+        find_triton()
+        check_numpy()
+        find_libpython()
+        served, cards = self._served(), self._cards()
+        self._check(served, cards)
+        return start_check.report(served, cards, self._pool_mb(served))
 
-    def _live(
-        self, command: Sequence[str], environment: Mapping[str, str], started: Future[subprocess.Popen[str]]
-    ) -> None:
-        """The thread that starts the server and reads its log to the end: Linux calls a process orphaned when the
-        *thread* that made it has ended."""
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-            )
-        except OSError as error:
-            started.set_exception(error)
-            return
-        started.set_result(process)
-        assert process.stdout is not None, "it was opened as a pipe"
-        for line in process.stdout:
-            level, text = _readable(line.rstrip())
-            self.tail.append(text)
-            if self._log and (self._verbose or self._matters(level, text)):
-                self._log(text)
-        process.wait()
+    def _served(self) -> list[repository.Served]:
+        found = repository.read(self.repository)
+        chosen = repository.choose(found, self._resolutions) if self._resolutions else found
+        return repository.adjusted(chosen, self._front)
 
-    @staticmethod
-    def _matters(level: str, text: str) -> bool:
-        on_gpu = Path("/dev/nvidiactl").exists()
-        return level in ("warning", "error", "fatal") and (on_gpu or not NO_GPU_NOISE.search(text))
+    def _cards(self) -> dict[int, gpu.Gpu | None]:
+        """The GPUs to serve on by number, None for one that NVML does not show: no GPU at all for models of the CPU.
+        Raises ServerError for a number that is not there."""
+        if not any(s.on_gpu for s in self._served()):
+            return {}
+        there = gpu.gpus()
+        missing = [number for number in self._gpus if number >= len(there)]
+        if there and missing:
+            raise ServerError(f"expected GPUs 0 to {len(there) - 1}, got {', '.join(map(str, missing))}")
+        return {number: there[number] if there else None for number in self._gpus}
+
+    def _check(self, served: Sequence[repository.Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
+        for card in cards.values() or (None,):
+            host = start_check.Host(card, stated_mb=self._gpu_memory_mb)
+            start_check.check(self.repository, served, host, lambda variants: self._pool_mb(served))
+
+    def _pool_mb(self, served: Sequence[repository.Served]) -> float:
+        """Megabytes of Triton's pool on each GPU: models in one process hand over no GPU tensors, so none there."""
+        return pool_mb([s.variant for s in served]) if self._sub_models else 0.0
 
     def _wait_until_ready(self) -> None:
+        assert self._process is not None, "start() has made it"
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
             if not self.running:
                 time.sleep(0.3)  # the last log lines
-                raise ServerError(f"Triton did not start.\n{self._errors()}")
+                raise ServerError(f"Triton did not start.\n{self._process.errors()}")
             if self._get("/v2/health/ready") is not None:
                 about = json.loads(self._get("/v2") or "{}")
                 if about.get("name") != self.identity:
@@ -293,7 +258,7 @@ class EmbeddedServer:
                 if NO_METRICS in self._arguments or self._get("/metrics", self.metrics_url) is not None:
                     return
             time.sleep(0.1)
-        raise ServerError(f"Triton was not ready after {self._timeout:.0f} s.\n{self._errors()}")
+        raise ServerError(f"Triton was not ready after {self._timeout:.0f} s.\n{self._process.errors()}")
 
     def _get(self, path: str, url: str | None = None) -> str | None:
         try:
@@ -301,10 +266,6 @@ class EmbeddedServer:
                 return answer.read().decode() or "{}"
         except (OSError, urllib.error.URLError):
             return None
-
-    def _errors(self) -> str:
-        bad = [line for line in self.tail if " error " in line or " fatal " in line] or list(self.tail)[-15:]
-        return "\n".join(dict.fromkeys(bad))
 
 
 def choose_ports(address: str, wanted: Sequence[int]) -> list[int]:
@@ -327,12 +288,3 @@ def choose_ports(address: str, wanted: Sequence[int]) -> list[int]:
         for probe in sockets:
             probe.close()
     return ports
-
-
-def _readable(line: str) -> tuple[str, str]:
-    match = LOG_LINE.match(line)
-    if match is None:
-        return "", line
-    level = LEVELS[match["level"]]
-    text = match["text"].strip('"')
-    return level, f"{match['time']} {level} {text}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,10 +22,20 @@ from ensemble.spec import Variant, check_resolution
 
 MB = 2**20
 """Bytes in a megabyte as nvidia-smi counts it."""
+UNITS = {"": MB, "MB": MB, "M": MB, "MIB": MB, "GB": 2**30, "G": 2**30, "GIB": 2**30}
 FUSED_TILE = 64
 """Rows of a tile of fused attention kernels. See `score_bytes`."""
 DEFAULT_POOL_MB = 64.0
 """Triton's own `--cuda-memory-pool-byte-size`."""
+
+
+def parse_mb(text: str) -> float:
+    """`8GB`, `8192MB` or `8192` as megabytes, as vendors and nvidia-smi count memory: 1 GB is 1024 MB. Raises
+    ValueError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS or not float(match[1]):
+        raise ValueError(f"expected an amount of memory as in 8GB or 8192MB, got {text!r}")
+    return float(match[1]) * UNITS[match[2].upper()] / MB
 
 
 @dataclass(frozen=True, slots=True)

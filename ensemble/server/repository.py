@@ -1,5 +1,5 @@
-"""A model repository in; what it serves, on which engine, from which files and whether on a GPU, out. Nothing is
-loaded. Standard library only.
+"""A model repository as it lies on disk: what it serves, on which engine and from which files; and the folder from which
+a server is started. Nothing is loaded. Standard library only.
 
 A front model's configuration carries its variant, and the variant names the sub-models: so what is missing is known as
 well.
@@ -8,7 +8,6 @@ well.
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import pbtxt
+from ensemble.pbtxt import ModelConfig
 from ensemble.server.requirements import ServerError
 from ensemble.spec import ENGINES, Variant, is_front_name
 
@@ -27,8 +27,6 @@ FRONT_SETTINGS = {
     "queue_delay_us": "microseconds that a frame waits for others to make a batch with",
 }
 """Fields of a `Variant` that a server can change without another export."""
-_VARIANT = re.compile(r'key: "variant", value: { string_value: ("(?:[^"\\]|\\.)*")')
-_ENGINE = re.compile(r'key: "engine", value: { string_value: "(\w+)"')
 
 
 @dataclass(frozen=True)
@@ -39,22 +37,18 @@ class Artifact:
     folder: Path
 
     @cached_property
-    def config(self) -> str:
-        """The text of `config.pbtxt`; empty where there is none."""
-        path = self.folder / "config.pbtxt"
-        return path.read_text() if path.is_file() else ""
+    def config(self) -> ModelConfig:
+        return pbtxt.read(self.folder / "config.pbtxt")
 
-    @cached_property
+    @property
     def engine(self) -> str:
         """One of `spec.ENGINES`; empty where no configuration says."""
-        if 'backend: "tensorrt"' in self.config:
-            return "tensorrt"
-        found = _ENGINE.search(self.config)
-        return found[1] if found else ""
+        native = [engine.name for engine in ENGINES.values() if engine.backend == self.config.backend != "python"]
+        return native[0] if native else self.config.parameters.get("engine", "")
 
     @property
     def on_gpu(self) -> bool:
-        return "kind: KIND_GPU" in self.config
+        return self.config.on_gpu
 
     @property
     def path(self) -> Path:
@@ -107,17 +101,15 @@ def read(repository: Path) -> list[Served]:
 def read_variant(config: Path) -> Variant:
     """The variant in a front model's `config.pbtxt`. Raises ServerError where there is none, or one of another
     version."""
-    match = _VARIANT.search(config.read_text())
+    told = pbtxt.read(config).parameters.get("variant")
+    if told is None:
+        raise ServerError(f"{config} names no variant; write the repository again with sam3-export")
     try:
-        return Variant.from_dict(json.loads(json.loads(match[1]))) if match else _nothing(config)
+        return Variant.from_dict(json.loads(told))
     except (TypeError, ValueError) as error:
         raise ServerError(
             f"{config} names a variant that cannot be ({error}); write the repository again with sam3-export"
         ) from None
-
-
-def _nothing(config: Path) -> Variant:
-    raise ServerError(f"{config} names no variant; write the repository again with sam3-export")
 
 
 def choose(served: Sequence[Served], resolutions: Sequence[int]) -> list[Served]:
@@ -150,20 +142,61 @@ def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Serv
         raise ServerError(str(error)) from None
 
 
-def view(served: Sequence[Served], folder: Path) -> Path:
+def lay_out(served: Sequence[Served], folder: Path, gpus: Sequence[int] = (), sub_models: bool = False) -> Path:
+    """The repository that the embedded server loads, in `folder`, which it returns: the front models, and the engine
+    model that holds their sub-models on each of `gpus`, or on the CPU where none is named.
+
+    With `sub_models` each sub-model is a Triton model of its own instead, and the front models call them. Artifacts are
+    linked, never copied. Raises ServerError for an engine that only the container has.
+    """
+    root = folder / "repository"
+    for one in served:
+        for artifact in one.artifacts:
+            if artifact.config.backend not in ("python", ""):
+                raise ServerError(
+                    f"{artifact.model} is a {artifact.config.backend} model, which the embedded server cannot run;"
+                    " start it with docker compose up, or export for this server with sam3-export --engine onnxruntime"
+                )
+        front = pbtxt.write(one.variant.front, one.variant, one.engine, root, engine_model=not sub_models)
+        text_encoder = next(a for a in one.artifacts if a.model == one.variant.text_encoder.name)
+        _link(front / "1" / "tokenizer.json", text_encoder.folder / "1" / "tokenizer.json")
+        for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
+            if sub_models:
+                own = pbtxt.write(model, one.variant, artifact.engine, root)
+                for file in artifact.path.parent.iterdir():
+                    if file.suffix != ".py":
+                        _link(own / "1" / file.name, file)
+    if not sub_models:
+        engines = {
+            one.variant.front_name: (
+                one.variant,
+                {m.part: a.engine for m, a in zip(one.variant.sub_models, one.artifacts, strict=True)},
+            )
+            for one in served
+        }
+        engine = pbtxt.write_engine(engines, gpus, root)
+        for artifact in (a for one in served for a in one.artifacts):
+            _link(engine / "1" / artifact.model, artifact.folder)
+    return root
+
+
+def _link(link: Path, target: Path) -> None:
+    if not link.is_symlink():
+        link.symlink_to(target.resolve())
+
+
+def container_view(served: Sequence[Served], folder: Path) -> Path:
     """A model repository in `folder` that holds links to these models alone, and configurations of its own for adjusted
-    front models; returns it."""
+    front models; returns it. Triton itself runs the sub-models."""
     root = folder / "repository"
     root.mkdir()
     for one in served:
         if one.variant != read_variant(one.folder / "config.pbtxt"):
             pbtxt.write(one.variant.front, one.variant, one.engine, root)
         else:
-            (root / one.folder.name).symlink_to(one.folder.resolve())
-        for model in (a.folder for a in one.artifacts):
-            link = root / model.name
-            if not link.is_symlink():
-                link.symlink_to(model.resolve())
+            _link(root / one.folder.name, one.folder)
+        for artifact in one.artifacts:
+            _link(root / artifact.model, artifact.folder)
     return root
 
 

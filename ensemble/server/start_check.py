@@ -8,7 +8,8 @@ manifests, and from the model that `sam3-perf capacity` uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ensemble.server.repository import Artifact, Served, build_command
 from ensemble.server.requirements import ServerError
 from ensemble.spec import RESOLUTIONS, Variant
 
+log = logging.getLogger(__name__)
 POOL_FLAG = "--cuda-memory-pool-byte-size=0:"
 """Of the GPU that models are placed on, by the number that CUDA gives it here."""
 Pool = Callable[[Sequence[Variant]], float]
@@ -39,18 +41,36 @@ class Host:
         return cls(gpu.serving(), gpu.tensorrt_version(), stated_mb)
 
 
-def check(
-    repository: Path, served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None] = lambda line: None
-) -> None:
-    """Raises ServerError where these front models cannot be served on `host`; `say` hears what could not be looked
-    at."""
+def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool) -> None:
+    """Raises ServerError where these front models cannot be served on `host`; what could not be looked at is a
+    warning."""
     check_built(repository, served)
     placed = [s for s in served if s.on_gpu]
     if not placed:
         return
     if host.card:
-        check_built_for(repository, placed, host.card, host.tensorrt, say)
-    check_memory(placed, host, pool, say)
+        check_built_for(repository, placed, host.card, host.tensorrt)
+    check_memory(placed, host, pool)
+
+
+def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool_mb: float) -> dict[str, Any]:
+    """What is served on what, and the memory that it is reckoned to take: `lines` for people, the rest for programs."""
+    models = [
+        {"model": s.variant.front_name, "engine": s.engine, "max_batch": s.variant.max_batch, "on_gpu": s.on_gpu}
+        for s in served
+    ]
+    lines = [f"{m['model']}: {m['engine']}, batches of up to {m['max_batch']} frames" for m in models]
+    placed = [s for s in served if s.on_gpu]
+    needed = need_of(placed, lambda variants: pool_mb) if placed else None
+    found = []
+    for number, card in cards.items():
+        free = card.free_mb if card else None
+        found.append({"gpu": number, "name": card.name if card else None, "free_mb": free})
+        what = f"{card.name}, {card.free_mb:,.0f} of {card.total_mb:,.0f} MB free" if card else "NVML shows none here"
+        lines.append(f"GPU {number}: {what}; needed, modelled: {needed}")
+    if not cards:
+        lines.append("on the CPU")
+    return {"models": models, "gpus": found, "needed_mb": round(needed.total) if needed else 0, "lines": lines}
 
 
 def check_built(repository: Path, served: Sequence[Served]) -> None:
@@ -65,9 +85,7 @@ def check_built(repository: Path, served: Sequence[Served]) -> None:
         )
 
 
-def check_built_for(
-    repository: Path, served: Sequence[Served], card: gpu.Gpu, tensorrt: str | None, say: Callable[[str], None]
-) -> None:
+def check_built_for(repository: Path, served: Sequence[Served], card: gpu.Gpu, tensorrt: str | None) -> None:
     """Raises ServerError, with the command that builds again, where an artifact was made for another GPU or another
     TensorRT."""
     wrong: dict[str, str] = {}
@@ -81,13 +99,13 @@ def check_built_for(
                 wrong[artifact.model] = _version(artifact, made)
                 foreign.append(one)
     if untold:
-        say(
+        log.warning(
             "not compared with this GPU, since their manifests do not say what they were built for:"
             f" {', '.join(dict.fromkeys(untold))}"
         )
     engines = {a.engine for s in served for a in s.artifacts}
     if "tensorrt" in engines and tensorrt is None:
-        say("not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here")
+        log.warning("not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here")
     if wrong:
         have = (
             f"{f'TensorRT {tensorrt} on ' if tensorrt and 'tensorrt' in engines else ''}{card.name} (compute capability"
@@ -120,14 +138,14 @@ def _version(artifact: Artifact, made: dict[str, Any]) -> str:
     return f"{start}{made.get('gpu', 'an unnamed GPU')} ({made.get('compute_capability', 'unknown')})"
 
 
-def check_memory(served: Sequence[Served], host: Host, pool: Pool, say: Callable[[str], None]) -> None:
+def check_memory(served: Sequence[Served], host: Host, pool: Pool) -> None:
     """Raises ServerError with the figures, and with what does fit, where the models need more than is free."""
     if host.stated_mb is not None:
         free, have = host.stated_mb, f"the GPU has {host.stated_mb:,.0f} MB, as stated"
     elif card := host.card:
         free, have = card.free_mb, f"{card.name} has {card.total_mb:,.0f} MB, {card.free_mb:,.0f} of them free"
     else:
-        say("memory is not checked: the models are placed on a GPU, and NVML shows none here")
+        log.warning("memory is not checked: the models are placed on a GPU, and NVML shows none here")
         return
     wanted = need_of(served, pool)
     if wanted.total <= free:

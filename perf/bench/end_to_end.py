@@ -117,7 +117,7 @@ def measure_server(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """For each number of frames under way perf_analyzer's figures of a front model with the most GPU memory that its
     server had in use so far; and what the server says of stages and models."""
-    variant, log = served.variant, []  # type: ignore[var-annotated]
+    variant = served.variant
     name, before_mb = variant.front_name, gpu.used_mb()
     cosines = [c["cosine"] for a in served.artifacts for c in a.manifest.get("gate", {}).get("outputs", {}).values()]
     with tempfile.TemporaryDirectory() as folder, Analyzer() as analyzer:
@@ -127,7 +127,7 @@ def measure_server(
         )
         front = front_settings(options)
         with EmbeddedServer(
-            options.repository, log=log.append, resolutions=[variant.resolution], front=front
+            options.repository, resolutions=[variant.resolution], front=front
         ) as server:
             look_once(server.grpc_url, name, shown[0], options.classes)
             for in_flight in sorted(options.in_flight):
@@ -145,7 +145,7 @@ def measure_server(
                 row |= {"mean_batch": round(own["mean_batch"], 2), "peak_mb": figures["gpu_memory_mb"]}
                 row |= {"cosine": round(min(cosines), 6)}
                 more = {"resolution": variant.resolution, **load, **{n: round(v, 2) for n, v in own.items()}, **figures}
-                yield row, more | {"pool_mb": round(server.pool_mb), "variant": variant.to_dict(), "log": log[:10]}
+                yield row, more | {"variant": variant.to_dict(), "log": server.warnings[:10]}
 
 
 def look_once(url: str, model: str, picture: inputs.SampleFrame, classes: int) -> None:

@@ -1,5 +1,4 @@
-"""A front model of an exported repository, opened in this process: held-out scenes and their questions in, its answers
-out.
+"""A front model of an exported repository, opened in this process to answer held-out scenes and their questions.
 
 The artifacts are run by their own engines, and between them runs what runs in the server: requests are parsed, frames
 scaled and pairs, picks and masks handled by the modules of `ensemble/`. Only Triton is left out.
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ensemble import postprocess, request
-from ensemble.pipeline import Pipeline
+from ensemble.pipeline import Job, Pipeline
 from ensemble.preprocess.cpu import CpuPreprocessor
 from ensemble.prompts import PromptTokenizer
 from ensemble.records import ModelSpec
@@ -45,14 +44,14 @@ def opened(served: Served) -> Iterator[Callable[[Iterable[Case]], Answers]]:
             made = runs[model.part]({tensor.name: inputs[tensor.name] for tensor in model.inputs})
             return {name: made[name] for name in outputs}
 
-        pipeline = Pipeline(variant, PromptTokenizer(path, variant.checkpoint.context_length), call)
+        tokenizer, pipeline = PromptTokenizer(path, variant.checkpoint.context_length), Pipeline(variant, call)
         preprocess = CpuPreprocessor(variant.resolution, stack.enter_context(ThreadPoolExecutor(variant.max_batch)))
 
         def answer(cases: Iterable[Case]) -> Answers:
             for batch in batches(cases, variant.max_batch):
                 requests = [request.parse(arrays(case, variant), variant.max_boxes) for case in batch]
                 pixel_values, _ = preprocess(requests)
-                found = pipeline.run([pipeline.prepare(r) for r in requests], pixel_values)
+                found = pipeline.run([Job(r, [tokenizer(name) for name in r.classes]) for r in requests], pixel_values)
                 for case, detections in zip(batch, found, strict=True):
                     yield by_question(case, detections, variant.mask_size)
 

@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             summary, samples = asyncio.run(run(a.url, a.model, None))
         else:
             model = a.model or steps.repository(a.repository, a.checkpoint, a.resolution, 50)
-            with EmbeddedServer(a.repository, log=say) as server:
+            with EmbeddedServer(a.repository) as server:
                 summary, samples = asyncio.run(run(server.grpc_url, model, server.pid))
     except (steps.DemoError, ServerError, Sam3ServerError, ValueError) as error:
         say(f"soak: {error}")

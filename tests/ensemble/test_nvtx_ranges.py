@@ -37,6 +37,6 @@ def test_every_stage_of_a_frame_is_marked_in_order():
         yield
 
     variant = Variant(resolution=28)
-    pipeline = Pipeline(variant, None, lambda model, inputs, outputs: dict.fromkeys(outputs), annotate=annotate)  # type: ignore[arg-type]
+    pipeline = Pipeline(variant, lambda model, inputs, outputs: dict.fromkeys(outputs), annotate=annotate)
     assert pipeline.run([], np.zeros((1, 3, 28, 28), np.uint8)) == []
     assert marked == ["text", "vision", "geometry", "pack"], "no classes, so nothing to decode"
