@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,9 +38,11 @@ class NoSuchCamera(LookupError):  # noqa: N818 - the name says what happened
 
 
 class Board:
-    """The views of all cameras; a handler for `run_fleet`. Draws only the frames that a browser requests."""
+    """The views of all cameras; a handler for `run_fleet`. Draws only the frames that a browser requests. `clock` is in
+    seconds."""
 
-    def __init__(self, cameras: Sequence[Camera]) -> None:
+    def __init__(self, cameras: Sequence[Camera], clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.cameras = {camera.config.name: camera for camera in cameras}
         self.views = {name: View() for name in self.cameras}
 
@@ -49,7 +51,7 @@ class Board:
         view.error = answer.error
         if answer.outcome == "answered":
             view.answer = answer
-            view.times.append(time.monotonic())
+            view.times.append(self._clock())
 
     def camera(self, name: str) -> Camera:
         """Raises NoSuchCamera."""
@@ -72,7 +74,7 @@ class Board:
 
     def figures(self) -> list[dict[str, Any]]:
         """Each camera as plain data, `state` one of `live`, `connecting`, `silent`, `lost`, `failed`, `ended`."""
-        now = time.monotonic()
+        now = self._clock()
         return [self._figures(camera, self.views[name], now) for name, camera in self.cameras.items()]
 
     def set_classes(self, name: str, names: Sequence[str]) -> None:

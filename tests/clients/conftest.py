@@ -1,4 +1,4 @@
-"""Known responses and known films for the client tests."""
+"""Fixtures of the client tests: responses and films with known contents, and ports that misbehave."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RTSP_PACKAGES = (
 
 @pytest.fixture
 def response() -> Callable[..., dict[str, np.ndarray]]:
-    """Makes the arrays of a response, as they come off the wire: a leading 1, the specification's dtypes."""
+    """Makes the arrays of a response as they are transmitted: with a leading 1 and the specification's dtypes."""
 
     def make(
         count: int = 2, masks: np.ndarray | None = None, rle: list[bytes] | None = None, **other: Any
@@ -91,7 +91,7 @@ def jpeg() -> bytes:
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port on which nothing listens."""
+    """A port that nothing listens on."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -99,7 +99,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that accepts connections and never says a word."""
+    """A port that accepts connections and never sends anything."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()

@@ -20,12 +20,12 @@ def test_bits_unpack_most_significant_first(detections):
     assert np.array_equal(found.masks, bits)
 
 
-def test_bits_of_a_width_that_fills_no_whole_byte(detections):
-    masks = np.random.default_rng(0).random((2, 20, 20)) < 0.5  # 20 bits are 3 bytes with 4 bits to spare
+def test_bits_of_a_width_that_is_not_a_multiple_of_eight(detections):
+    masks = np.random.default_rng(0).random((2, 20, 20)) < 0.5  # 20 bits are 3 bytes with 4 unused bits
     assert np.array_equal(detections(2, masks=masks).masks, masks)
 
 
-def test_bits_and_rle_say_the_same(detections, masks):
+def test_bits_and_rle_are_the_same_masks(detections, masks):
     by_bits, by_rle = detections(masks=masks), detections(rle=rle_of(masks))
     assert np.array_equal(by_bits.masks, by_rle.masks)
     assert by_bits.rle == by_rle.rle
@@ -33,7 +33,7 @@ def test_bits_and_rle_say_the_same(detections, masks):
     assert by_bits.rle[0]["size"] == [72, 72]
 
 
-def test_masks_that_were_not_asked_for(detections):
+def test_masks_that_were_not_requested(detections):
     found = detections()
     assert not found.has_masks
     for ask in (lambda: found.masks, lambda: found.rle, lambda: found.masks_at(10, 10)):
@@ -52,7 +52,7 @@ def test_masks_scale_to_the_frame(detections, masks, smooth):
     assert scaled[1].mean() == pytest.approx(masks[1].mean(), rel=0.03)
 
 
-def test_above_keeps_everything_in_step(detections, masks):
+def test_above_selects_all_fields(detections, masks):
     for found in (detections(masks=masks), detections(rle=rle_of(masks))):
         best = found.above(0.8)
         assert best.labels == ("red circle",)
@@ -73,6 +73,17 @@ def test_coco_records(detections, masks):
     assert coco_mask.area(first["segmentation"]) == pytest.approx(160 * 180, rel=0.01)
     assert "segmentation" not in detections().to_coco()[0]
     assert detections(0).to_coco() == []
+
+
+def test_pycocotools_is_optional(detections, masks, monkeypatch):
+    """Without it bits still become masks; only COCO's format needs it."""
+    by_bits, by_rle = detections(masks=masks), detections(rle=rle_of(masks))
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    assert by_bits.masks_at(360, 640).any()
+    assert detections(0).rle == ()
+    for convert in (lambda: by_bits.rle, lambda: by_bits.to_coco(), lambda: by_rle.masks):
+        with pytest.raises(ImportError, match="pip install pycocotools"):
+            convert()
 
 
 def test_supervision_is_optional(detections, monkeypatch):

@@ -1,4 +1,4 @@
-"""Drawing changes the pixels it should and no others."""
+"""Drawing changes the intended pixels and no others."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_mask_is_tinted_within_its_outline(detections, masks):
     assert changed(annotate(GREY, found, labels=False, masks=False)).sum() < touched.sum()
 
 
-def test_the_picture_given_is_left_alone(detections, masks):
+def test_the_given_image_is_not_changed(detections, masks):
     picture = GREY.copy()
     annotate(picture, detections(masks=masks))
     assert np.array_equal(picture, GREY)
@@ -43,8 +43,8 @@ def test_nothing_found_changes_nothing(detections):
 
 
 @pytest.mark.parametrize("size", [(40, 60), (360, 640), (1080, 1920)], ids=str)
-def test_tags_stay_inside_pictures_of_any_size(detections, size):
-    """Boxes touch the top and the left edge; long names must be cut by neither an error nor the frame."""
+def test_tags_stay_inside_images_of_any_size(detections, size):
+    """Boxes touch the top and the left edge; long names cause no error and are not cut off."""
     picture = np.zeros((*size, 3), np.uint8)
     assert annotate(picture, detections(3)).shape == picture.shape
 
@@ -52,7 +52,7 @@ def test_tags_stay_inside_pictures_of_any_size(detections, size):
 @pytest.mark.parametrize(
     "box", [(0.4, 0.4, 0.6, 0.6), (0.0, 0.0, 0.1, 0.1), (0.9, 0.9, 1.0, 1.0)], ids=["middle", "corner", "other corner"]
 )
-def test_tags_of_one_place_do_not_cover_each_other(detections, box):
+def test_tags_in_one_place_do_not_cover_each_other(detections, box):
     """Three tags cover as many pixels as the same three do far from each other."""
     ids = np.array([0, 1, 0], np.int32)
     colours = {"red circle": (255, 0, 0), "blue square": (0, 0, 255)}
@@ -73,12 +73,12 @@ def test_a_label_keeps_its_colour(detections):
     assert len(colour_map([f"thing {i}" for i in range(60)])) == 60
 
 
-def test_letters_can_be_read():
+def test_text_is_legible():
     assert ink_on((250, 240, 90)) == INK_DARK
     assert ink_on((40, 40, 200)) == INK_LIGHT
 
 
-def test_tracks_are_written_where_there_are_any(detections):
+def test_tracks_are_drawn(detections):
     plain = annotate(GREY, detections())
     assert np.array_equal(annotate(GREY, detections(), tracks=(-1, -1)), plain)
     assert not np.array_equal(annotate(GREY, detections(), tracks=(7, -1)), plain)

@@ -1,11 +1,12 @@
-"""Requests are built as the specification says, and responses parsed whatever they hold."""
+"""Requests follow the specification, and every response is parsed."""
 
 import numpy as np
 import pytest
 from tritonclient.utils import triton_to_np_dtype
 
 from clients.errors import InvalidRequest, Sam3ServerError
-from clients.message import FRONT, build_request, is_front_model, parse_response
+from clients.message import FRONT, build_request, parse_response
+from clients.transport import front_models
 from ensemble.records import Axis
 from ensemble.spec import STAGES, Variant
 
@@ -27,7 +28,7 @@ REQUESTS = {
         "mask_format": "rle",
         "max_detections": 5,
     },
-    "name beyond ASCII": {"image": b"jpeg", "classes": ["Straßenbahn 電車"]},
+    "name that is not ASCII": {"image": b"jpeg", "classes": ["Straßenbahn 電車"]},
 }
 
 
@@ -70,7 +71,7 @@ REFUSED = {
     "float pixels": ({"image": PIXELS.astype(np.float32), "classes": ["a"]}, "uint8 [height, width, 3]"),
     "grey pixels": ({"image": PIXELS[..., 0], "classes": ["a"]}, "uint8 [height, width, 3]"),
     "empty pixels": ({"image": PIXELS[:0], "classes": ["a"]}, "uint8 [height, width, 3]"),
-    "file that is not there": ({"image": "nowhere.jpg", "classes": ["a"]}, "nowhere.jpg"),
+    "missing file": ({"image": "nowhere.jpg", "classes": ["a"]}, "nowhere.jpg"),
     "something else": ({"image": 3, "classes": ["a"]}, "got int"),
     "boxes of five numbers": (
         {"image": b"x", "classes": ["a"], "boxes": [[0, 0, 1, 1, 1]]},
@@ -78,12 +79,12 @@ REFUSED = {
     ),
     "ragged boxes": ({"image": b"x", "classes": ["a"], "boxes": [[0, 0, 1], [0, 0, 1, 1]]}, "boxes"),
     "boxes of unknown class": ({"image": b"x", "classes": ["a", "b"], "boxes": BOX}, "box_classes"),
-    "threshold that is no number": ({"image": b"x", "classes": ["a"], "threshold": "high"}, "threshold"),
+    "threshold that is not a number": ({"image": b"x", "classes": ["a"], "threshold": "high"}, "threshold"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_would_not_survive_the_wire_is_refused(case):
+def test_what_cannot_be_sent_is_refused(case):
     arguments, says = REFUSED[case]
     with pytest.raises(InvalidRequest) as refusal:
         build_request(**arguments)
@@ -100,7 +101,7 @@ def test_response(response):
 
 
 def test_response_without_detections_has_the_right_dtypes(response):
-    """tritonclient's HTTP side turns zero-size outputs into float64."""
+    """Over HTTP tritonclient returns zero-size outputs as float64."""
     arrays = {name: array.astype(np.float64) if not array.size else array for name, array in response(0).items()}
     found = parse_response(arrays.get, ["blue square", "red circle"], model="sam3_r252")
     assert len(found) == 0
@@ -133,7 +134,12 @@ def test_missing_output_names_it(response):
         (Variant(252).decoder.name, False),
         ("resnet_r50", False),
         ("sam3_r250", False),
+        ("sam3_r1000", False),
     ],
 )
-def test_front_models_are_told_apart(name, front):
-    assert is_front_model(name) is front
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_front_models_of_a_repository_index(name, front, protocol):
+    """Over HTTP the index is a list, over gRPC a record that contains the list."""
+    entries = [{"name": name, "state": "READY"}, {"name": "sam3_r560", "state": "UNAVAILABLE"}]
+    index = entries if protocol == "http" else {"models": entries}
+    assert front_models(index) == ((name,) if front else ())

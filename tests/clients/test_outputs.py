@@ -1,26 +1,28 @@
-"""What a fleet writes besides its lines: COCO results and webhooks."""
+"""Outputs: annotated videos and images, JSON lines, COCO results, and webhooks."""
 
 import http.server
 import json
 import threading
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from clients.draw import annotate
-from clients.fleet.ask import Answer
+from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig
-from clients.fleet.fleet import Camera
-from clients.fleet.watch import CocoResults, Outputs
+from clients.fleet.request import Answer
 from clients.fleet.webhook import Webhook
+from clients.output import CocoResults, Drawing, JsonLines, Outputs, frame_record
+from clients.video.frames import Frame
 from clients.video.reader import CapturedFrame
 
 
 @pytest.fixture
 def receiver():
-    """An HTTP server that keeps what is posted, and refuses as many first posts as it is told: (url, posts, refuse)."""
+    """An HTTP server that records what is posted and refuses the first `refuse[0]` posts: (url, posts, refuse)."""
     posts, refuse = [], [0]
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -54,23 +56,67 @@ async def test_events_arrive_in_order(receiver, refused, monkeypatch):
     assert (webhook.sent, webhook.lost) == (4, 0)
 
 
-async def test_events_nobody_takes_are_counted(closed_port, monkeypatch):
+async def test_undeliverable_events_are_counted(closed_port, monkeypatch):
     monkeypatch.setattr("clients.fleet.webhook.PAUSE_S", 0.01)
     monkeypatch.setattr("clients.fleet.webhook.QUEUE", 5)
     webhook = Webhook(f"http://127.0.0.1:{closed_port}/")
-    for i in range(8):  # five wait, three find the queue full
+    for i in range(8):  # five are queued, three find the queue full
         webhook.send({"event": i})
     await webhook.close()
     assert (webhook.sent, webhook.lost) == (0, 8)
 
 
-async def test_what_is_under_way_at_the_end_is_counted(silent_port, monkeypatch):
+async def test_events_in_flight_at_the_end_are_counted(silent_port, monkeypatch):
     monkeypatch.setattr("clients.fleet.webhook.TIMEOUT_S", 0.5)
     webhook = Webhook(f"http://127.0.0.1:{silent_port}/")
-    for i in range(3):  # one is sent and never answered, two wait
+    for i in range(3):  # one is sent and never answered, two are queued
         webhook.send({"event": i})
     await webhook.close(grace_s=0.2)
     assert (webhook.sent, webhook.lost) == (0, 3)
+
+
+async def test_outputs(tmp_path, detections, masks):
+    """One file per suffix, of two frames of which the second has more detections."""
+    paths = tuple(tmp_path / "out" / name for name in ("a.mp4", "a.png", "a.jsonl", "a.json"))
+    camera = Camera(CameraConfig("yard", "none", ("blue square", "red circle"), (0.5, 0.5), fps=10, outputs=paths))
+    outputs = Outputs([camera], lambda _, answer: frame_record(answer.frame, answer.found))
+    for i, found in enumerate((detections(0), detections(masks=masks))):
+        frame = CapturedFrame(i, i / 10, np.full((360, 640, 3), 90, np.uint8), 0.0, 0, b"")
+        await outputs(camera, Answer(frame, "answered", 1.0, found))
+    assert await outputs.close() == {"events_sent": 0, "events_lost": 0}
+
+    with av.open(str(paths[0])) as container:
+        assert container.streams.video[0].average_rate == 10
+        assert sum(1 for _ in container.decode(video=0)) == 2
+    assert (np.asarray(Image.open(paths[1])) != 90).any()
+    first, second = (json.loads(line) for line in paths[2].read_text().splitlines())
+    assert first["detections"] == []
+    assert [d["label"] for d in second["detections"]] == ["red circle", "blue square"]
+    assert second["detections"][0]["box"] == [160, 90, 320, 270]
+    assert isinstance(second["detections"][0]["mask"], str)
+    assert [r["image_id"] for r in json.loads(paths[3].read_text())] == [1, 1]
+
+
+def test_record_without_masks(detections):
+    record = frame_record(Frame(0, 0.0, np.zeros((360, 640, 3), np.uint8)), detections())
+    assert all("mask" not in d for d in record["detections"])
+
+
+@pytest.mark.parametrize(("append", "expected"), [(True, [1, 2]), (False, [2])])
+def test_json_lines_are_appended_or_replaced(tmp_path, append, expected):
+    for number in (1, 2):
+        lines = JsonLines(tmp_path / "a.jsonl", append)
+        lines.write({"n": number})
+        lines.close()
+    assert [json.loads(line)["n"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == expected
+
+
+def test_a_drawing_keeps_the_frame_with_the_most_detections(detections, tmp_path):
+    drawing, rgb = Drawing(tmp_path / "a.png", 10.0), np.full((360, 640, 3), 90, np.uint8)
+    for i, count in enumerate((1, 2, 0)):
+        drawing.write(Frame(i, 0.0, rgb), detections(count))
+    drawing.close()
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), annotate(rgb, detections(2)))
 
 
 def test_coco_results(detections, masks, tmp_path):
@@ -90,10 +136,10 @@ def test_coco_results_of_nothing(tmp_path):
     assert json.loads((tmp_path / "found.json").read_text()) == []
 
 
-async def test_pictures_show_tracks(detections, tmp_path):
+async def test_drawings_show_tracks(detections, tmp_path):
     path, rgb, tracks = tmp_path / "yard.png", np.full((360, 640, 3), 90, np.uint8), (7, -1)
     camera = Camera(CameraConfig("yard", "none", ("blue square", "red circle"), (0.5, 0.5), outputs=(path,)))
     outputs = Outputs([camera])
-    await outputs(camera, Answer(CapturedFrame(0, 0.0, 0.0, 0, rgb, b""), "answered", 1.0, detections(), tracks=tracks))
+    await outputs(camera, Answer(CapturedFrame(0, 0.0, rgb, 0.0, 0, b""), "answered", 1.0, detections(), tracks=tracks))
     await outputs.close()
     assert np.array_equal(np.asarray(Image.open(path)), annotate(rgb, detections(), tracks=tracks))

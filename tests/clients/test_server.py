@@ -1,7 +1,7 @@
-"""The clients against the real server: both protocols, blocking and asyncio give the same answers and the same
-errors."""
+"""The clients with the real server: the same answers and errors over both protocols, blocking and asyncio."""
 
 import asyncio
+import contextlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from clients import AsyncClient, Client, camera
-from clients.errors import InvalidRequest, ModelNotFound, ServerUnavailable
+from clients import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerUnavailable, camera, open_source
 from clients.video.encode import VideoWriter, to_jpeg
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.spec import STAGES, Variant
@@ -72,7 +71,7 @@ def test_finds_what_is_drawn(server, kind, protocol, picture):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("mask_format", ["none", "bits", "rle"])
-def test_nothing_there(server, protocol, mask_format):
+def test_an_empty_image(server, protocol, mask_format):
     grey = np.full((48, 64, 3), 120, np.uint8)
     found = detect(server, "blocking", protocol, grey, ["purple ring"], mask_format=mask_format)
     assert len(found) == 0
@@ -80,8 +79,8 @@ def test_nothing_there(server, protocol, mask_format):
     assert (found.masks.shape, found.rle) == ((0, 72, 72), ())
 
 
-def test_every_way_to_send_a_picture(server, picture, tmp_path):
-    """Pixels and a lossless file are the same picture; a JPEG is nearly the same."""
+def test_every_way_to_send_an_image(server, picture, tmp_path):
+    """Pixels and a lossless file give the same answer; a JPEG nearly the same."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     (tmp_path / "a.png").write_bytes(buffer.getvalue())
@@ -112,7 +111,7 @@ def test_boxes_alone(server, picture):
     assert set(found.labels) == {"visual"}
 
 
-def test_limits_are_obeyed(server, picture):
+def test_limits(server, picture):
     found = detect(server, "blocking", "grpc", picture, CLASSES, threshold=0.0, max_detections=3)
     assert len(found) == 3
     assert (np.diff(found.scores) <= 0).all()
@@ -129,7 +128,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("case", REFUSED)
-def test_the_servers_sentence_arrives(server, protocol, case, picture):
+def test_the_servers_message_arrives(server, protocol, case, picture):
     options, says = REFUSED[case]
     arguments = {"image": picture, "classes": CLASSES} | options
     with pytest.raises(InvalidRequest) as refusal:
@@ -139,7 +138,7 @@ def test_the_servers_sentence_arrives(server, protocol, case, picture):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_unknown_model_lists_what_is_there(server, kind, protocol, picture):
+def test_an_unknown_model_lists_the_models(server, kind, protocol, picture):
     with pytest.raises(ModelNotFound, match=MODEL):
         detect(server, kind, protocol, picture, CLASSES, model="sam3_r1008")
 
@@ -157,7 +156,7 @@ def test_models_and_readiness(server, protocol):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_concurrent_frames_of_different_classes_share_batches(server, protocol, picture):
-    """Sixteen requests at once, with different pictures, class lists and mask formats: each gets its own answer, and
+    """Sixteen requests at once with different images, class lists and mask formats: each gets its own answer, and
     batches form."""
 
     async def go():
@@ -196,6 +195,7 @@ def test_camera_command(server, protocol, picture, tmp_path, capsys):
         for i in range(4):
             writer.write(np.roll(picture, 4 * i, axis=1))
     outputs = [str(tmp_path / name) for name in ("a.mp4", "a.png", "a.jsonl")]
+    (tmp_path / "a.jsonl").write_text("an earlier run\n")
     code = camera.main(
         [
             "--source",
@@ -221,6 +221,10 @@ def test_camera_command(server, protocol, picture, tmp_path, capsys):
     assert (result["frames"], result["failed"], result["detections"], result["model"]) == (3, 0, 6, MODEL)
     assert len(lines) == 5
     assert "1 red circle" in lines[0]
+    records = [json.loads(line) for line in Path(outputs[2]).read_text().splitlines()]
+    assert [(record["frame"], len(record["detections"])) for record in records] == [(0, 2), (1, 2), (2, 2)]
+    with open_source(outputs[0]) as video:
+        assert (video.fps, video.count) == (5.0, 3)
     assert all(Path(path).stat().st_size for path in outputs)
 
 
@@ -234,13 +238,17 @@ def test_camera_asks_to_choose_a_model(server, tmp_path, capsys):
 
 
 def test_clients_outlive_their_server(repository, picture):
-    """The same clients, before, while and two seconds after their server is away. One event loop, as an asyncio client
-    has only one."""
+    """The same clients before, during and after an outage of their server. One event loop, since an asyncio client
+    belongs to one."""
     brief = ("--exit-timeout-secs=3",)  # Triton waits that long for HTTP connections that are still open
 
     async def found(client):
         answer = client.detect(picture, CLASSES)
         return len(answer if isinstance(client, Client) else await answer)
+
+    async def found_again(client):
+        with contextlib.suppress(ServerUnavailable):  # gRPC reconnects after up to a second
+            return await found(client)
 
     async def go():
         with EmbeddedServer(repository, arguments=brief) as first:
@@ -255,9 +263,10 @@ def test_clients_outlive_their_server(repository, picture):
             with pytest.raises(ServerUnavailable):
                 await found(client)
         with EmbeddedServer(repository, *ports, arguments=brief):
-            await asyncio.sleep(2)
-            assert [await found(client) for client in clients] == [2] * 4
             for client in clients:
+                while (count := await found_again(client)) is None:
+                    await asyncio.sleep(0.1)
+                assert count == 2
                 closed = client.close()
                 if closed is not None:
                     await closed

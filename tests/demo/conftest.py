@@ -1,4 +1,4 @@
-"""Reels with known answers for the demo's tests."""
+"""Fixtures of the demo's tests: reels with known answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo against the real server: films drawn and encoded, streamed, scored, drawn."""
+"""The whole demo with the real server: films, streaming, scores and the mosaic."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_three_cameras(server, tmp_path, protocol, capfd):
     assert Image.open(tmp_path / "mosaic.png").size[0] > 1200
 
 
-def test_a_model_that_is_not_there_fails_every_frame(server, tmp_path, capfd):
+def test_an_unknown_model_fails_every_frame(server, tmp_path, capfd):
     code = main(
         [
             "--output",

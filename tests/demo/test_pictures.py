@@ -1,4 +1,4 @@
-"""The mosaic and the table of known reels."""
+"""The mosaic, the table and the JSON line of known reels."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""AP of answers whose AP is known by counting."""
+"""Average precision of answers for which it can be counted by hand."""
 
 import math
 
@@ -8,7 +8,7 @@ from demo.score import score
 
 LEFT, RIGHT = (0.0, 0.0, 0.25, 0.5), (0.5, 0.5, 1.0, 1.0)
 CASES = {
-    # truths of one frame, answers, box AP50, mask AP50
+    # ground truth of one frame, answers, AP50 of boxes and masks
     "all found": ([("a", LEFT), ("a", RIGHT)], [("a", 0.9, LEFT), ("a", 0.8, RIGHT)], 1.0),
     "one of two found": (
         [("a", LEFT), ("a", RIGHT)],
@@ -32,7 +32,7 @@ def test_average_precision(case, reel):
     assert total.masks == pytest.approx(expected, abs=1e-6)
 
 
-def test_nothing_to_find_is_no_number(reel):
+def test_no_objects_give_no_score(reel):
     total, _ = score([reel(["a"], [[]], [[("a", 0.9, LEFT)]])])
     assert math.isnan(total.boxes)
 
@@ -45,7 +45,7 @@ def test_cameras_are_scored_alone_and_together(reel):
     assert total.boxes == pytest.approx(0.5)  # the mean of two classes
 
 
-def test_what_a_camera_did_not_ask_for_is_not_missed(reel):
+def test_other_classes_are_not_scored(reel):
     total, _ = score([reel(["a"], [[("a", LEFT), ("b", RIGHT)]], [[("a", 0.9, LEFT)]])])
     assert total.boxes == pytest.approx(1.0)
 

@@ -1,4 +1,4 @@
-"""What is there and fits is not made again; what fails says which command it was."""
+"""Films and models are made once; a failed step names its command."""
 
 import json
 
@@ -17,7 +17,7 @@ def calls(monkeypatch):
     return made
 
 
-def test_films_are_drawn_once_per_request(tmp_path, calls):
+def test_films_are_drawn_once(tmp_path, calls):
     for i in range(2):
         (tmp_path / f"camera_{i + 1}.json").write_text(json.dumps({"classes": [f"thing {i}"]}))
     made = steps.films(tmp_path, 2, 10, "640x360", 1)
@@ -45,16 +45,16 @@ def test_missing_checkpoint(tmp_path):
         steps.repository(tmp_path / "repository", tmp_path / "nothing", 252, 50)
 
 
-def test_failed_command_is_named():
+def test_a_failed_command_is_named():
     with pytest.raises(steps.DemoError, match=r"python -m json\.tool nowhere"):
         steps.run("json.tool", "nowhere")
 
 
-def test_last_line_of_a_command():
-    assert steps.run("calendar", "2026", "1") == {}  # its last line is no JSON
+def test_output_that_is_not_json():
+    assert steps.run("calendar", "2026", "1") == {}  # its last line is not JSON
 
 
-def test_command_line_reports_and_ends(tmp_path, monkeypatch, capsys):
+def test_the_command_reports_a_failed_step(tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise steps.DemoError("no films today")
 

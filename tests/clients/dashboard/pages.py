@@ -1,4 +1,4 @@
-"""The dashboard's page on a free port, for tests that ask it over HTTP."""
+"""The dashboard on a free port, for tests of its HTTP interface."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ uvicorn = pytest.importorskip("uvicorn")
 
 @contextlib.asynccontextmanager
 async def page(board, token="", load=None):
-    """The page on a free port; yields a function that asks it and returns (status, body)."""
+    """Serves the dashboard; yields a function that sends a request and returns (status, body)."""
     server = uvicorn.Server(uvicorn.Config(build_app(board, load or Load([]), token), port=0, log_level="error"))
     serving = asyncio.create_task(server.serve())
     while not server.started:
@@ -28,7 +28,7 @@ async def page(board, token="", load=None):
         about = {"Content-Type": "application/json"} | (headers or {})
         request = urllib.request.Request(address + path, body, about, method="GET" if data is None else "PUT")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=120) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()

@@ -1,6 +1,5 @@
-"""The page's server: figures, pictures, classes edited while the fleet runs, and who may look."""
+"""The dashboard's HTTP interface: figures, images, edits while the fleet runs, and access."""
 
-import asyncio
 import io
 import json
 import urllib.parse
@@ -13,9 +12,9 @@ from PIL import Image
 from clients.dashboard.app import is_loopback, main, metrics_of
 from clients.dashboard.board import Board
 from clients.dashboard.load import Load, cpu_times, gpus
-from clients.fleet.ask import Answer, Exemplar
+from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig
-from clients.fleet.fleet import Camera
+from clients.fleet.request import Answer, Exemplar
 from clients.video.reader import CapturedFrame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS
 from tests.clients.dashboard.pages import page
@@ -23,14 +22,28 @@ from tests.clients.dashboard.pages import page
 CONFIG = CameraConfig("yard / west", "none", ("blue square", "red circle"), (0.3, 0.6))
 
 
+class Clock:
+    """Seconds that a test sets."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture
-def board():
-    return Board([Camera(CONFIG), Camera(CameraConfig("gate", "none", ("person",), (0.5,)))])
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def board(clock):
+    return Board([Camera(CONFIG), Camera(CameraConfig("gate", "none", ("person",), (0.5,)))], clock)
 
 
 def answer(found, index=0, grey=90):
     rgb = np.full((360, 640, 3), grey, np.uint8)
-    return Answer(CapturedFrame(index, 0.0, 0.0, 0, rgb, b""), "answered", 42.0, found)
+    return Answer(CapturedFrame(index, 0.0, rgb, 0.0, 0, b""), "answered", 42.0, found)
 
 
 def frame_of(name):
@@ -55,7 +68,7 @@ async def test_the_page_and_its_parts(board):
 
 async def test_figures(board, detections):
     camera = board.cameras[CONFIG.name]
-    camera.tally.answered = 7
+    camera.stats.answered = 7
     camera.reader.state = "live"
     board(camera, answer(detections(), index=5))
     async with page(board) as ask:
@@ -72,16 +85,16 @@ async def test_figures(board, detections):
         ("blue square", 0.6, [0.5, 0.0, 1.0, 0.5]),
     ]
     assert [c["name"] for c in yard["classes"]] == list(CONFIG.classes)
-    assert yard["fps"] > 0
+    assert yard["fps"] == 0.2  # one answer in five seconds
     assert (gate["state"], gate["frame"], gate["detections"], gate["latency_ms"]) == ("connecting", -1, [], None)
 
 
-async def test_tracks_are_told_where_there_are_any(board, detections):
+async def test_figures_contain_tracks(board, detections):
     board(board.cameras["gate"], replace(answer(detections()), tracks=(3, -1)))
     assert [d.get("track") for d in board.figures()[1]["detections"]] == [3, None]
 
 
-async def test_pictures_change(board, detections):
+async def test_images_change(board, detections):
     camera = board.cameras["gate"]
     async with page(board) as ask:
         assert (await ask(frame_of("gate")))[0] == 204
@@ -90,20 +103,25 @@ async def test_pictures_change(board, detections):
         board(camera, answer(detections(), 2, grey=200))
         _, second = await ask(frame_of("gate"))
         assert (await ask(frame_of("nowhere")))[0] == 404
-        assert (await ask(frame_of(CONFIG.name)))[0] == 204  # a name may hold anything
+        assert (await ask(frame_of(CONFIG.name)))[0] == 204  # a name may contain anything
     assert Image.open(io.BytesIO(first)).size == (640, 360)
     assert np.asarray(Image.open(io.BytesIO(second))).mean() > np.asarray(Image.open(io.BytesIO(first))).mean() + 50
 
 
-async def test_a_camera_that_says_nothing_is_not_live(board):
-    board.cameras["gate"].reader.state = "live"
+async def test_a_camera_without_answers_is_silent(board, detections, clock):
+    gate = board.cameras["gate"]
+    gate.reader.state = "live"
     async with page(board) as ask:
         assert json.loads((await ask("/api/cameras"))[1])[1]["state"] == "silent"
+    board(gate, answer(detections()))
+    assert board.figures()[1]["state"] == "live"
+    clock.now += 5.1
+    assert (board.figures()[1]["state"], board.figures()[1]["fps"]) == ("silent", 0.0)
 
 
-async def test_what_goes_wrong_is_told_until_it_goes_right(board, detections):
+async def test_an_error_is_shown_until_the_next_answer(board, detections):
     gate = board.cameras["gate"]
-    board(gate, Answer.to(answer(detections()).picture, "refused", error="classes[0]: at most 32 tokens"))
+    board(gate, Answer.now(answer(detections()).frame, "refused", error="classes[0]: at most 32 tokens"))
     assert board.figures()[1]["error"] == "classes[0]: at most 32 tokens"
     board(gate, answer(detections(), 1))
     assert board.figures()[1]["error"] == ""
@@ -148,7 +166,7 @@ def box(*sides, name="person", **more):
     return {"name": name, "box": sides} | more
 
 
-async def test_exemplars_are_shown_told_and_cleared(board):
+async def test_exemplars_are_set_reported_and_cleared(board):
     async with page(board) as ask:
         boxes = [box(0.1, 0.2, 0.3, 0.4), box(0.5, 0.5, 1, 1, like=False)]
         assert (await ask("/api/cameras/gate/exemplars", boxes))[0] == 204
@@ -182,7 +200,7 @@ async def test_unusable_exemplars_are_refused(board, boxes, why):
 
 
 @pytest.mark.parametrize(("what", "body"), [("classes", ["dog"]), ("exemplars", []), ("frame.jpg", None)], ids=str)
-async def test_a_camera_that_there_is_not(board, what, body):
+async def test_an_unknown_camera(board, what, body):
     async with page(board) as ask:
         status, said = await ask(f"/api/cameras/nowhere/{what}", body)
     assert status == 404
@@ -203,12 +221,12 @@ nv_inference_count{model="sam3_r252",version="1"} 7
     [
         (
             METRICS,
-            [{"use": 0.61, "used_mb": 5200, "total_mb": 150755}, {"use": 0.0, "used_mb": None, "total_mb": None}],
+            [{"use": 0.61, "used_mb": 4959, "total_mb": 143771}, {"use": 0.0, "used_mb": None, "total_mb": None}],
         ),
         (METRICS.replace("gpu", "cpu"), []),
         ("", []),
     ],
-    ids=["two, one says little", "a processor is none", "nothing"],
+    ids=["two, one incomplete", "no GPU", "empty"],
 )
 def test_gpu_figures(text, figures):
     assert gpus(text) == figures
@@ -217,29 +235,31 @@ def test_gpu_figures(text, figures):
 def test_processor_ticks(tmp_path):
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 5 20 700 30 1 2 3 50 0\ncpu0 1 2 3\n")
-    assert cpu_times(stat) == (131, 861)  # idle and waiting for disks is not busy; guests' time is the user's already
+    assert cpu_times(stat) == (
+        131,
+        861,
+    )  # idle and waiting for disks are not busy; guests' ticks are part of the user's
     assert cpu_times(tmp_path / "none") is None
 
 
-async def test_load_is_told_and_its_absence_too(board, closed_port):
+async def test_load_is_reported_and_missing_figures_are_named(board, closed_port):
     async with page(board, load=Load([f"127.0.0.1:{closed_port}"])) as ask:
-        await asyncio.sleep(0.1)  # a tick or ten
         told = json.loads((await ask("/api/load"))[1])
     assert told["cpu"] is None or 0 <= told["cpu"] <= 1
     assert told["servers"][0]["gpus"] == []
     assert f"no metrics at http://127.0.0.1:{closed_port}/metrics" in told["servers"][0]["error"]
 
 
-def test_where_the_metrics_are():
+def test_default_addresses_of_metrics():
     assert metrics_of(FleetConfig((), ("gpu-host", "[::1]:9001"))) == ["gpu-host:8002", "[::1]:8002"]
 
 
-def test_the_command_says_what_is_wrong_with_the_file(tmp_path, capsys):
+def test_the_command_reports_mistakes_in_the_file(tmp_path, capsys):
     assert main(["--config", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml:1: cannot be read" in capsys.readouterr().err
 
 
-async def test_a_token_is_needed(board):
+async def test_a_token_is_required(board):
     async with page(board, token="s3cret") as ask:
         assert (await ask("/"))[0] == 401
         assert (await ask("/api/cameras"))[0] == 401
@@ -255,5 +275,5 @@ async def test_a_token_is_needed(board):
     ("host", "local"),
     [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.7", False)],
 )
-def test_which_addresses_are_this_machine(host, local):
+def test_loopback_addresses(host, local):
     assert is_loopback(host) is local

@@ -1,16 +1,16 @@
-"""What is changed on the page reaches a camera that runs against the real server, and soon."""
+"""Edits of classes and exemplars reach a camera that runs against the real server, within two frames."""
 
 import asyncio
 import json
-import time
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from clients.dashboard.board import Board
+from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig
-from clients.fleet.fleet import Camera, open_pool, run_fleet
+from clients.fleet.fleet import open_pool, run_fleet
 from clients.video.encode import VideoWriter
 from ensemble.spec import Variant
 from tests.clients.dashboard.pages import page
@@ -38,7 +38,7 @@ def film(tmp_path_factory):
 
 
 class Running:
-    """A camera that runs against the server, its page, and what it was answered."""
+    """A camera that runs against the server, its board, and its answers."""
 
     def __init__(self, server, film, *classes):
         config = CameraConfig(
@@ -61,36 +61,36 @@ class Running:
         self.answers.append(answer)
 
     async def next(self, count):
-        """The next answers that many."""
-        have, deadline = len(self.answers), time.monotonic() + 60
+        """The next `count` answers."""
+        have = len(self.answers)
         while len(self.answers) < have + count:
-            assert time.monotonic() < deadline, f"no {count} answers came"
+            assert not self.fleet.done(), "the fleet has ended"
             await asyncio.sleep(0.01)
         assert {a.outcome for a in self.answers[have:]} == {"answered"}, self.answers[-1].error
         return [a.found for a in self.answers[have : have + count]]
 
 
-async def test_new_words_take_effect_within_two_frames(server, film):
+async def test_new_classes_take_effect_within_two_frames(server, film):
     async with Running(server, film, "red circle") as yard, page(yard.board) as ask:
         assert all(set(found.labels) == {"red circle"} for found in await yard.next(3))
         status, _ = await ask("/api/cameras/yard/classes", ["blue square", "green star"])
         edited = await yard.next(5)
     assert status == 204
     old = [found.classes == ("red circle",) for found in edited]
-    assert sum(old[:2]) == sum(old), "a frame that was sent after the change was asked with the old words"
+    assert sum(old[:2]) == sum(old), "a frame that was sent after the change has the old classes"
     assert all(found.labels == ("blue square",) for found in edited[2:])
 
 
 @pytest.mark.parametrize(
     ("word", "like", "shown", "before", "after"),
     [
-        # SAM3's prompt "visual" names nothing by itself; with a box around one red disc it is both of them
+        # SAM3's prompt "visual" finds nothing by itself; with a box around one red disc it finds both
         ("visual", True, DISCS[0], (), DISCS),
         ("object", False, SQUARE, (SQUARE, *DISCS), DISCS),
     ],
     ids=["like this disc", "unlike this square"],
 )
-async def test_an_exemplar_says_what_no_word_does(server, film, word, like, shown, before, after):
+async def test_an_exemplar_selects_what_no_class_name_does(server, film, word, like, shown, before, after):
     exemplar = {
         "name": word,
         "box": [side / size for side, size in zip(shown, (320, 240, 320, 240), strict=True)],

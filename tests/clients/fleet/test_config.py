@@ -1,4 +1,4 @@
-"""The fleet's YAML: what it means, and that every mistake is named with its line."""
+"""The fleet's YAML: its meaning, and that every mistake is reported with its line."""
 
 import math
 from pathlib import Path
@@ -55,7 +55,7 @@ def write(tmp_path):
     return make
 
 
-def test_what_it_means(write, tmp_path):
+def test_meaning(write, tmp_path):
     config = read_config(write(GOOD))
     assert (config.servers, config.in_flight, config.protocol) == (("gpu-1:8001", "gpu-2:9001"), 16, "grpc")
     entrance, yard = config.cameras
@@ -80,26 +80,30 @@ def change(old, new):
 
 
 MISTAKES = {
-    # what is wrong: (the file, its line, what the message says)
+    # mistake: (the file, the line, the message)
     "empty": ("", 1, "the file is empty"),
     "no YAML": ("cameras: [\n", 2, "not YAML"),
     "a list": ("- a\n", 1, "expected a mapping with cameras"),
     "no cameras": ("servers: [a]\n", 1, "'cameras' is missing"),
     "cameras is empty": ("cameras: []\n", 1, "expected a list of cameras"),
     "unknown key": (change("deadline_ms: 800", "deadlin_ms: 800"), 12, "did you mean 'deadline_ms'?"),
-    "key twice": (change("    in_flight: 1\n", "    in_flight: 1\n    in_flight: 2\n"), 14, "it is on line 13 already"),
+    "key twice": (
+        change("    in_flight: 1\n", "    in_flight: 1\n    in_flight: 2\n"),
+        14,
+        "duplicate key 'in_flight'; it is on line 13 already",
+    ),
     "no source": (change("    source: rtsp://10.0.0.7/stream\n", ""), 9, "'source' is missing"),
     "name twice": (change("name: yard", "name: entrance"), 14, "'entrance' is on line 9 already"),
     "threshold": (change("forklift: 0.7", "forklift: 7"), 17, "expected a score from 0 to 1, got 7"),
     "threshold is a word": (change("threshold: 0.4", "threshold: high"), 4, "got 'high'"),
     "resolution": (change("resolution: 672", "resolution: 1000"), 6, "nearest: 994, 1008"),
-    "fps": (change("fps: 5", "fps: 0"), 5, "expected frames a second"),
+    "fps": (change("fps: 5", "fps: 0"), 5, "expected frames per second"),
     "in_flight": (change("in_flight: 1\n", "in_flight: yes\n"), 13, "expected a whole number from 1 to 64, got True"),
     "masks": (change("masks: rle", "masks: png"), 20, "expected one of none, bits, rle, got 'png'"),
     "flag": (change("realtime: true", "realtime: 1"), 21, "expected true or false"),
     "classes is text": (change("[person, backpack]", "person"), 11, "expected a list of class names"),
     "class twice": (change("[person, backpack]", "[person, person]"), 11, "expected class names that differ"),
-    "output": (change("b.mp4", "b.gif"), 22, "ends in .jsonl, .json, .mp4 or .png"),
+    "output": (change("b.mp4", "b.gif"), 22, "ends in .mp4, .png, .jpg, .jsonl or .json"),
     "corner": (change("[1, 0]", "[1]"), 25, "expected a corner [x, y], got a list"),
     "corner outside": (change("[1, 0]", "[640, 0]"), 25, "expected a fraction of the frame from 0 to 1, got 640"),
     "two corners": (change("[1, 0], ", ""), 25, "expected at least three corners, got 2"),
@@ -117,7 +121,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_are_named_with_their_line(case, write):
+def test_mistakes_are_reported_with_their_line(case, write):
     text, line, says = MISTAKES[case]
     path = write(text)
     with pytest.raises(ConfigError) as error:
@@ -131,10 +135,10 @@ def test_no_file(tmp_path):
         read_config(tmp_path / "none.yaml")
 
 
-def test_the_command_says_it_too(write, capsys):
+def test_the_command_reports_it(write, capsys):
     path = write(change("fps: 5", "fps: fast"))
     assert camera.main(["--config", str(path)]) == 2
-    assert f"{path}:5: defaults.fps: expected frames a second" in capsys.readouterr().err
+    assert f"{path}:5: defaults.fps: expected frames per second" in capsys.readouterr().err
 
 
 def test_config_and_source_exclude_each_other(capsys):

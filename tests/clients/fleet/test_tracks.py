@@ -1,10 +1,10 @@
-"""Ids that stay with their things, and events of those who stay in a zone."""
+"""Tracks keep their ids, and objects that stay in a zone make events."""
 
 import numpy as np
 import pytest
 
 from clients.fleet.tracks import Tracker
-from clients.fleet.zones import Watch, Zone
+from clients.fleet.zones import Zone, ZoneMonitor
 
 pytest.importorskip("supervision")
 
@@ -16,8 +16,8 @@ def scene(detections, things):
     return detections(0, boxes=boxes, class_ids=ids, scores=np.linspace(0.95, 0.8, len(things)).astype(np.float32))
 
 
-def test_ids_stay_with_their_things(detections):
-    """Two circles that cross the frame in opposite directions, one above the other; their order in the answers
+def test_objects_keep_their_ids(detections):
+    """Two circles move through the frame in opposite directions, one above the other; their order in the answers
     changes."""
     tracker, seen = Tracker(fps=10), []
     for t in range(15):
@@ -37,8 +37,8 @@ def test_classes_do_not_share_ids(detections):
     assert swapped.tolist() == first[::-1].tolist()
 
 
-@pytest.mark.parametrize(("away", "same"), [(3, True), (60, False)], ids=["for a moment", "for long"])
-def test_a_thing_that_was_away(detections, away, same):
+@pytest.mark.parametrize(("away", "same"), [(3, True), (60, False)], ids=["briefly", "for long"])
+def test_an_object_that_was_not_seen(detections, away, same):
     tracker = Tracker(fps=10, lost_s=1.0)
     for _ in range(5):
         (before,) = tracker.update(scene(detections, [(1, 0.4, 0.4)]))
@@ -69,17 +69,15 @@ def test_points_in_polygons(polygon, point, inside):
     assert Zone("a", polygon).contains(np.array([point])).tolist() == [inside]
 
 
-def test_an_event_once_for_each_stay(detections):
-    watch = Watch([Zone("gate", SQUARE, seconds=1.0, classes=("red circle",))])
-    inside, outside = (
-        scene(detections, [(1, 0.35, 0.35), (0, 0.35, 0.35)]),
-        scene(detections, [(1, 0.8, 0.8), (0, 0.8, 0.8)]),
-    )
+def test_one_event_for_each_stay(detections):
+    monitor = ZoneMonitor([Zone("gate", SQUARE, seconds=1.0, classes=("red circle",))])
+    inside = scene(detections, [(1, 0.35, 0.35), (0, 0.35, 0.35)])
+    outside = scene(detections, [(1, 0.8, 0.8), (0, 0.8, 0.8)])
     ids = np.array([7, 8])
     events = {}
     for t in range(80):
         where = outside if 30 <= t < 60 else inside  # three seconds away
-        if happened := watch.update(where, ids, t / 10):
+        if happened := monitor.update(where, ids, t / 10):
             events[t] = happened
     assert events == {
         10: [{"zone": "gate", "label": "red circle", "track": 7, "seconds": 1.0}],
@@ -88,12 +86,12 @@ def test_an_event_once_for_each_stay(detections):
 
 
 def test_no_track_no_event(detections):
-    watch = Watch([Zone("gate", SQUARE)])
-    assert watch.update(scene(detections, [(1, 0.35, 0.35)]), np.array([-1]), 0.0) == []
-    assert watch.update(scene(detections, []), np.zeros(0, np.int64), 1.0) == []
+    monitor = ZoneMonitor([Zone("gate", SQUARE)])
+    assert monitor.update(scene(detections, [(1, 0.35, 0.35)]), np.array([-1]), 0.0) == []
+    assert monitor.update(scene(detections, []), np.zeros(0, np.int64), 1.0) == []
 
 
-def test_the_package_is_named_where_it_is_missing(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "supervision", None)
     with pytest.raises(ImportError, match=r"sam3-triton\[tracks\]"):
         Tracker(fps=10)

@@ -1,4 +1,4 @@
-"""Where the second pass looks, and how both passes become one answer."""
+"""The crops of the second pass, and the merge of both passes."""
 
 import numpy as np
 import pytest
@@ -20,15 +20,23 @@ def found(detections, *things, **other):
 
 
 REGIONS = {
-    "around a suspect": ([(1, 0.2, (0.4, 0.4, 0.6, 0.5))], HIGH, [(0.3, 0.25, 0.7, 0.65)]),
+    "around a candidate": ([(1, 0.2, (0.4, 0.4, 0.6, 0.5))], HIGH, [(0.3, 0.25, 0.7, 0.65)]),
     "moved into the frame": ([(1, 0.2, (0.0, 0.9, 0.1, 1.0))], HIGH, [(0.0, 0.8, 0.2, 1.0)]),
-    "not smaller than that": ([(1, 0.2, (0.49, 0.49, 0.51, 0.51))], HIGH, [(0.4, 0.4, 0.6, 0.6)]),
-    "nothing for large things": ([(1, 0.9, (0.1, 0.1, 0.9, 0.9))], HIGH, []),
-    "nothing for no suspicion": ([(1, 0.1, (0.4, 0.4, 0.5, 0.5))], HIGH, []),
-    "neighbours share one": ([(1, 0.9, (0.4, 0.4, 0.5, 0.5)), (0, 0.8, (0.42, 0.42, 0.48, 0.48))], HIGH, [(0.35, 0.35, 0.55, 0.55)]),
+    "not smaller than the minimum": ([(1, 0.2, (0.49, 0.49, 0.51, 0.51))], HIGH, [(0.4, 0.4, 0.6, 0.6)]),
+    "none for large objects": ([(1, 0.9, (0.1, 0.1, 0.9, 0.9))], HIGH, []),
+    "none for a low score": ([(1, 0.1, (0.4, 0.4, 0.5, 0.5))], HIGH, []),
+    "neighbours share one": (
+        [(1, 0.9, (0.4, 0.4, 0.5, 0.5)), (0, 0.8, (0.42, 0.42, 0.48, 0.48))],
+        HIGH,
+        [(0.35, 0.35, 0.55, 0.55)],
+    ),
     "chosen classes": ([(0, 0.9, (0.4, 0.4, 0.5, 0.5))], Zoom("high", classes=("red circle",)), []),
-    "not too many": ([(1, 0.9, (0.1, 0.1, 0.2, 0.2)), (1, 0.8, (0.8, 0.8, 0.9, 0.9))], Zoom("high", crops=1, least=0.2), [(0.05, 0.05, 0.25, 0.25)]),
-}  # fmt: skip
+    "not too many": (
+        [(1, 0.9, (0.1, 0.1, 0.2, 0.2)), (1, 0.8, (0.8, 0.8, 0.9, 0.9))],
+        Zoom("high", crops=1, least=0.2),
+        [(0.05, 0.05, 0.25, 0.25)],
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REGIONS)
@@ -37,7 +45,7 @@ def test_regions(case, detections):
     assert np.array(regions(found(detections, *things), zoom)) == pytest.approx(np.array(expected), abs=1e-6)
 
 
-def test_crops_say_where_they_are_in_whole_pixels():
+def test_crops_have_whole_pixels():
     rgb = np.arange(10 * 20 * 3, dtype=np.uint8).reshape(10, 20, 3)
     pixels, region = crop(rgb, (0.26, 0.31, 0.5, 0.69))
     assert np.array_equal(pixels, rgb[3:7, 5:10])
@@ -53,8 +61,8 @@ def test_iou():
 QUARTER = (0.5, 0.5, 1.0, 1.0)
 
 
-def test_the_second_pass_knows_better(detections):
-    """One thing seen by both, one seen only from afar, one seen only from near, one of another class at the same
+def test_the_second_pass_wins(detections):
+    """One object found by both, one only by the first pass, one only by the second, one of another class at the same
     place."""
     first = found(
         detections, (1, 0.9, (0.6, 0.6, 0.7, 0.7)), (1, 0.8, (0.1, 0.1, 0.2, 0.2)), (0, 0.5, (0.6, 0.6, 0.7, 0.7))
@@ -68,15 +76,15 @@ def test_the_second_pass_knows_better(detections):
     assert both.stage_ms["total"] == first.stage_ms["total"] + second.stage_ms["total"]
 
 
-def test_what_a_crop_cuts_is_left_to_the_first_pass(detections):
-    """At the crop's left edge; its lower edge is the frame's own and cuts nothing."""
+def test_objects_that_a_crop_cuts_off_are_left_to_the_first_pass(detections):
+    """The crop's left edge cuts one off; its lower edge is the frame's own and cuts off nothing."""
     second = found(detections, (1, 0.9, (0.0, 0.4, 0.2, 0.6)), (1, 0.8, (0.4, 0.8, 0.6, 1.0)))
     both = merge(found(detections), [(second, QUARTER)])
     assert both.scores.tolist() == pytest.approx([0.8])
     assert both.boxes[0] == pytest.approx([0.7, 0.9, 0.8, 1.0])
 
 
-def test_masks_come_back_to_their_place(detections):
+def test_masks_are_mapped_back_to_the_frame(detections):
     mask = np.zeros((1, 72, 72), bool)
     mask[0, 18:54, 18:54] = True  # the middle of the crop
     second = found(detections, (1, 0.9, (0.25, 0.25, 0.75, 0.75)), masks=mask)
@@ -87,7 +95,7 @@ def test_masks_come_back_to_their_place(detections):
     assert np.count_nonzero(both.masks[0] ^ expected) <= 4
 
 
-async def test_crops_are_asked_for_all_at_once(detections):
+async def test_all_crops_are_sent_at_once(detections):
     first = found(detections, (1, 0.4, (0.1, 0.1, 0.2, 0.2)), (1, 0.3, (0.7, 0.7, 0.8, 0.8)))
     asked = []
 
@@ -97,7 +105,7 @@ async def test_crops_are_asked_for_all_at_once(detections):
 
     both = await look_closer(np.zeros((100, 200, 3), np.uint8), first, HIGH, ask)
     assert len(asked) == 2
-    confirmed = both.above(0.5)  # the suspects themselves are still among them
+    confirmed = both.above(0.5)  # the candidates are still among them
     assert (len(both), sorted(confirmed.boxes[:, 0].tolist())) == (4, pytest.approx([0.125, 0.725], abs=0.011))
     assert await look_closer(np.zeros((9, 9, 3), np.uint8), found(detections), HIGH, ask) is not None
     assert len(asked) == 2

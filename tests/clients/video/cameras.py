@@ -1,5 +1,4 @@
-"""Cameras that misbehave on purpose: a loopback port that sends an MPEG transport stream, as often as somebody
-connects."""
+"""Faulty cameras: a local port that sends an MPEG transport stream to everyone who connects."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ import numpy as np
 
 
 def transport_stream(sizes: Sequence[tuple[int, int]], frames: int = 10, fps: int = 20) -> bytes:
-    """MPEG-2 video, `frames` grey pictures of each size (height, width) one after the other, as a camera that is set
-    anew sends."""
+    """MPEG-2 video with `frames` grey frames of each size (height, width), as from a camera whose settings change."""
     whole = b""
     for part, (height, width) in enumerate(sizes):
         buffer = io.BytesIO()
@@ -25,18 +23,18 @@ def transport_stream(sizes: Sequence[tuple[int, int]], frames: int = 10, fps: in
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.time_base = Fraction(1, fps)
             for i in range(frames):
-                picture = av.VideoFrame.from_ndarray(
+                frame = av.VideoFrame.from_ndarray(
                     np.full((height, width, 3), 20 * (i % 10) + 20, np.uint8), format="rgb24"
                 )
-                picture.pts = part * frames + i
-                out.mux(stream.encode(picture))
+                frame.pts = part * frames + i
+                out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
         whole += buffer.getvalue()
     return whole
 
 
 class FakeCamera:
-    """Serves `act(connection, n)` to the n-th who connects, in a thread; closes the connection afterwards."""
+    """Calls `act(connection, n)` for the n-th connection, in a thread, and closes it afterwards."""
 
     def __init__(self, act: Callable[[socket.socket, int], None]) -> None:
         self.visits, self._act = 0, act

@@ -1,7 +1,6 @@
-"""A real RTSP server with a moving test picture, GStreamer's; a program of its own, run by an interpreter that has its
-bindings.
+"""An RTSP server with a moving test image, made with GStreamer; run by a Python that has GStreamer's bindings.
 
-python rtsp_server.py 2     prints one rtsp:// address per camera, and serves them until it is ended
+python rtsp_server.py 2     prints one rtsp:// address per camera, and serves them until it is terminated
 """
 
 import sys

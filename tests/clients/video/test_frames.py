@@ -1,4 +1,4 @@
-"""Frames of real files: a video that was encoded here, images, and what is neither."""
+"""Sources: videos that are encoded here, images, and files that are neither."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ from PIL import Image
 
 from clients.video.encode import VideoWriter, to_jpeg
 from clients.video.frames import SourceError
-from clients.video.sources import open_source
+from clients.video.sources import is_address, open_source
 
 
 def test_video(film):
     with open_source(film) as source:
         assert (source.fps, source.count) == (12.0, 6)
         frames = list(source)
-        again = [frame.index for frame in source]  # a source starts over
+        again = [frame.index for frame in source]  # each iteration starts over
     assert [f.index for f in frames] == again == list(range(6))
     assert [f.time_s for f in frames] == pytest.approx([i / 12 for i in range(6)], abs=1e-3)
     for i, frame in enumerate(frames):
@@ -22,12 +22,12 @@ def test_video(film):
         assert abs(int(frame.rgb.mean()) - 30 * i) <= 2
 
 
-def test_unwanted_frames_are_passed_over(film):
+def test_unwanted_frames_are_skipped(film):
     with open_source(film) as source:
         assert [f.index for f in source.read(lambda time_s: round(time_s * 12) % 3 == 0)] == [0, 3]
 
 
-def test_video_filmed_sideways_is_turned(tmp_path):
+def test_a_video_recorded_sideways_is_rotated(tmp_path):
     path = tmp_path / "phone.mp4"
     picture = np.zeros((64, 96, 3), np.uint8)
     picture[:, :48] = 255  # left half white
@@ -49,7 +49,7 @@ def test_video_filmed_sideways_is_turned(tmp_path):
     assert frame.rgb[56:].mean() < 15
 
 
-def test_folder_in_the_order_of_names(tmp_path):
+def test_a_folder_in_alphabetical_order(tmp_path):
     for name, grey in [("b.png", 20), ("a.jpg", 10), ("c.webp", 30)]:
         Image.new("RGB", (32, 24), (grey,) * 3).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
@@ -58,7 +58,7 @@ def test_folder_in_the_order_of_names(tmp_path):
         assert [int(frame.rgb.mean().round(-1)) for frame in source] == [10, 20, 30]
 
 
-def test_image_turned_by_exif(tmp_path):
+def test_an_image_is_rotated_as_its_exif_says(tmp_path):
     image = Image.new("RGB", (32, 24))
     exif = image.getexif()
     exif[0x0112] = 6  # orientation: turn clockwise
@@ -66,6 +66,20 @@ def test_image_turned_by_exif(tmp_path):
     with open_source(tmp_path / "a.jpg") as source:
         (frame,) = source
     assert frame.rgb.shape == (32, 24, 3)
+
+
+@pytest.mark.parametrize(
+    ("source", "address"),
+    [
+        ("rtsp://10.0.0.7/stream", True),
+        ("http://host/film.mp4", True),
+        ("webcam:0", True),
+        ("films/street.mp4", False),
+        ("photos/", False),
+    ],
+)
+def test_addresses(source, address):
+    assert is_address(source) is address
 
 
 def _text(path):
@@ -84,26 +98,26 @@ REFUSED = {
     "text called image": (lambda tmp: _text(tmp / "a.png"), "not an image"),
     "half a JPEG": (lambda tmp: _cut(tmp / "a.jpg"), "not an image"),
     "empty folder": (lambda tmp: tmp, "no images"),
-    "nobody streams there": (lambda tmp: "tcp://127.0.0.1:9", "not a video"),
+    "nothing listens": (lambda tmp: "tcp://127.0.0.1:9", "not a video"),
     "no webcam": (lambda tmp: "webcam:63", "there is no webcam /dev/video63; this machine has"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_with_the_reason(case, tmp_path):
+def test_unusable_sources_are_refused(case, tmp_path):
     make, says = REFUSED[case]
     with pytest.raises(SourceError, match=says), open_source(make(tmp_path)) as source:
         list(source)
 
 
-def test_passwords_stay_out_of_messages(closed_port):
+def test_messages_contain_no_passwords(closed_port):
     with pytest.raises(SourceError) as error:
         open_source(f"rtsp://admin:secret@127.0.0.1:{closed_port}/1")
     assert "secret" not in str(error.value)
     assert f"rtsp://127.0.0.1:{closed_port}/1" in str(error.value)
 
 
-def test_damaged_video_gives_its_good_frames_first(tmp_path):
+def test_a_damaged_video_yields_its_good_frames_first(tmp_path):
     path = tmp_path / "long.mp4"
     rng = np.random.default_rng(0)
     with VideoWriter(path, 10) as writer:
@@ -124,7 +138,7 @@ def test_damaged_video_gives_its_good_frames_first(tmp_path):
     assert complaint is None or f"after {len(good)} frames" in complaint
 
 
-def test_writer_refuses_another_size(tmp_path):
+def test_a_video_has_one_frame_size(tmp_path):
     with VideoWriter(tmp_path / "a.mp4", 10) as writer:
         writer.write(np.zeros((65, 97, 3), np.uint8))  # the odd row and column are dropped
         with pytest.raises(ValueError, match="expected 96x64, got 64x64"):

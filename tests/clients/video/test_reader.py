@@ -1,4 +1,4 @@
-"""The reading thread: what it keeps, what it counts, and what it survives; a real RTSP server where there is one."""
+"""The reading thread: which frames it keeps and counts, and recovery from failures, also of real RTSP cameras."""
 
 import asyncio
 import threading
@@ -13,7 +13,7 @@ from tests.clients.video.cameras import FakeCamera, transport_stream
 
 
 class Script:
-    """A source of grey frames; `gate` is passed before each one after the first."""
+    """A source of grey frames. It waits for `gate` before each frame but the first, and raises `end` after the last."""
 
     fps, count = 10.0, None
 
@@ -23,7 +23,7 @@ class Script:
     def read(self, wanted):
         for i in range(self.frames):
             if self.gate and i:
-                self.gate.wait(5)
+                self.gate.wait(120)
             if wanted(i / self.fps):
                 yield Frame(i, i / self.fps, np.full((8, 8, 3), i, np.uint8))
         if self.end:
@@ -36,29 +36,34 @@ class Script:
         pass
 
 
-async def until(condition, seconds=10.0):
-    """Waits until `condition()`; fails when that takes longer than could be waited for."""
+async def until(condition, seconds=120.0):
+    """Waits until `condition()`; fails after a time that only an error can take."""
     for _ in range(int(seconds / 0.01)):
         if condition():
             return
         await asyncio.sleep(0.01)
-    pytest.fail("this never came to pass")
+    pytest.fail("the condition was never met")
 
 
 async def everything(reader):
     taken = []
-    while (picture := await reader.next()) is not None:
-        taken.append(picture)
+    while (frame := await reader.next()) is not None:
+        taken.append(frame)
     return taken
 
 
 async def test_a_file_is_read_whole_and_in_order(film):
     reader = Reader(str(film)).start()
-    pictures = await everything(reader)
-    assert [p.index for p in pictures] == list(range(6))
-    assert [int(p.rgb.mean().round(-1)) for p in pictures] == [30 * i for i in range(6)]
-    assert all(p.jpeg.startswith(b"\xff\xd8") for p in pictures)
-    assert (reader.read, reader.replaced, reader.state) == (6, 0, "ended")
+    frames = await everything(reader)
+    assert [f.index for f in frames] == list(range(6))
+    assert [int(f.rgb.mean().round(-1)) for f in frames] == [30 * i for i in range(6)]
+    assert all(f.jpeg.startswith(b"\xff\xd8") and f.image is f.jpeg for f in frames)
+    assert (reader.read, reader.replaced, reader.state, reader.source_fps) == (6, 0, "ended", 12.0)
+
+
+async def test_raw_frames_have_no_jpeg(film):
+    frame = await Reader(str(film), raw=True).start().next()
+    assert (frame.jpeg, frame.image is frame.rgb) == (b"", True)
 
 
 async def test_a_file_waits_for_its_reader():
@@ -72,12 +77,12 @@ async def test_a_file_waits_for_its_reader():
 async def test_a_live_camera_keeps_its_newest_frame():
     reader = Reader("camera", opener=lambda _: Script(7, live=True, end="enough"), first_pause=60).start()
     await until(lambda: reader.state == "lost")
-    picture = await reader.next()
-    assert (picture.index, picture.replaced, int(picture.rgb[0, 0, 0])) == (6, 6, 6)
+    frame = await reader.next()
+    assert (frame.index, frame.replaced, int(frame.rgb[0, 0, 0])) == (6, 6, 6)
     assert (reader.read, reader.replaced) == (7, 6)
     assert reader.take() is None
     assert reader.stop() == 0
-    assert reader.join(5)
+    assert reader.join(120)
 
 
 @pytest.mark.parametrize(("fps", "expected"), [(5, [0, 2, 4, 6, 8]), (3, [0, 4, 7]), (100, list(range(10)))], ids=str)
@@ -87,7 +92,7 @@ async def test_frame_rate(fps, expected):
     assert [int(p.rgb[0, 0, 0]) for p in await everything(reader)] == expected
 
 
-async def test_real_time_drops_what_nobody_takes():
+async def test_real_time_drops_frames_that_are_not_taken():
     reader = Reader("film", realtime=True, opener=lambda _: Script(4)).start()
     await until(lambda: reader.state == "ended")
     assert [p.index for p in await everything(reader)] == [3]
@@ -99,15 +104,15 @@ async def test_a_loop_starts_over():
     taken = [int((await reader.next()).rgb[0, 0, 0]) for _ in range(7)]
     assert taken == [0, 1, 2, 0, 1, 2, 0]
     reader.stop()
-    assert reader.join(5)
+    assert reader.join(120)
 
 
 async def test_the_rate_holds_over_rounds():
-    """Three frames at 10 fps, again and again: at 2 fps every fifth of them all."""
+    """Three frames at 10 fps in a loop: at 2 fps every fifth frame of all rounds."""
     reader = Reader("film", loop=True, fps=2, opener=lambda _: Script(3)).start()
-    pictures = [await reader.next() for _ in range(4)]
-    assert [int(p.rgb[0, 0, 0]) for p in pictures] == [0, 2, 1, 0]
-    assert [p.time_s for p in pictures] == pytest.approx([0, 0.5, 1.0, 1.5])
+    frames = [await reader.next() for _ in range(4)]
+    assert [int(f.rgb[0, 0, 0]) for f in frames] == [0, 2, 1, 0]
+    assert [f.time_s for f in frames] == pytest.approx([0, 0.5, 1.0, 1.5])
     reader.stop()
 
 
@@ -118,23 +123,23 @@ async def test_a_missing_file_fails_once(tmp_path):
     assert "no file" in reader.error
 
 
-async def test_what_was_not_taken_is_told():
+async def test_stop_returns_the_number_of_frames_not_taken():
     gate = threading.Event()
     reader = Reader("film", opener=lambda _: Script(3, gate=gate)).start()
     await until(lambda: reader.read == 1)
     assert reader.stop() == 1
     assert await reader.next() is None
     gate.set()
-    assert reader.join(5)
+    assert reader.join(120)
 
 
-async def test_an_unforeseen_error_is_survived():
+async def test_reading_continues_after_an_unexpected_error():
     visits = []
 
     def opener(_):
         visits.append(1)
         if len(visits) == 1:
-            raise MemoryError("a picture of 10 terapixels")
+            raise MemoryError("a frame of 10 terapixels")
         return Script(2, live=True)
 
     reader = Reader("tcp://camera", opener=opener, first_pause=0.01).start()
@@ -143,14 +148,37 @@ async def test_an_unforeseen_error_is_survived():
     reader.stop()
 
 
+@pytest.mark.parametrize(
+    ("script", "state", "error"),
+    [
+        (Script(3, live=True), "ended", ""),
+        (Script(3, live=True, end="broke off"), "failed", "broke off"),
+        (SourceError("no camera there"), "failed", "no camera there"),
+    ],
+    ids=["ends", "fails", "cannot be opened"],
+)
+async def test_without_reconnect_a_live_camera_is_opened_once(script, state, error):
+    visits = []
+
+    def opener(_):
+        visits.append(1)
+        if isinstance(script, SourceError):
+            raise script
+        return script
+
+    reader = Reader("tcp://camera", opener=opener, reconnect=False).start()
+    await everything(reader)
+    assert (reader.state, reader.error, len(visits)) == (state, error, 1)
+
+
 # ---- streams over a real socket
-async def test_a_camera_that_dies_is_opened_again():
+async def test_a_camera_that_disconnects_is_opened_again():
     data = transport_stream([(48, 64)])
     with FakeCamera(lambda connection, n: connection.sendall(data)) as camera:
         reader = Reader(camera.address, first_pause=0.05).start()
         await until(lambda: reader.read > 15)
         reader.stop()
-        assert reader.join(5)
+        assert reader.join(120)
     assert camera.visits >= 2
     assert reader.reconnects >= 1
 
@@ -163,7 +191,7 @@ async def test_a_camera_that_freezes_is_opened_again(monkeypatch):
     def act(connection, n):
         connection.sendall(data)
         if n == 1:
-            thaw.wait(20)  # the connection stays open, and nothing comes
+            thaw.wait(120)  # the connection stays open and silent
 
     with FakeCamera(act) as camera:
         reader = Reader(camera.address, first_pause=0.05).start()
@@ -185,8 +213,8 @@ async def test_a_camera_may_change_its_size():
     assert seen == set(sizes)
 
 
-async def test_garbage_is_no_picture_and_no_end():
-    """First only noise, then a good stream with noise in the middle."""
+async def test_garbage_is_skipped():
+    """The first connection sends only noise, the next ones a good stream with noise in the middle."""
     noise = np.random.default_rng(0).integers(0, 256, 20_000, np.uint8).tobytes()
     data = transport_stream([(48, 64)])
 
@@ -195,13 +223,13 @@ async def test_garbage_is_no_picture_and_no_end():
 
     with FakeCamera(act) as camera:
         reader = Reader(camera.address, first_pause=0.05).start()
-        picture = await reader.next()
-        assert picture.rgb.shape == (48, 64, 3)
+        frame = await reader.next()
+        assert frame.rgb.shape == (48, 64, 3)
         assert reader.reconnects >= 1
         reader.stop()
 
 
-async def test_nobody_there(closed_port):
+async def test_nothing_listens(closed_port):
     reader = Reader(f"tcp://127.0.0.1:{closed_port}", first_pause=0.01).start()
     await until(lambda: reader.reconnects >= 3)
     assert (reader.state, reader.read) == ("connecting", 0)
@@ -212,10 +240,10 @@ async def test_nobody_there(closed_port):
 async def test_two_cameras_of_a_real_rtsp_server(rtsp):
     readers = [Reader(address).start() for address in rtsp]
     for number, reader in enumerate(readers):
-        pictures = [await asyncio.wait_for(reader.next(), 20) for _ in range(5)]
-        assert {p.rgb.shape for p in pictures} == {(240, 320 + 64 * number, 3)}
-        assert [p.index for p in pictures] == sorted({p.index for p in pictures})
-        assert any((pictures[0].rgb != p.rgb).any() for p in pictures)  # the ball moves
+        frames = [await asyncio.wait_for(reader.next(), 120) for _ in range(5)]
+        assert {f.rgb.shape for f in frames} == {(240, 320 + 64 * number, 3)}
+        assert [f.index for f in frames] == sorted({f.index for f in frames})
+        assert any((frames[0].rgb != f.rgb).any() for f in frames)  # the ball moves
         assert reader.state == "live"
         reader.stop()
-    assert all(reader.join(10) for reader in readers)
+    assert all(reader.join(120) for reader in readers)
