@@ -226,5 +226,8 @@ def check_resolution(resolution: int, patch_size: int = 14) -> None:
 
 def is_front_name(name: str) -> bool:
     """Whether a model name is a front model's, `sam3_r<resolution>` with or without a precision."""
-    head, _, precision = name.removeprefix("sam3_r").partition("_")
-    return name.startswith("sam3_r") and head.isdigit() and precision in ("", *FLOAT_DTYPES)
+    resolution, _, precision = name.removeprefix("sam3_r").partition("_")
+    try:
+        return Variant(int(resolution), precision=precision or "fp16").front_name == name
+    except ValueError:  # no resolution or no precision of a model
+        return False
