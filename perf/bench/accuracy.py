@@ -1,5 +1,5 @@
-"""What an engine and its precision cost in accuracy: exported repositories of the small checkpoint in, COCO's figures
-beside those of PyTorch in fp32 out.
+"""What an engine and its precision cost in accuracy: COCO's figures of exported artifacts beside those of PyTorch in
+fp32.
 
 The artifacts run in the server's own pipeline, without Triton (`perf/bench/in_process.py`). The reference is
 transformers' own `Sam3Model` on the same scenes in the same run, its masks cut at zero before they are enlarged, as
@@ -9,10 +9,8 @@ packed masks are: a difference is one of arithmetic alone.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +26,23 @@ from export.engines.tensorrt.network import PlanError
 from export.tiny import CHECKPOINT
 from export.tiny.evaluate import Case, held_out, judge
 from export.tiny.predictor import TorchPredictor, load_model
-from perf import results
+from perf import record
 from perf.bench.in_process import Answers, opened
-from perf.console import wide_console
-from perf.record import publish
+from perf.console import make_parser, refuse, wide_console
 
 MOST_POINTS = 0.5
 """Hundredths of average precision that an engine may be away from fp32."""
 GATED = ("AP", "AP50")
 EXAMPLES = """example:
   sam3-export --checkpoint export/tiny/checkpoint --resolution 252 140 --precision fp16 --repository build/accuracy/fp16
-  python -m perf.bench.accuracy --repository build/accuracy/fp16 --output perf/results/cpu/accuracy.json"""
+  sam3-perf bench accuracy --repository build/accuracy/fp16"""
 
 Figures = dict[str, Any]
 """What `export.tiny.evaluate.judge` returns."""
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m perf.bench.accuracy",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = make_parser("bench accuracy", __doc__, EXAMPLES)
     p.add_argument(
         "--repository",
         type=Path,
@@ -62,14 +54,15 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, default=CHECKPOINT, help="that they were made from; default: the small one"
     )
     p.add_argument("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
-    p.add_argument("--output", type=Path, help="JSON file to write")
+    record.add_output(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every average precision is within `MOST_POINTS` of fp32's; 1: one is not; 2: a repository cannot be used, and
     stderr says why."""
-    options = parser().parse_args(argv)
+    p = parser()
+    options = p.parse_args(argv)
     console = wide_console()
     disable_progress_bar()  # of the weights, which take a moment
     try:
@@ -78,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = list(track(held_out(options.scenes), "drawing scenes", options.scenes, console=console))
         shown = lambda what: track(cases, what, console=console)  # noqa: E731
         sizes = sorted({served.variant.resolution for _, served in found}, reverse=True)
-        truth = {
-            r: judge(zip(cases, reference(shown(f"torch fp32 {r}"), options.checkpoint, r), strict=True)) for r in sizes
-        }
+        truth = {}
+        for r in sizes:
+            answers = reference(shown(f"torch fp32 {r}"), options.checkpoint, r)
+            truth[r] = judge(zip(cases, answers, strict=True))
         rows = [row for r in sizes for row in rows_of("torch", "fp32", r, truth[r], truth[r])]
         details = [{"engine": "torch", "precision": "fp32", "resolution": r, **truth[r]} for r in sizes]
         for folder, served in found:
@@ -91,12 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += rows_of(served.engine, variant.precision, variant.resolution, figures, truth[variant.resolution])
             details.append({"repository": str(folder), **about(served), **figures})
     except (ServerError, EngineError, PlanError, CheckpointError) as error:
-        print(f"perf.bench.accuracy: {error}", file=sys.stderr)
-        return 2
-    versions = results.package_versions() | {name: version(name) for name in ("transformers", "pycocotools", "pillow")}
-    fields = {"scenes": options.scenes, "most_points": MOST_POINTS, "versions": versions, "hardware": results.machine()}
+        return refuse(p.prog, error)
+    data = record.new(p.prog, argv) | {"scenes": options.scenes, "most_points": MOST_POINTS}
     title = f"{options.scenes} held-out scenes; points: hundredths away from torch in fp32"
-    publish("perf.bench.accuracy", argv, title, rows, options.output, **fields, details=details)
+    record.publish(options.output, data | {"details": details, "rows": rows}, title)
     return int(any(beyond(row) for row in rows))
 
 
@@ -156,13 +148,8 @@ def rows_of(name: str, precision: str, resolution: int, figures: Figures, truth:
     rows = []
     for prompts in ("text", "exemplar"):
         for kind in ("box", "mask"):
-            row: dict[str, Any] = {
-                "engine": name,
-                "precision": precision,
-                "resolution": resolution,
-                "prompts": prompts,
-                "of": kind,
-            }
+            row: dict[str, Any] = {"engine": name, "precision": precision, "resolution": resolution}
+            row |= {"prompts": prompts, "of": kind}
             row |= {figure: figures[prompts][kind][figure] for figure in GATED}
             row |= {"presence": round(figures[prompts]["presence_accuracy"], 4)}
             away = {figure: 100 * (figures[prompts][kind][figure] - truth[prompts][kind][figure]) for figure in GATED}
@@ -173,7 +160,3 @@ def rows_of(name: str, precision: str, resolution: int, figures: Figures, truth:
 def beyond(row: Mapping[str, Any]) -> bool:
     """Whether an average precision is further from fp32's than allowed; NaN is."""
     return any(not abs(row[f"{figure}_points"]) <= MOST_POINTS for figure in GATED)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

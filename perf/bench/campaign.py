@@ -1,20 +1,16 @@
-"""Everything that is measured on a GPU host, in one go: a checkpoint and the host's GPUs go in, a folder of results
-like `perf/results/h200` comes out.
+"""Everything that is measured on a GPU host, in one go, into a folder of results like `perf/results/h200`.
 
 Each step is a command of this project with a GPU to itself; as many run at once as there are GPUs, and the processor's
 cores are divided among them. A step whose result is there already is not run again, so an interrupted campaign goes on
 where it stopped; one that fails is reported, what needs it is left out, the rest goes on.
-
-    python -m perf.bench.campaign --output build/campaign                  real size, random weights, all GPUs python -m
-    perf.bench.campaign --tensorrt                               plans as well, by the Python that SAM3_TENSORRT_PYTHON
-    names, or by this one python -m perf.bench.campaign --list                                   what would be run
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -22,14 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from ensemble.server import gpu
 from ensemble.spec import RESOLUTIONS
 from export.tiny import CHECKPOINT
+from perf import record, results
+from perf.console import make_parser, refuse
 
 POLL_S = 0.2
 ENGINES = ("aoti", "transformers", "transformers-compiled")
+COMMANDS = {"sam3-perf": "perf.cli", "sam3-export": "export.cli"}
+"""The commands of the steps, and the modules that are run in their place by this Python."""
 COMPILED = ("--classes", "4", "--present", "1")
 """Every other number of pairs would be compiled anew, for a minute and more."""
 EVERYTHING = ("--threshold", "0", "--max-detections", "5")
@@ -41,6 +39,11 @@ REPOSITORIES = {"aoti": "packages", "tensorrt": "plans"}
 """What an engine's repository is called."""
 MERGED = ("engines", "end_to_end", "sweep")
 """Results of which every step writes a part."""
+EXAMPLES = """examples:
+  sam3-perf bench campaign                 real size, random weights, all GPUs
+  sam3-perf bench campaign --tensorrt      plans as well, by the Python that SAM3_TENSORRT_PYTHON names, or by this one
+  sam3-perf bench campaign --list          what would be run"""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Step:
     arguments: tuple[str, ...]
     writes: Path
     needs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """As it is typed in a shell."""
+        commands = {module: command for command, module in COMMANDS.items()}
+        return f"{self.name}: {commands[self.arguments[1]]} {shlex.join(self.arguments[2:])}"
 
 
 @dataclass
@@ -66,97 +74,61 @@ def steps(checkpoint: str, resolutions: Sequence[int], folder: Path, tensorrt: b
     timed last."""
     found: list[Step] = []
 
-    def add(name: str, writes: Path, module: str, *arguments: object, needs: tuple[str, ...] = ()) -> None:
-        found.append(Step(name, ("-m", module, *map(str, arguments)), writes, needs))
+    def add(name: str, writes: Path, command: str, *arguments: object, needs: Sequence[str] = ()) -> None:
+        program, *verbs = command.split()
+        found.append(Step(name, ("-m", COMMANDS[program], *verbs, *map(str, arguments)), writes, tuple(needs)))
 
-    def export(name: str, source: str, resolution: int, *more: object, engine: str = "aoti") -> None:
+    def export(name: str, source: object, resolution: int, *more: object, engine: str = "aoti") -> None:
         repository, prefix = folder / f"{REPOSITORIES[engine]}-{name}", "export" if engine == "aoti" else "export-plans"
-        about = (
-            "--checkpoint",
-            source,
-            "--resolution",
-            resolution,
-            "--engine",
-            engine,
-            "--repository",
-            repository,
-            *more,
-        )
-        add(f"{prefix}-{name}", repository / f"sam3_r{resolution}" / "config.pbtxt", "export.cli", *about)
+        about = ("--checkpoint", source, "--resolution", resolution, "--engine", engine, "--repository", repository)
+        config = repository / f"sam3_r{resolution}" / "config.pbtxt"
+        add(f"{prefix}-{name}", config, "sam3-export", *about, *more)
+
+    def measure(name: str, verb: str, *arguments: object, needs: Sequence[str] = ()) -> None:
+        out = folder / f"{name}.json"
+        add(name, out, f"sam3-perf {verb}", *arguments, "--output", out, needs=needs)
 
     for r in resolutions:
         export(str(r), checkpoint, r)
     for precision in PRECISIONS:
-        export(f"small-{precision}", str(CHECKPOINT), 252, "--queries", 50, "--precision", precision)
-
-    def measure(name: str, r: int, module: str, *arguments: object, engine: str = "aoti") -> None:
-        out, what = folder / f"{name}-{r}.json", ("--repository", folder / f"packages-{r}", "--resolutions", r)
-        needs = (f"export-{r}",) if engine == "aoti" else ()
-        add(f"{name}-{r}", out, module, *arguments, *what, "--output", out, needs=needs)
-
-    def small(name: str, module: str, *arguments: object, needs: Sequence[str]) -> None:
-        out = folder / f"{name}.json"
-        add(name, out, module, *arguments, "--checkpoint", CHECKPOINT, "--output", out, needs=tuple(needs))
-
-    for r in resolutions:
-        measure("end_to_end", r, "perf.bench.end_to_end", "--checkpoint", checkpoint)
-    for r in resolutions:
-        measure("sweep", r, "perf.cli", "sweep", *LOAD)
+        export(f"small-{precision}", CHECKPOINT, 252, "--queries", 50, "--precision", precision)
+    real = {r: ("--repository", folder / f"packages-{r}", "--resolution", r) for r in resolutions}
+    weights, small = ("--checkpoint", checkpoint), ("--checkpoint", CHECKPOINT)
     packages = {precision: folder / f"packages-small-{precision}" for precision in PRECISIONS}
+    for r in resolutions:
+        measure(f"end_to_end-{r}", "bench end-to-end", *weights, *real[r], needs=[f"export-{r}"])
+    for r in resolutions:
+        measure(f"sweep-{r}", "sweep", *LOAD, *real[r], needs=[f"export-{r}"])
     repositories = [part for path in packages.values() for part in ("--repository", path)]
-    small(
-        "accuracy",
-        "perf.bench.accuracy",
-        *repositories,
-        needs=[f"export-small-{precision}" for precision in PRECISIONS],
-    )
+    exports = [f"export-small-{precision}" for precision in PRECISIONS]
+    measure("accuracy", "bench accuracy", *repositories, *small, needs=exports)
     for engine in ENGINES:
         for r in resolutions:
             more = COMPILED if engine.endswith("compiled") else ()
-            measure(
-                f"engines-{engine}",
-                r,
-                "perf.bench.engines",
-                "--checkpoint",
-                checkpoint,
-                "--engines",
-                engine,
-                *more,
-                engine=engine,
-            )
+            needs = [f"export-{r}"] if engine == "aoti" else []
+            about = (*weights, "--engines", engine, *more, *real[r])
+            measure(f"engines-{engine}-{r}", "bench engines", *about, needs=needs)
         if engine == "aoti":
-            out, name = folder / "profile" / "profile.json", str(resolutions[0])
-            what = ("--repository", folder / f"packages-{name}", "--resolution", name, "--frames", 8, *EVERYTHING)
-            add("profile", out, "perf.cli", "profile", *what, "--output", out.parent, needs=(f"export-{name}",))
-            for name, module in (
-                ("rewrites", "rewrites.rewrites"),
-                ("kernels", "kernels"),
-                ("preprocess", "preprocess"),
-            ):
-                add(name, folder / f"{name}.json", f"perf.bench.{module}", "--output", folder / f"{name}.json")
+            out, r = folder / "profile" / "profile.json", resolutions[0]
+            what = (*real[r], "--frames", 8, *EVERYTHING, "--output", out.parent)
+            add("profile", out, "sam3-perf bench profile", *what, needs=[f"export-{r}"])
+            for name in ("rewrites", "kernels", "preprocess"):
+                measure(name, f"bench {name}")
     about = ("--repository", packages["fp16"], "--resolution", 252, "--device", "cuda", "--compile")
-    small("peers", "perf.cli", "peers", *about, needs=["export-small-fp16"])
+    measure("peers", "bench peers", *about, *small, needs=["export-small-fp16"])
     if tensorrt:
         for r in resolutions:
             export(str(r), checkpoint, r, engine="tensorrt")
-        export("small", str(CHECKPOINT), 252, "--queries", 50, engine="tensorrt")
+        export("small", CHECKPOINT, 252, "--queries", 50, engine="tensorrt")
         for r in resolutions:
-            plans, needs = ("--repository", folder / f"plans-{r}", "--checkpoint", checkpoint), (f"export-plans-{r}",)
-            out = folder / f"plans-{r}.json"
-            add(f"plans-{r}", out, "perf.bench.plans", *plans, "--resolutions", r, "--output", out, needs=needs)
-        small(
-            "accuracy-plans",
-            "perf.bench.accuracy",
-            "--repository",
-            folder / "plans-small",
-            needs=["export-plans-small"],
-        )
+            plans = ("--repository", folder / f"plans-{r}", *weights, "--resolution", r)
+            measure(f"plans-{r}", "bench plans", *plans, needs=[f"export-plans-{r}"])
+        own = ("--repository", folder / "plans-small", *small)
+        measure("accuracy-plans", "bench accuracy", *own, needs=["export-plans-small"])
     return found
 
 
-def run(
-    campaign: Sequence[Step], devices: Sequence[str], folder: Path, seconds: float, console: Console
-) -> dict[str, str]:
+def run(campaign: Sequence[Step], devices: Sequence[str], folder: Path, seconds: float) -> dict[str, str]:
     """Runs what is missing; step -> "there", "done", "failed" or, where a need failed or time was up, "left out". Logs
     are `folder`/log/NAME.txt."""
     (folder / "log").mkdir(parents=True, exist_ok=True)
@@ -170,8 +142,8 @@ def run(
             free.append(one.device)
             done = one.process.returncode == 0 and one.step.writes.is_file()
             state[one.step.name] = "done" if done else "failed"
-            spent = f"{time.monotonic() - one.start:.0f} s on GPU {one.device}"
-            console.print(f"{one.step.name}: {state[one.step.name]} after {spent}", highlight=False)
+            spent = time.monotonic() - one.start
+            log.info("%s: %s after %.0f s on GPU %s", one.step.name, state[one.step.name], spent, one.device)
         over = time.monotonic() - start > seconds
         for step in list(waiting):
             if over or any(state.get(need) in ("failed", "left out") for need in step.needs):
@@ -190,43 +162,37 @@ def begin(step: Step, device: str, shares: int, folder: Path) -> Running:
     threads = str(max(1, len(os.sched_getaffinity(0)) // shares))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     step.writes.parent.mkdir(parents=True, exist_ok=True)
-    with (folder / "log" / f"{step.name}.txt").open("wb") as log:
+    command = [sys.executable, *step.arguments]
+    with (folder / "log" / f"{step.name}.txt").open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *step.arguments],
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
     return Running(step, device, process, time.monotonic())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: everything is there; 1: something failed or was left out; 2: there is no GPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.campaign", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("bench campaign", __doc__, EXAMPLES)
     parser.add_argument(
         "--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s"
     )
-    parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
+    parser.add_argument("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="default: all four")
     parser.add_argument("--gpus", nargs="+", help="as in CUDA_VISIBLE_DEVICES; default: all that there are")
     parser.add_argument("--only", nargs="+", help="steps whose names begin so, and what they need")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no step after that long")
-    parser.add_argument("--output", type=Path, default=Path("build/campaign"))
+    record.add_output(parser, "folder", suffix="")
     parser.add_argument("--tensorrt", action="store_true", help="TensorRT plans as well: minutes to build, each")
     parser.add_argument("--list", action="store_true", help="print the steps and their commands")
     options = parser.parse_args(argv)
-    campaign = chosen(steps(options.checkpoint, options.resolutions, options.output, options.tensorrt), options.only)
+    campaign = chosen(steps(options.checkpoint, options.resolution, options.output, options.tensorrt), options.only)
     if options.list:
-        for step in campaign:
-            print(f"{step.name}: {' '.join(step.arguments)}")
+        print(*campaign, sep="\n")
+        print(json.dumps({"steps": [step.name for step in campaign]}))
         return 0
     devices = options.gpus or [str(number) for number in range(len(gpu.gpus()))]
     if not devices:
-        print("perf.bench.campaign: expected an NVIDIA GPU, NVML shows none; run it on the GPU host", file=sys.stderr)
-        return 2
-    state = run(campaign, devices, options.output, options.seconds, Console(stderr=True))
+        return refuse(parser.prog, "expected an NVIDIA GPU, NVML shows none; run it on the GPU host")
+    state = run(campaign, devices, options.output, options.seconds)
     for name in MERGED:
         merge(options.output, name)
     print(json.dumps({"output": str(options.output), "steps": state}))
@@ -235,11 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def merge(folder: Path, name: str) -> None:
     """`name`.json from the files `name`-*.json: the fields of the first, the rows of all, the command of each."""
-    files = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}-*.json"))]
+    files = [results.load(path) for path in sorted(folder.glob(f"{name}-*.json"))]
     if files:
         lists = {key: [item for file in files for item in file[key]] for key in ("details", "rows") if key in files[0]}
         merged = files[0] | {"commands": [file["command"] for file in files]} | lists
-        (folder / f"{name}.json").write_text(json.dumps(merged, indent=1) + "\n")
+        record.write(folder / f"{name}.json", merged, table=name == "sweep")
 
 
 def chosen(campaign: Sequence[Step], only: Sequence[str] | None) -> list[Step]:
@@ -247,7 +213,3 @@ def chosen(campaign: Sequence[Step], only: Sequence[str] | None) -> list[Step]:
     wanted = {step.name for step in campaign if only is None or step.name.startswith(tuple(only))}
     wanted |= {need for step in campaign if step.name in wanted for need in step.needs}
     return [step for step in campaign if step.name in wanted]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

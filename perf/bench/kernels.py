@@ -1,79 +1,55 @@
 """Milliseconds of this project's GPU kernels beside the library calls that they replace, at the sizes of eight frames
 (32 pairs) at 1008.
 
-Random half-precision tensors in, medians by CUDA events and the relative error against plain PyTorch in fp32 out: what
-each kernel is worth by itself. How fast whole parts are is `perf.bench.engines`' question.
-
-    python -m perf.bench.kernels
+Inputs are random in half precision; times are medians by CUDA events, errors are relative to plain PyTorch in fp32. How
+fast whole parts are, `sam3-perf bench engines` says.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
-from datetime import date
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
-RESULTS = Path(__file__).parents[1] / "results" / "h200" / "kernels.json"
+from export.fused import plain
+from perf import record
+from perf.bench.timing import median_ms, require_gpu
+from perf.console import make_parser
+
+EXAMPLES = """example:
+  sam3-perf bench kernels --output build/perf/kernels.json"""
 FRAMES, PAIRS, GRID, WIDTH = 8, 32, 72, 256
 
 Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    arguments = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        parser.error("expected a CUDA GPU, PyTorch finds none; run on the GPU host")
+    """0: measured; 2: there is no GPU."""
+    parser = make_parser("bench kernels", __doc__, EXAMPLES)
+    record.add_output(parser)
+    options = parser.parse_args(argv)
+    require_gpu(parser)
     torch.manual_seed(0)
     rows: list[Row] = []
     with torch.no_grad():
         for measure in (attention, box_attention, box_bias, upsampling, planes, mask_product, products):
             rows += measure()
             torch.cuda.empty_cache()
-    command = " ".join(["python -m perf.bench.kernels", *(argv if argv is not None else sys.argv[1:])])
-    versions = {name: version(name) for name in ("torch", "triton")} | {"cuda": torch.version.cuda}
-    data = {
-        "command": command,
-        "date": date.today().isoformat(),
-        "versions": versions,
-        "gpu": torch.cuda.get_device_name(),
-        "rows": rows,
-    }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(data, indent=1) + "\n")
-    table = Table("what", "by", "ms", "relative error", title="fp16, one GPU")
-    for row in rows:
-        table.add_row(row["what"], row["by"], f"{row['ms']:.3f}", "" if row["error"] is None else f"{row['error']:.1e}")
-    Console(stderr=True, width=130).print(table)
-    print(json.dumps({"rows": len(rows), "out": str(arguments.output)}))
+    data = record.new(parser.prog, argv, cuda=torch.version.cuda) | {"rows": rows}
+    record.publish(options.output, data, "fp16, one GPU")
     return 0
 
 
 def row(what: str, by: str, call: Callable[[], Any], wanted: Tensor | None = None, found: Tensor | None = None) -> Row:
     """One measurement; the error is |found - wanted| / |wanted|, None where nothing is compared."""
-    from triton.testing import do_bench
-
-    milliseconds = do_bench(recorded(call), warmup=25, rep=100, return_mode="median")
-    error = (
-        None
-        if wanted is None or found is None
-        else float((found.float() - wanted.float()).norm() / wanted.float().norm())
-    )
-    return {"what": what, "by": by, "ms": round(float(milliseconds), 4), "error": error}
+    milliseconds = median_ms(recorded(call), "cuda", warmup=25, repeat=100)
+    error = None
+    if wanted is not None and found is not None:
+        error = float((found.float() - wanted.float()).norm() / wanted.float().norm())
+    return {"what": what, "by": by, "ms": round(milliseconds, 4), "error": error}
 
 
 def recorded(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -99,7 +75,7 @@ def heads(n: int, tokens: int, count: int, width: int, scale: float = 1.0) -> Te
 def attention() -> list[Row]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    from export.fused.kernels.attention import launch_attention, plain_attention
+    from export.fused.kernels.attention import launch_attention
 
     rows = []
     for what, (n, count, tokens, keys, width) in {
@@ -108,12 +84,9 @@ def attention() -> list[Row]:
         "DETR encoder, 32 pairs": (PAIRS, 8, GRID**2, GRID**2, 32),
         "prompt tokens, 32 pairs": (PAIRS, 8, GRID**2, 32, 32),
     }.items():
-        q, k, v = (
-            heads(n, tokens, count, width, scale=0.5 * width**-0.5),
-            heads(n, keys, count, width),
-            heads(n, keys, count, width),
-        )
-        wanted = plain_attention(q[:1], k[:1], v[:1], None, None, None)
+        q = heads(n, tokens, count, width, scale=0.5 * width**-0.5)
+        k, v = (heads(n, keys, count, width) for _ in range(2))
+        wanted = plain.attention(q[:1], k[:1], v[:1], None, None, None)
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
 
             def library() -> Tensor:
@@ -129,7 +102,7 @@ def attention() -> list[Row]:
 def turned_attention() -> list[Row]:
     """The image transformer's attention as it is called there, on a joined projection: queries turned inside the
     kernel, or before it."""
-    from export.fused.kernels.attention import launch_attention, plain_attention, turn
+    from export.fused.kernels.attention import launch_attention
 
     rows = []
     for what, (n, tokens) in {"global": (FRAMES, GRID**2), "windows": (FRAMES * 9, 24**2)}.items():
@@ -137,27 +110,20 @@ def turned_attention() -> list[Row]:
         q, k, v = (joined[:, :, i].transpose(1, 2) for i in range(3))
         angles = torch.rand(tokens, 32, device="cuda") * 3
         cos, sin = angles.cos(), angles.sin()
-        ready, k = turn(q, cos, sin), turn(k, cos, sin)
-        wanted = plain_attention(q[:1], k[:1], v[:1], None, cos, sin)
+        ready, k = plain.turn(q, cos, sin), plain.turn(k, cos, sin)
+        wanted = plain.attention(q[:1], k[:1], v[:1], None, cos, sin)
         for by, arguments in {
             "inside the kernel": (q, k, v, None, cos, sin),
             "before it": (ready, k, v, None, None, None),
         }.items():
             call = lambda: launch_attention(*arguments)  # noqa: B023, E731
-            rows.append(
-                row(
-                    f"image transformer, {what}, joined projection",
-                    f"kernel, queries turned {by}",
-                    call,
-                    wanted,
-                    call()[:1],
-                )
-            )
+            about = f"image transformer, {what}, joined projection"
+            rows.append(row(about, f"kernel, queries turned {by}", call, wanted, call()[:1]))
     return rows
 
 
 def box_attention() -> list[Row]:
-    from export.fused.kernels.box_attention import launch_box_attention, plain_box_attention
+    from export.fused.kernels.box_attention import launch_box_attention
 
     q, k, v = heads(PAIRS, 201, 8, 32, scale=0.2), heads(PAIRS, GRID**2, 8, 32), heads(PAIRS, GRID**2, 8, 32)
     lines, columns = half(PAIRS, 8, 200, GRID), half(PAIRS, 8, 200, GRID)
@@ -167,7 +133,7 @@ def box_attention() -> list[Row]:
         return F.scaled_dot_product_attention(q, k, v, bias, scale=1.0).transpose(1, 2).flatten(2)
 
     what = "box attention, 32 pairs"
-    wanted = plain_box_attention(q, k, v, lines, columns)
+    wanted = plain.box_attention(q, k, v, lines, columns)
     rows = [row(what, "bias tensor and scaled_dot_product_attention", library, wanted, library())]
     for blocks in ((64, 4, 2), (64, 8, 2), (128, 8, 2), (64, 4, 3)):
         mine = lambda: launch_box_attention(q, k, v, lines, columns, blocks)  # noqa: B023, E731
@@ -176,12 +142,12 @@ def box_attention() -> list[Row]:
 
 
 def box_bias() -> list[Row]:
-    from export.fused.kernels.box_bias import launch_box_bias, plain_box_bias
+    from export.fused.kernels.box_bias import launch_box_bias
 
     low, high = torch.rand(PAIRS, 200, device="cuda"), torch.rand(PAIRS, 200, device="cuda")
     arguments = (low, high, half(256, 2), half(256), half(8, 256, scale=0.06), half(8), GRID)
-    wanted = plain_box_bias(*arguments)
-    rows = [row("box bias, one axis, 32 pairs", "PyTorch in fp32", lambda: plain_box_bias(*arguments))]
+    wanted = plain.box_bias(*arguments)
+    rows = [row("box bias, one axis, 32 pairs", "PyTorch in fp32", lambda: plain.box_bias(*arguments))]
     for blocks in ((128, 32, 4), (64, 32, 4), (128, 16, 4), (128, 64, 8)):
         mine = lambda: launch_box_bias(*arguments, blocks)  # noqa: B023, E731
         rows.append(row("box bias, one axis, 32 pairs", f"kernel {blocks}", mine, wanted, mine()))
@@ -189,7 +155,8 @@ def box_bias() -> list[Row]:
 
 
 def upsampling() -> list[Row]:
-    from export.fused.kernels.upsample import fold_upsampling, launch_upsample, plain_upsample
+    from export.fused.kernels.upsample import launch_upsample
+    from export.fused.mask_head import fold_upsampling
 
     weight = torch.randn(WIDTH, WIDTH, 3, 3, device="cuda") / 48
     folded, filters = fold_upsampling(weight).half(), weight.half().contiguous(memory_format=torch.channels_last)
@@ -197,17 +164,10 @@ def upsampling() -> list[Row]:
     rows = []
     for side in (GRID, 2 * GRID):
         x, skip = half(PAIRS, side, side, WIDTH), half(FRAMES, 2 * side, 2 * side, WIDTH)
-        wanted = plain_upsample(x[:1], folded, skip, index[:1])[0]
+        wanted = plain.upsample(x[:1], folded, skip, index[:1])[0]
         mine = lambda: launch_upsample(x, folded, skip, index)  # noqa: B023, E731
-        rows.append(
-            row(
-                f"upsampling convolution, sum and statistics, {side} to {2 * side}, 32 pairs",
-                "kernel",
-                mine,
-                wanted,
-                mine()[0][:1],
-            )
-        )
+        what = f"upsampling convolution, sum and statistics, {side} to {2 * side}, 32 pairs"
+        rows.append(row(what, "kernel", mine, wanted, mine()[0][:1]))
         conv = lambda: F.conv2d(skip.permute(0, 3, 1, 2), filters, padding=1)  # noqa: B023, E731
         rows.append(row(f"3x3 convolution of the skip map at {2 * side}, 8 frames", "cuDNN", conv))
     return rows
@@ -227,15 +187,12 @@ def planes() -> list[Row]:
 
 
 def mask_product() -> list[Row]:
-    from export.fused.kernels.mask_product import launch_mask_product, plain_mask_product
+    from export.fused.kernels.mask_product import launch_mask_product
 
-    x, scale, shift = (
-        half(PAIRS, 16 * GRID**2, WIDTH),
-        torch.rand(PAIRS, WIDTH, device="cuda"),
-        torch.randn(PAIRS, WIDTH, device="cuda"),
-    )
+    x = half(PAIRS, 16 * GRID**2, WIDTH)
+    scale, shift = torch.rand(PAIRS, WIDTH, device="cuda"), torch.randn(PAIRS, WIDTH, device="cuda")
     queries, offset = half(PAIRS, 20, WIDTH, scale=0.06), half(PAIRS, 20)
-    wanted = plain_mask_product(x[:1], scale[:1], shift[:1], queries[:1], offset[:1])
+    wanted = plain.mask_product(x[:1], scale[:1], shift[:1], queries[:1], offset[:1])
     mine = lambda: launch_mask_product(x, scale, shift, queries, offset)  # noqa: E731
     return [row("group normalisation, ReLU and 20 masks, 32 pairs", "kernel", mine, wanted, mine()[:1])]
 
@@ -256,7 +213,3 @@ def products() -> list[Row]:
             call = lambda: F.linear(x, weight, bias)  # noqa: B023, E731
         rows.append(row(f"image transformer, {what}, 8 frames", "cuBLAS", call))
     return rows
-
-
-if __name__ == "__main__":
-    sys.exit(main())

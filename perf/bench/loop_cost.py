@@ -1,17 +1,13 @@
-"""`python -m perf.bench.loop_cost`: what fetching a frame costs the event loop, with the reading thread and without it.
+"""What fetching a frame costs a client's event loop, with the reading thread and without it.
 
-A film flows in (drawn if none is given), a table and one JSON line flow out. The loop plays a client whose server takes
-`--answer-ms` for each frame; measured is only the time from asking for a frame to having it as JPEG, during which
-nothing else can run in the loop that decodes by itself.
+The loop plays a client whose server takes `--answer-ms` for each frame of a film. Only the time from asking for a frame
+to having it as JPEG is measured, during which nothing else can run in the loop that decodes by itself.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +18,12 @@ import numpy as np
 from clients.video.encode import VideoWriter, to_jpeg
 from clients.video.reader import Reader
 from clients.video.sources import open_source
+from perf import record
+from perf.console import make_parser
+
+EXAMPLES = """examples:
+  sam3-perf bench loop-cost
+  sam3-perf bench loop-cost --film build/demo/films/camera_1.mp4 --answer-ms 60"""
 
 
 def film(path: Path, frames: int, height: int = 720, width: int = 1280) -> Path:
@@ -58,32 +60,21 @@ async def measure(path: Path, answer_ms: float) -> dict[str, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.loop_cost", description="What fetching a frame costs the event loop."
-    )
+    """0: measured."""
+    parser = make_parser("bench loop-cost", __doc__, EXAMPLES)
     parser.add_argument("--film", type=Path, help="default: 1280x720, drawn")
-    parser.add_argument("--frames", type=int, default=60, help="of the drawn film (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=60, help="of the drawn film; default %(default)s")
     parser.add_argument(
-        "--answer-ms", type=float, default=40.0, help="what the server is thought to take (default: %(default)s)"
+        "--answer-ms", type=float, default=40.0, help="what the server is thought to take; default %(default)s"
     )
+    record.add_output(parser)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         path = options.film or film(Path(folder) / "film.mp4", options.frames)
         cost = asyncio.run(measure(path, options.answer_ms))
-    result = {}
+    rows = []
     for way, ms in cost.items():
-        result[way] = {
-            "median_ms": round(statistics.median(ms), 3),
-            "mean_ms": round(statistics.fmean(ms), 3),
-            "frames": len(ms),
-        }
-        print(
-            f"{way:16s} median {result[way]['median_ms']:7.3f} ms  mean {result[way]['mean_ms']:7.3f} ms  {len(ms)}"
-            " frames"
-        )
-    print(json.dumps(result))
+        figures = {"median_ms": statistics.median(ms), "mean_ms": statistics.fmean(ms)}
+        rows.append({"way": way, **{name: round(value, 3) for name, value in figures.items()}, "frames": len(ms)})
+    record.publish(options.output, record.new(parser.prog, argv) | {"rows": rows}, "fetching a frame")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

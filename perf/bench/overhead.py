@@ -1,28 +1,31 @@
-"""What a frame costs outside the sub-models: a repository goes in, a table and one JSON line come out.
+"""What a frame costs outside the sub-models, on the embedded server.
 
-The embedded server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the
-sub-models computed, and the rest of the round trip is the front model, the calls between models and the protocol. Every
-case runs in one process on one server, alternating, so that the figures can be compared.
+The server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the sub-models
+computed, and the rest of the round trip is the front model, the calls between models and the protocol. Every case runs
+in one process on one server, alternating, so that the figures can be compared.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import time
 import urllib.request
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clients.connection import AsyncClient
+from clients.errors import Sam3ServerError
 from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.requirements import ServerError
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import render
-from perf.record import publish
+from perf import record
+from perf.console import make_parser, refuse
 
 CASES = {
     # name: (cameras at once, mask format, whether the classes are in the frame)
@@ -33,6 +36,8 @@ CASES = {
     "8 cameras, found, masks": (8, "bits", True),
 }
 ABSENT = ("purple dinosaur", "zebra")
+EXAMPLES = """example:
+  sam3-perf bench overhead --repository build/repository"""
 
 
 def compute_ms(server: EmbeddedServer) -> float:
@@ -53,12 +58,8 @@ async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[
             for name, (cameras, mask_format, there) in CASES.items():
                 classes = present if there else ABSENT[: len(present)]
                 before, start = compute_ms(server), time.perf_counter()
-                answers = await asyncio.gather(
-                    *(
-                        client.detect(rendering.frame, classes, mask_format=mask_format, threshold=0.5)
-                        for _ in range(cameras)
-                    )
-                )
+                one = partial(client.detect, rendering.frame, classes, mask_format=mask_format, threshold=0.5)
+                answers = await asyncio.gather(*(one() for _ in range(cameras)))
                 wall = (time.perf_counter() - start) * 1e3
                 inside = compute_ms(server) - before
                 if turn >= 2:  # the first turns warm caches and allocators up
@@ -66,45 +67,31 @@ async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[
     rows = []
     for name, values in samples.items():
         wall, inside, batch, found = np.array(values).T
-        rows.append(
-            {
-                "case": name,
-                "ms_per_frame": round(float(np.median(wall)), 2),
-                "sub_models_ms": round(float(np.median(inside)), 2),
-                "outside_ms": round(float(np.median(wall - inside)), 2),
-                "batch": round(float(batch.mean()), 2),
-                "detections": int(found[0]),
-            }
-        )
+        row = {"case": name, "ms_per_frame": np.median(wall), "sub_models_ms": np.median(inside)}
+        row |= {"outside_ms": np.median(wall - inside), "batch": batch.mean()}
+        row = {key: value if key == "case" else round(float(value), 2) for key, value in row.items()}
+        rows.append(row | {"detections": int(found[0])})
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m perf.bench.overhead`: prints the table, writes the JSON where asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.overhead",
-        description="Time per frame outside the sub-models, on the embedded server.",
-        epilog=(
-            "example: python -m perf.bench.overhead --repository build/repository --output"
-            " perf/results/cpu/overhead.json"
-        ),
-    )
+    """0: measured; 2: the server cannot start, and stderr says why."""
+    parser = make_parser("bench overhead", __doc__, EXAMPLES)
     parser.add_argument(
         "--repository",
         type=Path,
         default=Path("build/repository"),
-        help="what sam3-export wrote; the demo makes the default",
+        help="what sam3-export wrote; default %(default)s, which the demo makes",
     )
-    parser.add_argument("--model", default="sam3_r252")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    parser.add_argument("--model", default="sam3_r252", help="front model to ask; default %(default)s")
+    parser.add_argument("--rounds", type=int, default=20, help="default %(default)s")
+    record.add_output(parser)
     options = parser.parse_args(argv)
-    with EmbeddedServer(options.repository) as server:
-        rows = asyncio.run(measure(server, options.model, options.rounds))
+    try:
+        with EmbeddedServer(options.repository) as server:
+            rows = asyncio.run(measure(server, options.model, options.rounds))
+    except (ServerError, Sam3ServerError) as error:
+        return refuse(parser.prog, error)
     title = f"{options.model}, milliseconds per frame (median of {options.rounds})"
-    publish("perf.bench.overhead", argv, title, rows, options.output)
+    record.publish(options.output, record.new(parser.prog, argv) | {"rows": rows}, title)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

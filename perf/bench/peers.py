@@ -1,5 +1,4 @@
-"""`sam3-perf peers`: the same frames and the same classes for this server and for transformers' model in one run;
-milliseconds a frame and ratios come out.
+"""This server and transformers' model on the same frames and the same classes: milliseconds a frame, and ratios.
 
 The peers do what their documentation shows: transformers' eager model class by class, with its own post-processing to
 masks of the frame's size; the same with the vision encoder run once for all classes; and that through `torch.compile`
@@ -11,32 +10,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.progress import track
-from rich.table import Table
 
 from clients.connection import Client
 from ensemble.preprocess.cpu import to_pixel_values
 from ensemble.server.requirements import ServerError
 from ensemble.spec import DEFAULT_THRESHOLD
-from perf import results
-from perf.console import size, wide_console
+from perf import record
+from perf.console import make_parser, refuse, size, wide_console
 from perf.sweep import inputs
 from perf.sweep.inputs import SampleFrame
 from perf.sweep.target import add_server_options, serving
 
 EXAMPLES = """examples:
-  sam3-perf peers --repository build/repository --checkpoint export/tiny/checkpoint --resolution 252
-  sam3-perf peers --grpc-url gpu:8001 --checkpoint facebook/sam3 --resolution 1008 --device cuda --compile"""
+  sam3-perf bench peers --repository build/repository --checkpoint export/tiny/checkpoint --resolution 252
+  sam3-perf bench peers --url gpu:8001 --checkpoint facebook/sam3 --resolution 1008 --device cuda --compile"""
 
 Contestant = Callable[[SampleFrame, list[str]], int]
 """Looks for the names in a picture and returns how many objects it found."""
@@ -63,11 +57,8 @@ def transformers_contestants(
         pixels = torch.from_numpy(to_pixel_values(image, resolution)).to(device, model.dtype)[None] / 127.5 - 1
         encoded = source.tokenizer.encode_batch(names)
         ids, mask = ([getattr(e, kind) for e in encoded] for kind in ("ids", "attention_mask"))
-        return (
-            (image.height, image.width),
-            pixels,
-            (torch.tensor(ids, device=device), torch.tensor(mask, device=device)),
-        )
+        tokens = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+        return (image.height, image.width), pixels, tokens
 
     def finish(found: Any, size: tuple[int, int]) -> int:
         answer = processor.post_process_instance_segmentation(found, threshold=threshold, target_sizes=[size])[0]
@@ -133,25 +124,15 @@ def race(
                     objects[name] += found if turn == 1 else 0
     medians = {name: float(np.median(values)) for name, values in times.items()}
     first = next(iter(medians.values()))
-    return [
-        {
-            "who": name,
-            "ms": round(ms, 2),
-            "fps": round(1e3 / ms, 2),
-            "ratio": round(first / ms, 2),
-            "objects": objects[name],
-        }
-        for name, ms in medians.items()
-    ]
+    rows = []
+    for name, ms in medians.items():
+        figures = {"ms": round(ms, 2), "fps": round(1e3 / ms, 2), "ratio": round(first / ms, 2)}
+        rows.append({"who": name, **figures, "objects": objects[name]})
+    return rows
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="sam3-perf peers",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = make_parser("bench peers", __doc__, EXAMPLES)
     add_server_options(p)
     p.add_argument(
         "--checkpoint", required=True, help="folder, hub name or `random`: what the server's models were made from"
@@ -166,13 +147,14 @@ def parser() -> argparse.ArgumentParser:
         "--device", default="cpu", help="of transformers' model: cpu (fp32) or cuda (bf16); default %(default)s"
     )
     p.add_argument("--compile", action="store_true", help="also transformers through torch.compile")
-    p.add_argument("--output", type=Path, help="also write the JSON there")
+    record.add_output(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: measured; 2: a server or a checkpoint is missing, and stderr says which."""
-    options = parser().parse_args(argv)
+    p = parser()
+    options = p.parse_args(argv)
     try:
         for name in ("classes", "frames", "rounds"):
             if getattr(options, name) < 1:
@@ -190,30 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with this_server(target.grpc, model, options.threshold) as server:
                 rows = race(others | {"this server": server}, shown, options.classes, options.rounds)
     except (ServerError, ValueError) as error:
-        print(f"sam3-perf peers: {error}", file=sys.stderr)
-        print(json.dumps({"error": str(error)}))
-        return 2
-    sheet = Table(*rows[0], title=f"{options.resolution}, {options.classes} classes, one frame at a time")
-    for row in rows:
-        sheet.add_row(*(str(value) for value in row.values()))
-    wide_console().print(sheet)
-    result: dict[str, Any] = {
-        "command": results.command_line("peers", argv),
-        "date": date.today().isoformat(),
-        "machine": results.machine(),
-    }
-    result |= {
-        "versions": results.package_versions(),
-        "frame": options.frame,
-        "threshold": options.threshold,
-        "rows": rows,
-    }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+        return refuse(p.prog, error)
+    data = record.new(p.prog, argv) | {"frame": options.frame, "threshold": options.threshold, "rows": rows}
+    title = f"{options.resolution}, {options.classes} classes, one frame at a time"
+    record.publish(options.output, data, title)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,4 @@
-"""Pre-processing on the CPU and on a GPU, compared: drawn frames of a camera's kinds go in, milliseconds and grey
-levels of difference come out.
+"""Pre-processing on the CPU and on a GPU, compared: milliseconds, and grey levels of difference.
 
 Both ways are those of the front model, without Triton around them. A case fails where the GPU's pixels lie further from
 Pillow's than the limit that the front model itself sets, or where a file that should be decoded on the GPU was not:
@@ -8,14 +7,14 @@ Pillow would then have been compared with itself.
 
 from __future__ import annotations
 
-import argparse
 import io
+import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ from ensemble.request import FrameRequest
 from ensemble.spec import RESOLUTIONS
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import render
-from perf.record import publish
+from perf import record
+from perf.console import make_parser, refuse
 
 BATCH = 8
 CASES: dict[str, tuple[int, int, dict[str, Any] | None]] = {
@@ -42,6 +42,10 @@ CASES: dict[str, tuple[int, int, dict[str, Any] | None]] = {
 }
 ENGINES = {"JPEG engines": True, "CUDA cores": False}
 """What decodes on the GPU -> `GpuDevice`'s `hardware`."""
+EXAMPLES = """examples:
+  sam3-perf bench preprocess
+  sam3-perf bench preprocess --resolution 1008 --rounds 50"""
+log = logging.getLogger(__name__)
 
 
 def frames(width: int, height: int, options: dict[str, Any] | None, count: int = BATCH) -> list[FrameRequest]:
@@ -95,19 +99,12 @@ def measure(
                 continue  # nothing to decode
             way = DevicePreprocessor(device, pool)
             ours, _ = way(requests)
-            rows.append(
-                {
-                    "case": case,
-                    "resolution": resolution,
-                    "decoder": name if files else "none",
-                    "files": len(files),
-                    "decoded": sum(picture is not None for picture in device.decode(files)) if files else 0,
-                    **compare(theirs, ours.get()),
-                    **cpu_ms,
-                    **{f"gpu_ms_{n}": milliseconds(way, requests[:n], rounds) for n in (1, BATCH)},
-                }
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
+            row = {"case": case, "resolution": resolution, "decoder": name if files else "none", "files": len(files)}
+            row["decoded"] = sum(picture is not None for picture in device.decode(files)) if files else 0
+            row |= compare(theirs, ours.get()) | cpu_ms
+            row |= {f"gpu_ms_{n}": milliseconds(way, requests[:n], rounds) for n in (1, BATCH)}
+            rows.append(row)
+            log.info("%s", json.dumps(row))
     return rows
 
 
@@ -124,53 +121,23 @@ def failures(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m perf.bench.preprocess`: prints the table, writes the JSON where asked; 1 where pixels differ too much,
-    2 without a GPU."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.preprocess",
-        description="Pixels and time per frame of pre-processing on the CPU and on a GPU.",
-        epilog="example: python -m perf.bench.preprocess --output perf/results/h200/preprocess.json",
-    )
-    parser.add_argument("--resolution", type=int, nargs="+", default=list(RESOLUTIONS))
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    """0: measured; 1: pixels differ too much; 2: there is no GPU."""
+    parser = make_parser("bench preprocess", __doc__, EXAMPLES)
+    parser.add_argument("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="default: all four")
+    parser.add_argument("--rounds", type=int, default=20, help="default %(default)s")
+    record.add_output(parser)
     options = parser.parse_args(argv)
     threads = min(BATCH, os.cpu_count() or 1)  # as many as the front model takes
+    rows: list[dict[str, Any]] = []
     try:
-        first = GpuDevice(options.resolution[0])
         with ThreadPoolExecutor(threads) as pool:
-            rows = [
-                row
-                for size in options.resolution
-                for row in measure(
-                    size, options.rounds, pool, lambda resolution, hardware: GpuDevice(resolution, hardware=hardware)
-                )
-            ]
+            for resolution in options.resolution:
+                rows += measure(resolution, options.rounds, pool, lambda r, hardware: GpuDevice(r, hardware=hardware))
     except GpuUnavailableError as error:
-        print(f"perf.bench.preprocess: {error}", file=sys.stderr)
-        return 2
-    import cupy
-
-    gpu = cupy.cuda.runtime.getDeviceProperties(first.device_id)["name"].decode()
-    title = (
-        f"Milliseconds per frame alone and in a batch of {BATCH}, grey levels between both ways (median of"
-        f" {options.rounds})"
-    )
-    publish(
-        "perf.bench.preprocess",
-        argv,
-        title,
-        rows,
-        options.output,
-        gpu=gpu,
-        versions=first.versions,
-        cpu_threads=threads,
-    )
+        return refuse(parser.prog, error)
+    title = f"milliseconds a frame alone and in a batch of {BATCH}, grey levels between both ways"
+    record.publish(options.output, record.new(parser.prog, argv) | {"cpu_threads": threads, "rows": rows}, title)
     bad = failures(rows)
     for sentence in bad:
-        print(f"perf.bench.preprocess: {sentence}", file=sys.stderr)
+        print(f"{parser.prog}: {sentence}", file=sys.stderr)
     return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,27 +1,25 @@
-"""`python -m perf.bench.soak`: many cameras for a long time: does memory grow, is any frame unaccounted for, does a
-camera starve?
+"""Many cameras for a long time: does memory grow, is any frame unaccounted for, does a camera starve?
 
-Drawn films flow in, played in real time and for ever through `clients/fleet/fleet.py`; a line now and then, a table,
-and one JSON object flow out. The embedded server is a child of this process, so that both sides' memory can be read;
-`--url` asks a server that runs already, whose memory then is not known. The limits that the run is held to stand in
-`LIMITS`.
+Drawn films are played in real time and for ever through the fleet (`clients/fleet/fleet.py`). The embedded server is a
+child of this process, so that the memory of both can be read; that of a server that runs already (`--url`) is not
+known. The exit status is 1 where memory grows by more than 5 % after the first minute, or the least served camera gets
+less than 0.9 of what the most served one gets.
 
 A server's memory follows the largest batch that it has had: ONNX Runtime's arenas and Triton's shared-memory regions
 grow to what one batch of that many frames and classes needs and never give it back. So the largest one is sent before
-the clock starts, or its first chance meeting in mid-run would look like a leak.
+the clock starts: met by chance in mid-run it would look like a leak.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import logging
 import math
 import os
 import resource
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +33,12 @@ from clients.video.encode import to_jpeg
 from clients.video.sources import open_source
 from demo import steps
 from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.memory import MB
 from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant
 from export.tiny import CHECKPOINT
-from perf.record import publish
+from perf import record
+from perf.console import make_parser, refuse
 
 LIMITS = {"growth": 0.05, "fairness": 0.9}
 """Memory may grow by so much after `SETTLED_S`; the least served camera gets so much of what the most served one
@@ -47,7 +47,13 @@ SETTLED_S = 60.0
 """Until then caches fill and the cameras' latest answers pile up; a shorter run cannot tell growth."""
 SAMPLES = 20
 """Looks at the memory, however long the run."""
+COLUMNS = ("at_s", "answered", "fewest", "most", "load", "client_mb", "server_mb")
+"""Of a sample, those that are shown; after them the server's processes follow."""
 PAGE = resource.getpagesize()
+EXAMPLES = """examples:
+  sam3-perf bench soak --cameras 16 --seconds 600
+  sam3-perf bench soak --url gpu:8001 --model sam3_r672 --cameras 32 --fps 4"""
+log = logging.getLogger(__name__)
 
 
 def memory_mb(pid: int) -> dict[str, float]:
@@ -66,7 +72,7 @@ def memory_mb(pid: int) -> dict[str, float]:
             continue
         models = [Path(word).parent.parent.name for word in command if word.endswith("/model.py")]
         name = models[0] if models else Path(command[0]).name
-        found[name] = found.get(name, 0.0) + pages * PAGE / 1e6
+        found[name] = found.get(name, 0.0) + pages * PAGE / MB
     return found
 
 
@@ -74,9 +80,8 @@ async def send_largest_batch(films: Sequence[steps.Film], url: str, model: str, 
     """As many frames at once, with as many classes each, as the server puts into one batch; a few times, since batches
     come together by chance."""
     limits = Variant()
-    words = list(dict.fromkeys(word for film in films for word in film.classes))[
-        : math.ceil(limits.max_pairs / limits.max_batch)
-    ]
+    words = list(dict.fromkeys(word for film in films for word in film.classes))
+    words = words[: math.ceil(limits.max_pairs / limits.max_batch)]
     with open_source(films[0].video) as source:
         jpeg = to_jpeg(next(iter(source)).rgb)
     async with AsyncClient(url, model=model) as client:
@@ -106,7 +111,7 @@ def cameras_of(films: Sequence[steps.Film], model: str, a: argparse.Namespace) -
 
 
 async def soak(
-    configs: Sequence[CameraConfig], url: str, seconds: float, server_pid: int | None, say: Callable[[str], None]
+    configs: Sequence[CameraConfig], url: str, seconds: float, server_pid: int | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs the cameras: the fleet's summary with an account of each, and `SAMPLES` rows of answers and memory over
     time."""
@@ -119,33 +124,23 @@ async def soak(
             await asyncio.sleep(seconds / SAMPLES)
             done = [c.stats.answered for c in cameras]
             server = memory_mb(server_pid) if server_pid else {}
-            row = {
-                "at_s": round(time.monotonic() - start, 1),
-                "answered": sum(done),
-                "fewest": min(done),
-                "most": max(done),
-            }
+            row = {"at_s": time.monotonic() - start, "answered": sum(done), "fewest": min(done), "most": max(done)}
             row["load"] = os.getloadavg()[0]  # of the whole machine: what else runs slows the fleet down
-            row |= {
-                "client_mb": sum(memory_mb(os.getpid()).values()) - sum(server.values()),
-                "server_mb": sum(server.values()),
-            }
-            samples.append(
-                {k: round(v, 1) for k, v in row.items()} | {k: round(v, 1) for k, v in sorted(server.items())}
-            )
-            say(" ".join(f"{key} {value}" for key, value in list(samples[-1].items())[:7]))
+            row["client_mb"] = sum(memory_mb(os.getpid()).values()) - sum(server.values())
+            row |= {"server_mb": sum(server.values()), **dict(sorted(server.items()))}
+            samples.append({name: round(value, 1) for name, value in row.items()})
+            log.info("%s", " ".join(f"{name} {samples[-1][name]}" for name in COLUMNS))
 
     def ignore(camera: Camera, answer: Answer) -> None:
-        """The tally is all that is wanted."""
+        """The counts are all that is wanted."""
 
     looking = asyncio.create_task(look())
     asyncio.get_running_loop().call_later(seconds, stop.set)
     cpu = time.process_time()
     summary = await run_fleet(cameras, open_pool(FleetConfig(tuple(configs), (url,))), ignore, stop)
     looking.cancel()
-    summary["client_cpu_percent_per_camera"] = round(
-        100 * (time.process_time() - cpu) / summary["seconds"] / len(cameras), 2
-    )
+    percent = 100 * (time.process_time() - cpu) / summary["seconds"]
+    summary["client_cpu_percent_per_camera"] = round(percent / len(cameras), 2)
     return summary, samples
 
 
@@ -166,11 +161,7 @@ def held(summary: dict[str, Any], samples: Sequence[dict[str, Any]]) -> dict[str
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m perf.bench.soak",
-        description="Stream many cameras for a long time and see what grows, what is lost and who starves.",
-        epilog="example: python -m perf.bench.soak --cameras 16 --seconds 600",
-    )
+    p = make_parser("bench soak", __doc__, EXAMPLES)
     p.add_argument("--cameras", type=int, default=16, help="default: %(default)s")
     p.add_argument("--seconds", type=float, default=600.0, help="default: %(default)s")
     p.add_argument("--fps", type=float, default=2.0, help="of each camera (default: %(default)s)")
@@ -185,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
     p.add_argument("--url", help="host:port of a server that runs already; needs --model")
     p.add_argument("--model", help="front model to ask (default: the exported one)")
-    p.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write, with command, date and machine")
+    record.add_output(p)
     return p
 
 
@@ -196,12 +187,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if a.url and not a.model:
         p.error("--url needs --model, such as --model sam3_r672")
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     async def run(url: str, model: str, server_pid: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         await send_largest_batch(films, url, model, a.masks)
-        return await soak(cameras_of(films, model, a), url, a.seconds, server_pid, say)
+        return await soak(cameras_of(films, model, a), url, a.seconds, server_pid)
 
     try:
         films = steps.films(a.films, min(a.cameras, 8), 40, "640x360", 7)
@@ -212,13 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with EmbeddedServer(a.repository) as server:
                 summary, samples = asyncio.run(run(server.grpc_url, model, server.pid))
     except (steps.DemoError, ServerError, Sam3ServerError, ValueError) as error:
-        say(f"soak: {error}")
-        print(json.dumps({"error": str(error)}))
-        return 2
+        return refuse(p.prog, error)
     result = held(summary, samples)
-    publish("perf.bench.soak", argv, "soak", samples, a.output, **summary, held=result)
+    record.publish(a.output, record.new(p.prog, argv) | summary | {"held": result, "rows": samples}, "soak", COLUMNS)
     return 1 if False in result.values() else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
-"""What the server is measured against, on the same frames: its own engines alone, and transformers as its documentation
-shows it; frames a second come out.
+"""What the whole server is measured against, on the same frames: its own engines alone, and transformers as its
+documentation shows it.
 
 The engines' rate is that of one stream of calls with everything at hand: a batch through the vision encoder, then
 decoder and mask head for its pairs. transformers' user path is the whole of it, from JPEG files to masks of the frame's
@@ -29,7 +29,7 @@ def engines_fps(
 ) -> float | None:
     """Frames a second of the repository's compiled packages, called from one process; None for engines that only Triton
     runs."""
-    from perf.bench.candidates import Work, aoti
+    from perf.bench.engines.candidates import Work, aoti
 
     paths = {m.part: repository / m.name / "1" / ENGINES["aoti"].artifact for m in variant.sub_models}
     if not all(path.is_file() for path in paths.values()) or not torch.cuda.is_available():

@@ -1,5 +1,4 @@
-"""What a second, closer look is worth: drawn scenes of small objects in, average precision and milliseconds of four
-ways to look at them out.
+"""What a second, closer look at small objects is worth: average precision and milliseconds of four ways to look.
 
 The ways are one low resolution, one high resolution, and the fleet's zoom (low first, then high on crops around what
 might be there) with few and many crops. All see the same frames of one server, one after another.
@@ -7,7 +6,6 @@ might be there) with few and many crops. All see the same frames of one server, 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -24,16 +22,21 @@ from pycocotools.cocoeval import COCOeval
 
 from clients.connection import AsyncClient
 from clients.detections import Detections
+from clients.errors import Sam3ServerError
 from clients.fleet.zoom import Zoom, look_closer
 from clients.video.encode import to_jpeg
 from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.requirements import ServerError
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import Rendering, render
-from perf.record import publish
+from perf import record
+from perf.console import make_parser, refuse
 
 SIZE = (720, 1280)  # height, width of the frames
 FLOOR = 0.05  # average precision wants the low scores too
 CROPS = (4, 8)
+EXAMPLES = """example:
+  sam3-perf bench zoom --repository build/repository --low sam3_r140 --high sam3_r252"""
 
 
 class Tally:
@@ -55,11 +58,8 @@ class Tally:
         for instance in rendering.instances:
             x0, y0, x1, y1 = instance.box
             box = [x0 * width, y0 * height, (x1 - x0) * width, (y1 - y0) * height]
-            entry = {
-                "image_id": len(self.images),
-                "category_id": ids[f"{instance.colour} {instance.shape}"],
-                "bbox": box,
-            }
+            name = f"{instance.colour} {instance.shape}"
+            entry = {"image_id": len(self.images), "category_id": ids[name], "bbox": box}
             self.truth.append({"id": len(self.truth) + 1, "area": box[2] * box[3], "iscrowd": 0, **entry})
         return ids
 
@@ -123,27 +123,24 @@ async def measure(server: EmbeddedServer, low_model: str, high_model: str, scene
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m perf.bench.zoom`: prints the table, writes the JSON where asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.zoom", description="Small objects: one look, or a second one on crops."
-    )
+    """0: measured; 2: the server cannot start or lacks a model, and stderr says which."""
+    parser = make_parser("bench zoom", __doc__, EXAMPLES)
     parser.add_argument(
         "--repository", type=Path, required=True, help="with both resolutions, as sam3-export writes it"
     )
-    parser.add_argument("--low", default="sam3_r140")
-    parser.add_argument("--high", default="sam3_r252")
-    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--low", default="sam3_r140", help="front model of the first look; default %(default)s")
+    parser.add_argument("--high", default="sam3_r252", help="front model of the second; default %(default)s")
+    parser.add_argument("--scenes", type=int, default=60, help="default %(default)s")
     parser.add_argument("--shrink", type=float, default=0.35, help="of the drawn objects; default %(default)s")
-    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    record.add_output(parser)
     options = parser.parse_args(argv)
-    with EmbeddedServer(options.repository) as server:
-        tally = asyncio.run(measure(server, options.low, options.high, options.scenes, options.shrink))
+    try:
+        with EmbeddedServer(options.repository) as server:
+            tally = asyncio.run(measure(server, options.low, options.high, options.scenes, options.shrink))
+    except (ServerError, Sam3ServerError) as error:
+        return refuse(parser.prog, error)
     side = round(float(np.median([np.sqrt(entry["area"]) for entry in tally.truth])), 1)
     counts = {"scenes": len(tally.images), "objects": len(tally.truth), "median_side_px": side}
     title = f"{counts['scenes']} scenes, {counts['objects']} objects"
-    publish("perf.bench.zoom", argv, title, tally.rows(), options.output, **counts)
+    record.publish(options.output, record.new(parser.prog, argv) | counts | {"rows": tally.rows()}, title)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

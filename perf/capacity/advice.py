@@ -1,5 +1,4 @@
-"""Which resolution for these cameras on this GPU: a `Requirements` and evidence go in, an `Recommendation` per resolution with its
-reasons comes out.
+"""Which resolution for these cameras on this GPU: a `Recommendation` a resolution, with its reasons.
 
 Every figure carries its basis: measured here, measured elsewhere (and where), or modelled (and from what). A resolution
 is rejected only with figures.
@@ -16,7 +15,7 @@ from ensemble.spec import MAX_CLASSES, RESOLUTIONS, Checkpoint, Variant, check_r
 from perf.capacity.calibrate import Calibration
 from perf.capacity.evidence import Evidence
 from perf.capacity.published import PLAN_BATCH
-from perf.report.tables import counted
+from perf.tables import counted
 
 LEAST_PATCHES = 1.0
 """Patches that an object's narrower side must cover after the stretch. Below one patch an object shares its token with
@@ -25,21 +24,22 @@ others; from two on it has a token of its own wherever it lies. COCO's small obj
 """
 COMFORTABLE_PATCHES = 2.0
 FPS_TOLERANCE = 0.02
-"""A rate this much below the wish still counts: measurements repeat no better."""
+"""A rate this much below the wanted one still counts: measurements repeat no better."""
+GB = 1024
+"""Megabytes in a gigabyte."""
 HERE, ELSEWHERE, MODELLED = "measured here", "measured elsewhere", "modelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What is asked for. `memory_mb` counts a gigabyte as 1000 MB, which leaves a little room; `object_pixels` is the
-    narrower side in the source frame."""
+    """What is asked for. `object_pixels` is the narrower side of the smallest object, in the camera's frame."""
 
     cameras: int
     memory_mb: float
     classes: int = 4
     fps: float = 1.0
     object_pixels: float = 0.0
-    source: tuple[int, int] = (1920, 1080)  # width, height
+    frame: tuple[int, int] = (1920, 1080)  # width, height
     resolutions: tuple[int, ...] = RESOLUTIONS
     prefer: str = "quality"
 
@@ -52,17 +52,17 @@ class Requirements:
             raise ValueError(f"fps is frames a second of each camera and must be above 0, got {self.fps:g}")
         if not self.memory_mb > 0:
             raise ValueError(f"memory must be above 0, got {self.memory_mb:g} MB; write for example 8GB")
-        if self.object_pixels < 0 or min(self.source) < 1:
+        if self.object_pixels < 0 or min(self.frame) < 1:
             raise ValueError(
-                f"object pixels and source size must be positive, got {self.object_pixels:g} and"
-                f" {self.source[0]}x{self.source[1]}"
+                f"object pixels and the frame's size must be positive, got {self.object_pixels:g} and"
+                f" {self.frame[0]}x{self.frame[1]}"
             )
         for resolution in self.resolutions:
             check_resolution(resolution)
 
     def patches(self, resolution: int) -> float:
         """Patches that the smallest object covers on the side that the stretch to a square shrinks most."""
-        return self.object_pixels * resolution / max(self.source) / 14
+        return self.object_pixels * resolution / max(self.frame) / 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,73 +93,73 @@ class Recommendation:
         ).basis
 
 
-def offers(wish: Requirements, evidence: Sequence[Evidence]) -> list[Recommendation]:
-    """An offer per resolution, the best one first. `evidence` in order of preference; the first that has memory figures
-    gives those."""
-    found = [_offer(wish, resolution, evidence) for resolution in dict.fromkeys(wish.resolutions)]
-    quality = wish.prefer == "quality"
+def recommend(wanted: Requirements, evidence: Sequence[Evidence]) -> list[Recommendation]:
+    """A recommendation a resolution, the best first. `evidence` in order of preference; the first that has memory
+    figures gives those."""
+    found = [_recommendation(wanted, resolution, evidence) for resolution in dict.fromkeys(wanted.resolutions)]
+    quality = wanted.prefer == "quality"
     return sorted(found, key=lambda o: (bool(o.reasons), -o.resolution if quality else -o.fps_per_camera.value))
 
 
-def _offer(wish: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Recommendation:
-    fps, p95 = _speed(wish, resolution, evidence[0])
-    memory = _memory(wish, resolution, evidence)
-    offer = Recommendation(resolution, min(wish.cameras, PLAN_BATCH), fps, p95, memory, wish.patches(resolution))
-    many = counted(wish.cameras, "camera")
-    if memory.value > wish.memory_mb:
-        offer.reasons.append(
-            f"{resolution} needs {memory.value / 1e3:.1f} GB for {many}, you have {wish.memory_mb / 1e3:g}"
+def _recommendation(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Recommendation:
+    fps, p95 = _speed(wanted, resolution, evidence[0])
+    memory = _memory(wanted, resolution, evidence)
+    choice = Recommendation(resolution, min(wanted.cameras, PLAN_BATCH), fps, p95, memory, wanted.patches(resolution))
+    many = counted(wanted.cameras, "camera")
+    if memory.value > wanted.memory_mb:
+        choice.reasons.append(
+            f"{resolution} needs {memory.value / GB:.1f} GB for {many}, you have {wanted.memory_mb / GB:.3g}"
         )
-    if fps.value < wish.fps * (1 - FPS_TOLERANCE):
-        offer.reasons.append(
-            f"{resolution} gives each of {many} {fps.value:.2g} frames a second, you want {wish.fps:g}"
+    if fps.value < wanted.fps * (1 - FPS_TOLERANCE):
+        choice.reasons.append(
+            f"{resolution} gives each of {many} {fps.value:.2g} frames a second, you want {wanted.fps:g}"
         )
     if memory.basis == MODELLED:
-        extra = (score_bytes(resolution, offer.batch, fused=False) - score_bytes(resolution, offer.batch)) / MB
+        extra = (score_bytes(resolution, choice.batch, fused=False) - score_bytes(resolution, choice.batch)) / MB
         if extra:
-            offer.notes.append(
+            choice.notes.append(
                 f"memory is modelled with fused attention; where the engine has none, {resolution} needs"
-                f" {(memory.value + extra) / 1e3:.1f} GB"
+                f" {(memory.value + extra) / GB:.1f} GB"
             )
-    if wish.object_pixels and offer.object_patches < LEAST_PATCHES - 1e-9:
-        offer.reasons.append(
-            f"an object of {wish.object_pixels:g} pixels covers {offer.object_patches:.2f} patches at {resolution}, "
+    if wanted.object_pixels and choice.object_patches < LEAST_PATCHES - 1e-9:
+        choice.reasons.append(
+            f"an object of {wanted.object_pixels:g} pixels covers {choice.object_patches:.2f} patches at {resolution}, "
             f"below {LEAST_PATCHES:g} it is not seen reliably"
         )
-    elif wish.object_pixels and offer.object_patches < COMFORTABLE_PATCHES:
-        offer.notes.append(
-            f"the smallest object covers {offer.object_patches:.1f} patches at {resolution}: expect misses,"
+    elif wanted.object_pixels and choice.object_patches < COMFORTABLE_PATCHES:
+        choice.notes.append(
+            f"the smallest object covers {choice.object_patches:.1f} patches at {resolution}: expect misses,"
             f" {COMFORTABLE_PATCHES:g} are comfortable"
         )
-    return offer
+    return choice
 
 
-def _speed(wish: Requirements, resolution: int, evidence: Evidence) -> tuple[Figure, Figure]:
+def _speed(wanted: Requirements, resolution: int, evidence: Evidence) -> tuple[Figure, Figure]:
     """Frames a second per camera and p95 of a round trip in milliseconds."""
-    sample = evidence.find(resolution, wish.cameras, wish.classes)
+    sample = evidence.find(resolution, wanted.cameras, wanted.classes)
     if sample:
         basis, where = (HERE if sample.here else ELSEWHERE), sample.where
-        fps = Figure(1e3 / sample.ms_per_frame / wish.cameras, basis, where)
+        fps = Figure(1e3 / sample.ms_per_frame / wanted.cameras, basis, where)
         return fps, Figure(sample.p95_ms, basis, where) if sample.p95_ms else Figure(sample.ms, basis, where)
     calibration = evidence.calibration()
-    batch = min(wish.cameras, PLAN_BATCH)
-    ms = calibration.ms_per_frame(resolution, batch, wish.classes)
+    batch = min(wanted.cameras, PLAN_BATCH)
+    ms = calibration.ms_per_frame(resolution, batch, wanted.classes)
     where = f"calibrated by {calibration.where}"
     return (
-        Figure(1e3 / ms / wish.cameras, MODELLED, where),
-        Figure(ms * wish.cameras * calibration.p95_ratio, MODELLED, where),
+        Figure(1e3 / ms / wanted.cameras, MODELLED, where),
+        Figure(ms * wanted.cameras * calibration.p95_ratio, MODELLED, where),
     )
 
 
-def _memory(wish: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Figure:
+def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Figure:
     for source in evidence:
         if source.architecture != evidence[0].architecture:
             continue
-        sample = source.find(resolution, wish.cameras, wish.classes)
+        sample = source.find(resolution, wanted.cameras, wanted.classes)
         if sample and sample.memory_mb:
             return Figure(sample.memory_mb, HERE if sample.here else ELSEWHERE, sample.where)
         calibration = source.calibration()
-        memory = calibration.memory_mb(resolution, min(wish.cameras, PLAN_BATCH), wish.classes)
+        memory = calibration.memory_mb(resolution, min(wanted.cameras, PLAN_BATCH), wanted.classes)
         if memory is not None:
             checkpoint = Checkpoint(hidden_size=source.architecture.fpn, num_queries=source.architecture.queries)
             pool = pool_mb([Variant(resolution, queries=checkpoint.num_queries, checkpoint=checkpoint)])
@@ -170,39 +170,39 @@ def _memory(wish: Requirements, resolution: int, evidence: Sequence[Evidence]) -
     )
 
 
-def what_next(wish: Requirements, rejected: Sequence[Recommendation], calibration: Calibration) -> str:
-    """One sentence for a wish that nothing grants: what the nearest resolution can do."""
-    fits = [o for o in rejected if o.memory_mb.value <= wish.memory_mb]
+def what_next(wanted: Requirements, rejected: Sequence[Recommendation], calibration: Calibration) -> str:
+    """One sentence where no resolution will do: what the nearest one can."""
+    fits = [o for o in rejected if o.memory_mb.value <= wanted.memory_mb]
     if not fits:
         least = min(rejected, key=lambda o: o.memory_mb.value)
         return (
-            f"the least that works is {least.memory_mb.value / 1e3:.1f} GB, for {least.resolution}; take a larger GPU"
+            f"the least that works is {least.memory_mb.value / GB:.1f} GB, for {least.resolution}; take a larger GPU"
             " or fewer cameras at once"
         )
-    seen = [o for o in fits if not wish.object_pixels or o.object_patches >= LEAST_PATCHES]
+    seen = [o for o in fits if not wanted.object_pixels or o.object_patches >= LEAST_PATCHES]
     if not seen:
         largest = max(fits, key=lambda o: o.resolution)
-        pixels = math.ceil(LEAST_PATCHES * 14 * max(wish.source) / largest.resolution)
+        pixels = math.ceil(LEAST_PATCHES * 14 * max(wanted.frame) / largest.resolution)
         return (
             f"{largest.resolution}, the largest that fits, sees objects from {pixels} pixels on; crop the frame, move"
             " the camera closer or take a larger GPU"
         )
     fastest = max(seen, key=lambda o: o.fps_per_camera.value)
-    total = fastest.fps_per_camera.value * wish.cameras
-    cameras = math.floor(total * (1 + FPS_TOLERANCE) / wish.fps)
-    gpus = math.ceil(wish.cameras * wish.fps / (total * (1 + FPS_TOLERANCE)))
+    total = fastest.fps_per_camera.value * wanted.cameras
+    cameras = math.floor(total * (1 + FPS_TOLERANCE) / wanted.fps)
+    gpus = math.ceil(wanted.cameras * wanted.fps / (total * (1 + FPS_TOLERANCE)))
     enough = (
-        f"{cameras} cameras at {wish.fps:g} frames a second"
+        f"{cameras} cameras at {wanted.fps:g} frames a second"
         if cameras
         else f"one camera at {total:.2g} frames a second"
     )
     return (
-        f"at {fastest.resolution} one such GPU is enough for {enough}; {wish.cameras} cameras need {gpus} of them, or"
+        f"at {fastest.resolution} one such GPU is enough for {enough}; {wanted.cameras} cameras need {gpus} of them, or"
         " fewer frames a second"
     )
 
 
-def delay_us(wish: Requirements, offer: Recommendation) -> int:
+def delay_us(wanted: Requirements, choice: Recommendation) -> int:
     """How long the dynamic batcher should wait: not at all for one camera, else a tenth of the time between two frames,
     1 to 5 ms."""
-    return 0 if wish.cameras == 1 else round(min(5000, max(1000, 1e5 / (wish.fps * wish.cameras) * offer.batch)))
+    return 0 if wanted.cameras == 1 else round(min(5000, max(1000, 1e5 / (wanted.fps * wanted.cameras) * choice.batch)))

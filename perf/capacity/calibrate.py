@@ -1,5 +1,4 @@
-"""From operations and bytes to milliseconds and megabytes: measurements go in, a `Calibration` that predicts other
-points comes out.
+"""Milliseconds and megabytes from operations and bytes: a `Calibration`, fitted to measurements, predicts other points.
 
     ms per frame  = per frame + per call / batch + TFLOP x ms per TFLOP + bytes of unfused attention scores / bandwidth
     megabytes     = as `ensemble/server/memory.py` says

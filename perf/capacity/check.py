@@ -1,5 +1,4 @@
-"""`sam3-perf check`: how far to trust `sam3-perf capacity`: every measured point is predicted by a model that was
-fitted without it, and both stand side by side.
+"""How far to trust `sam3-perf capacity`: every measured point beside what a model that was fitted without it predicts.
 
 The last line also holds the fitted footprint, which is what `ensemble/server/memory.py` keeps for the server's start
 check.
@@ -7,9 +6,7 @@ check.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from rich.table import Table
 
 from perf.capacity.calibrate import LeftOut, leave_one_out
 from perf.capacity.evidence import Evidence, gather
-from perf.console import wide_console
+from perf.console import make_parser, refuse, wide_console
 
 TIME_LIMIT, MEMORY_LIMIT = 0.20, 0.10
 """Relative errors above these end the command with status 1."""
@@ -28,12 +25,7 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: every left-out point within the limits; 1: some are not; 2: nothing could be checked."""
-    parser = argparse.ArgumentParser(
-        prog="sam3-perf check",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("check", __doc__, EXAMPLES)
     parser.add_argument("--table", nargs="*", default=["rtx5090"], help="published tables; default rtx5090")
     parser.add_argument("--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep")
     options = parser.parse_args(argv)
@@ -49,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             report[evidence.name] = {**errors, "footprint": fitted}
             good &= (errors["time"] or 0) <= TIME_LIMIT and (errors["memory"] or 0) <= MEMORY_LIMIT
     except ValueError as error:
-        print(f"sam3-perf check: {error}", file=sys.stderr)
-        print(json.dumps({"error": str(error)}))
-        return 2
+        return refuse(parser.prog, error)
     limits = {"time": TIME_LIMIT, "memory": MEMORY_LIMIT}
     print(json.dumps({"largest_errors": report, "limits": limits, "ok": good}))
     return 0 if good else 1
@@ -80,7 +70,3 @@ def table(evidence: Evidence, found: Sequence[LeftOut]) -> Table:
         time = (f"{m.ms_per_frame:.1f}", f"{point.ms_per_frame:.1f}", f"{point.time_error:+.1%}")
         sheet.add_row(str(m.resolution), str(m.cameras_served), str(m.classes), *time, *memory)
     return sheet
-
-
-if __name__ == "__main__":
-    sys.exit(main())

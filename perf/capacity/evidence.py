@@ -1,5 +1,5 @@
-"""Where a prediction's measurements come from: names of published tables and files of sweeps go in, samples and what
-they were measured with come out."""
+"""The measurements that a prediction rests on: published tables, sweeps that come with this repository, and the
+reader's own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.server.memory import SAM3, Architecture
-from perf import results
+from perf import record, results
 from perf.capacity.calibrate import Calibration, fit
 from perf.capacity.published import BANDWIDTH_GB_S, PLAN_BATCH, TABLES, Measurement
-from perf.report.tables import front_rows, own_memory
+from perf.tables import front_rows, own_memory
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -52,7 +52,7 @@ def published(name: str) -> Evidence:
 def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Evidence:
     """The front model's closed-loop rows of a sweep. Raises ResultsError where it has none."""
     sweep = results.read(path)
-    here = bool(sweep.machine) and sweep.machine == results.machine()
+    here = bool(sweep.machine) and sweep.machine == record.machine()
     rows = front_rows(sweep.rows)
     if not rows:
         raise results.ResultsError(
@@ -103,12 +103,11 @@ def _is_of_sam3(sweep: results.Results) -> bool:
 
 
 def usual() -> list[str]:
-    """What speaks for SAM3 where the reader has no sweep: this server's own on such a GPU as is here, else the
+    """What is taken for SAM3 where the reader has no sweep: this server's own on a GPU like the one here, else the
     published table."""
-    gpu = results.machine().get("gpu")
-    return [name for name, path in committed().items() if gpu and results.read(path).machine["gpu"] == gpu] or [
-        "rtx5090"
-    ]
+    gpu = record.card().get("gpu")
+    own = [name for name, path in committed().items() if gpu and results.read(path).machine["gpu"] == gpu]
+    return own or ["rtx5090"]
 
 
 def gather(tables: Sequence[str], sweeps: Sequence[Path]) -> list[Evidence]:

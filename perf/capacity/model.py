@@ -1,5 +1,4 @@
-"""What a resolution costs in arithmetic: SAM3's widths and a resolution go in, operations per part come out;
-`ensemble/server/memory.py` counts the bytes.
+"""The arithmetic of each part of SAM3 at a resolution; `ensemble/server/memory.py` counts the bytes.
 
 First principles only: nothing here is measured. `perf/capacity/calibrate.py` turns these into milliseconds with the
 help of measurements. An operation is a multiplication or an addition, so a product of matrices [m,k]·[k,n] has 2·m·k·n
@@ -61,9 +60,8 @@ def mask_head_flops(resolution: int, a: Architecture = SAM3, queries: int | None
 
 def text_flops(a: Architecture = SAM3) -> float:
     """Of one prompt; the server computes it once and keeps it."""
-    return (
-        a.text_layers * a.context * (8 * a.text_width**2 + 4 * a.text_width * a.text_mlp + 4 * a.context * a.text_width)
-    )
+    layer = 8 * a.text_width**2 + 4 * a.text_width * a.text_mlp + 4 * a.context * a.text_width
+    return a.text_layers * a.context * layer
 
 
 def frame_flops(

@@ -1,8 +1,6 @@
-"""Measurements that others published and that this project made before it had a sweep: plain records, each with its
-source.
+"""Measurements that others published, and those that this project made before it had a sweep, each with its source.
 
-They calibrate `sam3-perf capacity` where no sweep of the reader's own machine is given, and the check command is held
-to them.
+They calibrate `sam3-perf capacity` where the reader gives no sweep, and `sam3-perf check` predicts them.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ from dataclasses import dataclass
 GUIDE = "RTX 5090, TensorRT FP16, 50 queries; a published resolution guide, another pipeline than this server"
 H200_EAGER = "H200, transformers 5.17 eager in bf16, PyTorch 2.11, 840 M random weights"
 H200_COMPILED = "H200, transformers 5.17 with torch.compile in bf16, PyTorch 2.11, 840 M random weights"
-
-
 PLAN_BATCH = 8
 """Frames that the published plans were built for, and that a `Variant` is made for by default."""
 

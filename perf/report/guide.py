@@ -1,35 +1,32 @@
-"""`sam3-perf guide`: the numbers in docs/resolution.md: the model of cost and the published measurements go in, the
-page's tables come out.
+"""The numbers of docs/resolution.md, written again from the model of cost and the published measurements.
 
-What is written between two markers of a table is replaced, everything else is left as it is, so judgement is written by
-hand and no number is.
+What stands between the two markers of a table is replaced, everything else is left as it is: judgement is written by
+hand, numbers are not.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 from ensemble.server.memory import MB, SAM3, feature_bytes, score_bytes
 from ensemble.spec import RESOLUTIONS
-from perf import results
+from perf import results, tables
 from perf.capacity import evidence
 from perf.capacity.calibrate import fit, leave_one_out
 from perf.capacity.model import decoder_flops, mask_head_flops, vision_flops
 from perf.capacity.published import RTX_5090, TABLES, Measurement
-from perf.report import tables
-from perf.report.tables import Sheet, repeatability
+from perf.console import make_parser, refuse
+from perf.tables import Sheet, repeatability
 
 PAGE = Path(__file__).parents[2] / "docs" / "resolution.md"
 SWEEP = Path(__file__).parents[1] / "results" / "cpu" / "sweep.json"
-EARLIER = SWEEP.with_name("sweep-earlier.json")
-"""The same points on the same machine, hours before."""
 END_TO_END = Path(__file__).parents[1] / "results" / "h200" / "end_to_end.json"
+EXAMPLES = """examples:
+  sam3-perf guide            after a change of the model or of a published measurement
+  sam3-perf guide --check    what the tests ask"""
 WIDER = (1008, 952, 896, 840, 784, 728, 672, 616, 560, 504, 448, 336)
 
 
@@ -146,35 +143,20 @@ def gpu() -> str:
 
 
 def whole() -> str:
-    """The whole server on a GPU, every class of every frame found (`perf.bench.end_to_end`), its memory beside the
+    """The whole server on a GPU, every class of every frame found (`sam3-perf bench end-to-end`), its memory beside the
     published one."""
-    measured = json.loads(END_TO_END.read_text())
+    measured = results.load(END_TO_END)
     rows = []
     for row in measured["rows"]:
         known = [m for m in RTX_5090 if (m.resolution, m.cameras_served) == (row["resolution"], row["cameras"])]
         cells = [str(row[name]) for name in ("resolution", "cameras", "in_flight", "classes", "engine")]
-        cells += [
-            f"{row['fps']:.1f}",
-            f"{row['fps'] / row['cameras']:.1f}",
-            f"{row['p95_ms']:.0f}",
-            f"{row['peak_mb']:,.0f}",
-        ]
+        cells += [f"{row['fps']:.1f}", f"{row['fps'] / row['cameras']:.1f}"]
+        cells += [f"{row['p95_ms']:.0f}", f"{row['peak_mb']:,.0f}"]
         rows.append((*cells, f"{known[0].memory_mb:,.0f}" if known and known[0].memory_mb else "-"))
-    columns = (
-        "resolution",
-        "cameras",
-        "frames of each under way",
-        "classes",
-        "engine",
-        "fps",
-        "fps per camera",
-        "p95 ms",
-        "memory MB",
-    )
-    title = (
-        f"This server on one {measured['hardware']['gpu']}, 200 queries, the best 80 of every frame with their masks"
-    )
-    sheet = Sheet(title, (*columns, "published, TensorRT on an RTX 5090: MB"), tuple(rows))
+    load = ("resolution", "cameras", "frames of each under way", "classes", "engine")
+    figures = ("fps", "fps per camera", "p95 ms", "memory MB", "published, TensorRT on an RTX 5090: MB")
+    title = f"This server on one {measured['machine']['gpu']}, 200 queries, the best 80 of every frame with their masks"
+    sheet = Sheet(title, (*load, *figures), tuple(rows))
     return f"{sheet.markdown()}\nMeasured {measured['date']}: `{measured['command']}`.\n"
 
 
@@ -211,11 +193,6 @@ def embedded() -> str:
             " The fastest turn of each point is shown; the machine had other work meanwhile, and ratios between"
             f" resolutions in single turns lie up to {repeat:.0%} from their median."
         )
-    changes = tables.ratio_changes(sweep.rows, results.read(EARLIER).rows)
-    said += (
-        " An earlier sweep of the same points gave ratios between the shown figures that differ by"
-        f" {median(changes):.0%} in the median and by {max(changes):.0%} at most."
-    )
     return "\n".join([*sheets, said]) + "\n"
 
 
@@ -260,24 +237,16 @@ def fill(text: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: the page is up to date (now); 1: with --check, it was not; 2: it cannot be read or names an unknown table."""
-    parser = argparse.ArgumentParser(
-        prog="sam3-perf guide", description="Write the numbers of docs/resolution.md again."
-    )
-    parser.add_argument("--page", type=Path, default=PAGE)
+    parser = make_parser("guide", __doc__, EXAMPLES)
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: docs/resolution.md of this checkout")
     parser.add_argument("--check", action="store_true", help="change nothing, say whether it is up to date")
     options = parser.parse_args(argv)
     try:
         before = options.page.read_text()
         after = fill(before)
     except (OSError, ValueError) as error:
-        print(f"sam3-perf guide: {error}", file=sys.stderr)
-        print(json.dumps({"error": str(error)}))
-        return 2
+        return refuse(parser.prog, error)
     if not options.check:
         options.page.write_text(after)
     print(json.dumps({"page": str(options.page), "up_to_date": before == after, "written": not options.check}))
     return int(options.check and before != after)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

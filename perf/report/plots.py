@@ -1,4 +1,4 @@
-"""The pictures of a report: rows of a sweep go in, matplotlib figures come out, each one question."""
+"""The plots of a report, one question each, as matplotlib figures made from a sweep's rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perf.report.tables import Row, counted, front_rows, memory_of, own_memory
+from perf.tables import Row, counted, front_rows, memory_of, own_memory
 
 STAGES = ("decode", "text", "vision", "geometry", "decoder", "masks", "pack")
 STAGE_COLOURS = ("#8dd3c7", "#bebada", "#3b6fb6", "#b3de69", "#e08214", "#c0504d", "#888888", "#d9d9d9", "#f2c14e")

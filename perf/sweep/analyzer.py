@@ -1,4 +1,4 @@
-"""Runs the real perf_analyzer: a point of the sweep and a file of inputs go in, its figures of one window come out.
+"""perf_analyzer as a function: arguments and a number of requests in, the figures of one measurement out.
 
 The wheel of tritonclient carries the program, but not two libraries that it links to, libb64 and the CUDA 12 runtime.
 The wheel of nvidia-pytriton carries both under other names, so that links to them in a folder of our own are enough,
@@ -26,14 +26,12 @@ import numpy as np
 
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 """Name that perf_analyzer asks for -> the file in the folder `nvidia_pytriton.libs`."""
-
-
 COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
-
-
 POLL_S = 5.0
 GRACE_S = 60.0
 """So long after the server's last answer perf_analyzer must have ended; it writes its files in that time."""
+STEADY = ("--measurement-mode", "count_windows", "--stability-percentage", "999")
+"""Three windows, one after another: their number is fixed, not chosen by what they show."""
 
 
 class AnalyzerError(RuntimeError):
@@ -101,26 +99,23 @@ class Analyzer:
         requests: int,
         batch: int = 1,
         log: bool = True,
+        steady: bool = False,
         timeout: float = 300.0,
         answered: Callable[[], float] | None = None,
     ) -> Window:
-        """One window of exactly `requests` requests. Raises AnalyzerError with the program's own last words,
-        AnalyzerStuckError where the program is at fault, which `answered` tells: how many requests of the model the
-        server has answered so far.
+        """One window of exactly `requests` requests; with `steady` the mean of three, each of at least so many, without
+        a pause between them. Raises AnalyzerError with the program's own last words, AnalyzerStuckError where the
+        program is at fault, which `answered` tells: how many requests of the model the server has answered so far.
 
-        Its log of requests holds all their tensors as text: `log=False` does without it where those are features of
-        many megabytes.
+        Its log of requests holds all their tensors as text: `log=False` does without it where those are many megabytes.
+        Then throughput is exact for one request at a time, and otherwise where `steady`.
         """
         with tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             report, export = Path(folder) / "window.csv", Path(folder) / "requests.json"
-            command = [self.program, *arguments, "--request-count", str(requests), "-b", str(batch)]
-            command += [
-                "-f",
-                str(report),
-                "--percentile",
-                "95",
-                *(["--profile-export-file", str(export)] if log else []),
-            ]
+            count = [*STEADY, "--measurement-request-count"] if steady else ["--request-count"]
+            command = [self.program, *arguments, *count, str(requests), "-b", str(batch)]
+            command += ["-f", str(report), "--percentile", "95"]
+            command += ["--profile-export-file", str(export)] if log else []
             done = self._ended(command, requests, timeout, answered)
             if done.returncode or not report.is_file() or (log and not export.is_file()):
                 raise AnalyzerError(
@@ -129,7 +124,7 @@ class Analyzer:
             with report.open() as lines:
                 row = next(csv.DictReader(lines))
             if not log:
-                return window_of_row(row, requests, batch)
+                return window_of_row(row, requests, batch, steady)
             # The log is JSON but for the bytes of the pictures, which it copies as they are.
             return window(row, json.loads(export.read_text(errors="replace"), strict=False), batch)
 
@@ -215,13 +210,14 @@ def window(row: dict[str, str], export: dict[str, Any], batch: int) -> Window:
     )
 
 
-def window_of_row(row: dict[str, str], requests: int, batch: int) -> Window:
-    """The same from the CSV row alone, for one request at a time: then throughput is the batch over the mean
-    latency."""
+def window_of_row(row: dict[str, str], requests: int, batch: int, steady: bool = False) -> Window:
+    """The same from the CSV row alone. Throughput is perf_analyzer's own of `steady` windows; else it is the batch over
+    the mean latency, which holds for one request at a time."""
     parts = ("Client Send", "Network+Server Send/Recv", "Server Queue", "Client Recv", *COMPUTE)
     mean = sum(float(row[part]) for part in parts) / 1e3
     p50, p90, p95, p99 = (float(row[f"p{p} latency"]) / 1e3 for p in (50, 90, 95, 99))
-    return Window(requests, batch * 1e3 / mean, mean, p50, p90, p95, p99, **_server_times(row))
+    fps = float(row["Inferences/Second"]) if steady else batch * 1e3 / mean
+    return Window(requests, fps, mean, p50, p90, p95, p99, **_server_times(row))
 
 
 def _server_times(row: dict[str, str]) -> dict[str, float]:

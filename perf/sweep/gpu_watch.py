@@ -1,5 +1,4 @@
-"""The GPU during a window: the server's metrics page is read again and again in a thread; the peak of its memory, its
-mean use and power come out.
+"""What the GPU does during a window: the peak of its memory, its mean use and power, read by a thread all along.
 
 Memory is read from NVML as well where the server is on this machine: Triton's page is as old as its own interval. All
 is 0 where there is no GPU.

@@ -1,4 +1,4 @@
-"""What the sweep sends: drawn scenes with objects in them go in, perf_analyzer's input files come out.
+"""What measurements send: drawn scenes with objects in them, as frames and as perf_analyzer's input files.
 
 Random bytes would measure another product: their JPEG is three times as large, nothing is found in them and no mask is
 ever made. The scenes are those that the small checkpoint is judged on, so that most classes asked for are there.

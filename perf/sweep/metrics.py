@@ -1,5 +1,4 @@
-"""What the server says of itself: its Prometheus page at the beginning and at the end of a window goes in, figures per
-frame come out."""
+"""The server's own figures of a window, from its Prometheus page before and after it, and its processes' memory."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from ensemble.server.memory import MB
 from ensemble.spec import STAGES
 
 LINE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
@@ -96,7 +96,7 @@ def process_memory_mb(pid: int | None) -> float:
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024 / 1e6
+                total += int(line.split()[1]) * 1024 / MB
         children = [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
     except (OSError, ValueError):
         return total

@@ -1,5 +1,4 @@
-"""What a sweep measures: the lists of the command line go in, the points and perf_analyzer's arguments for each come
-out."""
+"""The points of a sweep: what is measured at each, in which order, and perf_analyzer's arguments for it."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from typing import Any
 
 from ensemble.server.memory import feature_bytes
 from ensemble.spec import MASK_FORMATS, MAX_CLASSES, check_resolution
-from perf.report.tables import counted
+from perf.tables import counted
 
 FRONT, VISION = "front", "vision_encoder"
 
@@ -53,18 +52,8 @@ class Point:
         shared = [] if self.shared_memory == "none" else ["--shared-memory", self.shared_memory]
         largest = int(feature_bytes(self.resolution, self.batch, element=4))  # of one output no more than of all
         shared += ["--output-shared-memory-size", str(largest)] if shared else []
-        return [
-            "-m",
-            self.model,
-            "-u",
-            urls[self.protocol],
-            "-i",
-            self.protocol,
-            "--input-data",
-            str(data),
-            *load,
-            *shared,
-        ]
+        asked = ["-m", self.model, "-u", urls[self.protocol], "-i", self.protocol, "--input-data", str(data)]
+        return [*asked, *load, *shared]
 
 
 def points(

@@ -1,12 +1,10 @@
-"""The server that a sweep measures: addresses or a repository go in, a running `Target` comes out, with what it says of
-itself."""
+"""The server that is measured: one that runs already or an embedded one started for it, and what it says of itself."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import json
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -23,17 +21,20 @@ from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
 
+DEFAULT_URL = "localhost:8001"
+HTTP_PORT, METRICS_PORT = -1, 1
+"""From the port of gRPC: Triton's own are 8000, 8001 and 8002."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A running server: host:port of its three services; its process, its CUDA pool and what the GPU held before, where
-    we started it."""
+    """A running server: host:port of its three services; its process and what the GPU held before, where we started
+    it."""
 
     grpc: str
     http: str
     metrics: str
     pid: int | None = None
-    pool_mb: float = 0.0
     before_mb: float | None = None
 
     @property
@@ -48,7 +49,8 @@ class Target:
                 return [m["name"] for m in json.load(answer) if m.get("state") == "READY"]
         except (OSError, urllib.error.URLError) as error:
             raise ServerError(
-                f"no server answers at http://{self.http} ({error}); start one with sam3-serve, or give --repository"
+                f"no server answers at http://{self.http} ({error}); start one with sam3-serve and name its gRPC"
+                " address with --url, or give --repository"
             ) from None
 
     def fronts(self) -> dict[str, Variant]:
@@ -62,9 +64,16 @@ class Target:
     def about(self, front: str) -> dict[str, Any]:
         """`describe` of a loaded front model."""
         variant = self.variant(front)
+        return describe(variant, self._engine(front, variant))
+
+    def _engine(self, front: str, variant: Variant) -> str:
+        """Of the vision encoder: from the engine model's configuration, or its own where Triton runs it."""
+        holder = self._config(front)["parameters"].get("engine_model", {}).get("string_value")
+        if holder:
+            fronts = json.loads(self._config(holder)["parameters"]["fronts"]["string_value"])
+            return str(fronts[front]["engines"][variant.vision_encoder.part])
         vision = self._config(variant.vision_encoder.name)
-        engine = vision.get("parameters", {}).get("engine", {}).get("string_value") or vision.get("backend", "")
-        return describe(variant, engine)
+        return vision.get("parameters", {}).get("engine", {}).get("string_value") or vision.get("backend", "")
 
     def _config(self, model: str) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://{self.http}/v2/models/{model}/config", timeout=10) as answer:
@@ -75,25 +84,12 @@ def describe(variant: Variant, engine: str) -> dict[str, Any]:
     """What a server's figures depend on: engine, precision, queries, largest batch, checkpoint, and the sizes that the
     cost of its layers depends on."""
     known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
-    known |= {name: getattr(variant, name) for name in placement.FRONT_SETTINGS} | {
-        "checkpoint": variant.checkpoint.name
-    }
+    known |= {name: getattr(variant, name) for name in placement.FRONT_SETTINGS}
+    known |= {"checkpoint": variant.checkpoint.name}
     folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
     if variant.checkpoint.hidden_size == SAM3.fpn:
         return known | {"architecture": asdict(SAM3)}
     return known | ({"architecture": asdict(Architecture.from_checkpoint(folder))} if folder.is_dir() else {})
-
-
-def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dict[str, Any]]]:
-    """Resolutions that can be measured, the largest first, and what describes each: from the repository, else from the
-    running server."""
-    if options.repository is None:
-        target = Target(options.grpc_url, options.http_url, options.metrics_url)
-        fronts = [m.removeprefix("sam3_r") for m in target.models()]
-        return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
-    found = placement.adjusted(placement.read(options.repository), front_settings(options))
-    served = {s.variant.resolution: s for s in found}
-    return list(served), lambda r: describe(served[r].variant, served[r].engine)
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -101,10 +97,31 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repository", type=Path, help="start the embedded server on this model repository")
     add_front_options(parser)
     parser.add_argument(
-        "--grpc-url", default="localhost:8001", help="of a server that runs already; default %(default)s"
+        "--url", default=DEFAULT_URL, help="host:port of gRPC of a server that runs already; default %(default)s"
     )
-    parser.add_argument("--http-url", default="localhost:8000", help="default %(default)s")
-    parser.add_argument("--metrics-url", default="localhost:8002", help="default %(default)s")
+    parser.add_argument("--http-url", help="host:port of its HTTP; default: the port below that of --url")
+    parser.add_argument("--metrics-url", help="host:port of its metrics; default: the port above that of --url")
+
+
+def addressed(options: argparse.Namespace) -> Target:
+    """The server at `--url`. Raises ValueError for what is no address."""
+    host, _, port = options.url.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise ValueError(f"--url must be host:port of the server's gRPC, got {options.url!r}; write {DEFAULT_URL}")
+    http = options.http_url or f"{host}:{int(port) + HTTP_PORT}"
+    return Target(options.url, http, options.metrics_url or f"{host}:{int(port) + METRICS_PORT}")
+
+
+def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dict[str, Any]]]:
+    """Resolutions that can be measured, the largest first, and what describes each: from the repository, else from the
+    running server."""
+    if options.repository is None:
+        target = addressed(options)
+        fronts = [m.removeprefix("sam3_r") for m in target.models()]
+        return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
+    found = placement.adjusted(placement.read(options.repository), front_settings(options))
+    served = {s.variant.resolution: s for s in found}
+    return list(served), lambda r: describe(served[r].variant, served[r].engine)
 
 
 @contextlib.contextmanager
@@ -112,14 +129,13 @@ def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Ite
     """The server of the command line: the one at the given addresses, or an embedded one on --repository with these
     resolutions, all where none is named."""
     if options.repository is None:
-        yield Target(options.grpc_url, options.http_url, options.metrics_url)
+        yield addressed(options)
         return
     before = gpu.used_mb()
     with EmbeddedServer(
         options.repository,
-        log=lambda line: print(line, file=sys.stderr),
         resolutions=resolutions,
         front=front_settings(options),
         arguments=["--metrics-interval-ms=500"],
     ) as server:
-        yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, server.pool_mb, before)
+        yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, before)

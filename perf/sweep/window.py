@@ -1,15 +1,14 @@
-"""One point of a sweep: a running server and what to send go in, one row of figures comes out: perf_analyzer's, the
-server's own, and the client's beside them.
+"""The measurement of one point: perf_analyzer's figures, the server's own of the same window, and the client's.
 
-A window is a fixed number of requests with drawn frames in them, after a few that warm caches and allocators up.
+A window is a number of requests with drawn frames in them, after a few that warm caches and allocators up.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from perf.sweep.gpu_watch import GpuWatch
 from perf.sweep.points import FRONT, Point
 from perf.sweep.target import Target
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -38,6 +38,9 @@ class Load:
     height: int = 360
     threshold: float = DEFAULT_THRESHOLD
     max_detections: int = DEFAULT_MAX_DETECTIONS
+    logged: bool = True
+    """Take one window and its times from perf_analyzer's log of requests. Without, there are three windows of so many
+    requests: for answers that would fill the log with megabytes of masks each."""
 
     def pictures(self) -> tuple[inputs.SampleFrame, ...]:
         return inputs.pictures(inputs.FRAMES, self.width, self.height)
@@ -67,43 +70,38 @@ def measure(
     )
     arguments = point.arguments(target.urls, inputs.write_input(folder / "input.json", content))
 
-    def run(requests: int, log: bool) -> Window:
-        return analyzer.run(
-            arguments, requests=requests, batch=point.batch, log=log, timeout=timeout, answered=answered
-        )
+    def run(requests: int, **how: bool) -> Window:
+        return analyzer.run(arguments, requests=requests, batch=point.batch, timeout=timeout, answered=answered, **how)
 
     def answered() -> float:
         return metrics.answered(metrics.scrape(target.metrics), point.model)
 
-    fewest = max(
-        2 * point.cameras, 4, math.ceil(point.rate)
-    )  # perf_analyzer refuses fewer requests than it sends in a second
-    once_more(lambda: run(fewest, False))
+    # perf_analyzer refuses fewer requests than it sends in a second
+    fewest = max(2 * point.cameras, 4, math.ceil(point.rate))
+    once_more(lambda: run(fewest, log=False))
     parts = {model.part: model.name for model in fronts[f"sam3_r{point.resolution}"].sub_models}
-    count, log = max(load.requests, fewest), point.target == FRONT
+    count, front = max(load.requests, fewest), point.target == FRONT
 
     def measured() -> tuple[Window, dict[str, float]]:
         before = metrics.scrape(target.metrics)
         with GpuWatch(target.metrics, target.before_mb) as watch:
-            found = run(count, log)
+            found = run(count, log=front and load.logged, steady=front and not load.logged)
         return found, metrics.figures(before, metrics.scrape(target.metrics), point.model, parts) | watch.figures()
 
     window, told = once_more(measured)
     row = asdict(point) | asdict(window) | told
-    row["load"] = os.getloadavg()[
-        0
-    ]  # of the last minute: above the cores' number plus this sweep's own, others were at work
+    row["load"] = os.getloadavg()[0]  # of the last minute: above the cores' number and this sweep's own, others ran
     row["server_memory_mb"] = metrics.process_memory_mb(target.pid)
-    row |= {"pool_mb": target.pool_mb, "loaded": len(fronts)}
+    row["loaded"] = len(fronts)
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def once_more(call: Callable[[], T]) -> T:
-    """What `call` returns, at the second try where perf_analyzer got stuck in the first, which is said."""
+    """What `call` returns, at the second try where perf_analyzer got stuck in the first."""
     try:
         return call()
     except AnalyzerStuckError as error:
-        print(f"{error}; measured once more", file=sys.stderr)
+        log.warning("%s; measured once more", error)
         return call()
 
 

@@ -1,29 +1,25 @@
-"""Files of a sweep: complete after every point, gone on with only where they belong, read up to where they break."""
+"""Files of results: complete after every write, and read up to where they break."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from perf import results
-from perf.sweep.analyzer import AnalyzerError
-from perf.sweep.points import Point, points
-from perf.sweep.sweep import resume, sweep
+from perf import record, results
+from perf.results import Results
 
-WANTED = points([252, 140], [1, 4], [1])
-
-
-def row_of(point: Point) -> dict:
-    return {name: getattr(point, name) for name in Point.__slots__} | {"fps": 10.0 * point.cameras}
+ROWS = [{"target": "front", "resolution": r, "cameras": c, "fps": 10.0 * c} for c in (1, 4) for r in (252, 140)]
+CPUINFO = "processor\t: 0\nmodel name\t: A processor @ 2 GHz\nflags\t\t: fpu avx2 {flags}\n"
 
 
 def test_rows_come_back_from_json_and_csv(tmp_path):
-    found = results.here("sam3-perf sweep --cameras 1")
-    found.rows = [row_of(point) for point in WANTED]
-    results.write(found, tmp_path / "sweep.json")
+    found = Results(**record.new("sam3-perf sweep", ["--cameras", "1"]), rows=ROWS)
+    record.write(tmp_path / "sweep.json", found.data(), table=True)
     again = results.read(tmp_path / "sweep.json")
     assert again == found
+    assert again.command == "sam3-perf sweep --cameras 1"
     assert again.versions["numpy"].startswith("1.")
     assert again.machine["cores"] >= 1
     table = results.read(tmp_path / "sweep.csv")
@@ -53,34 +49,57 @@ def test_other_files_are_refused(tmp_path, name, text, sentence):
         results.read(tmp_path / name)
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path):
-    output, measured = tmp_path / "sweep.json", []
-
-    def until_the_server_dies(point: Point) -> dict:
-        if len(measured) == 2:
-            raise AnalyzerError("the server does not answer")
-        measured.append(point)
-        return row_of(point)
-
-    fresh = results.here("sam3-perf sweep")
-    problems = sweep(WANTED, resume(output, fresh, restart=False), output, until_the_server_dies)
-    assert "the 2 finished points are in" in problems[-1]
-    assert len(problems) == 3, "two points that failed, and the sentence that ends it"
-
-    def all_well(point: Point) -> dict:
-        measured.append(point)
-        return row_of(point)
-
-    assert sweep(WANTED, resume(output, results.here("sam3-perf sweep"), restart=False), output, all_well) == []
-    assert measured == WANTED, "nothing is measured twice"
-    assert [r["resolution"] for r in json.loads(output.read_text())["rows"]] == [252, 140, 252, 140]
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        pytest.param('{"rows": [', "is no complete file of sam3-perf", id="broken"),
+        pytest.param('{"rows": []}', "is no complete file of sam3-perf", id="of no machine"),
+        pytest.param(None, "cannot read", id="not there"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, text, sentence):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(results.ResultsError, match=sentence):
+        results.load(tmp_path / "a.json")
 
 
-def test_another_machine_does_not_go_on(tmp_path):
-    output = tmp_path / "sweep.json"
-    other = results.here("sam3-perf sweep")
-    other.machine = {"gpu": "another card"}
-    results.write(other, output)
-    with pytest.raises(results.ResultsError, match=r"another machine.*--restart"):
-        resume(output, results.here("sam3-perf sweep"), restart=False)
-    assert resume(output, results.here("sam3-perf sweep"), restart=True).rows == []
+def test_every_published_file_is_read():
+    """Those that name no machine are older than that."""
+    folder = Path(results.__file__).parent / "results"
+    files = [path for path in folder.glob("*/*.json") if "machine" in json.loads(path.read_text())]
+    assert len(files) > 5
+    for path in files:
+        assert results.load(path)["machine"], path
+    assert results.load(folder / "h200" / "end_to_end.json")["machine"]["gpu"] == "NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sets"),
+    [
+        pytest.param("sse2", "avx2", id="AVX2 alone"),
+        pytest.param("avx512f avx512_vnni amx_tile amx_int8", "avx2 avx512 vnni amx", id="everything"),
+        pytest.param("avx_vnni", "avx2 vnni", id="VNNI without AVX-512"),
+    ],
+)
+def test_a_processor_is_named_with_its_instruction_sets(tmp_path, flags, sets):
+    (tmp_path / "cpuinfo").write_text(CPUINFO.format(flags=flags) * 2)
+    expected = {"processor": "A processor @ 2 GHz", "instruction_sets": sets}
+    assert record.processor(tmp_path / "cpuinfo") == expected
+
+
+def test_a_processor_of_another_kind_has_none_of_them(tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd\n")
+    assert record.processor(tmp_path / "cpuinfo")["instruction_sets"] == "none of these"
+    assert record.processor(tmp_path / "nothing")["processor"]
+
+
+def test_what_is_published_is_written_and_is_the_last_line(tmp_path, capsys):
+    data = record.new("sam3-perf bench some", ["--name", "two words"], cuda="13.0") | {"rows": ROWS}
+    record.publish(tmp_path / "new" / "some.json", data, "some rows", ("resolution", "fps"))
+    written = capsys.readouterr()
+    assert json.loads(written.out.splitlines()[-1]) == data == json.loads((tmp_path / "new" / "some.json").read_text())
+    assert data["command"] == "sam3-perf bench some --name 'two words'"
+    assert data["versions"]["cuda"] == "13.0"
+    assert "some rows" in written.err
+    assert "target" not in written.err, "of the columns two were asked for"

@@ -1,5 +1,4 @@
-"""PyTorch's profiler for `sam3-perf profile`: a repository of packages goes in, they run in this process, the table of
-GPU kernels and a trace come out.
+"""A repository's compiled packages, run in this process under PyTorch's profiler: the table of GPU kernels and a trace.
 
 Features stay on the GPU between the models, as in the server; each call is awaited, so a kernel belongs to the part in
 whose range it ran. Without the profiler, stages and parts are NVTX ranges for Nsight Systems: the two cannot watch a
@@ -21,20 +20,8 @@ from ensemble.engines.aoti import AotiRunner
 from ensemble.records import ModelSpec
 
 PRODUCTS = (
-    "gemm",
-    "gemv",
-    "matmul",
-    "cutlass",
-    "nvjet",
-    "xmma",
-    "conv",
-    "flash",
-    "fmha",
-    "attention",
-    "cudnn",
-    "addmm",
-    "::mm",
-    "::bmm",
+    *("gemm", "gemv", "matmul", "cutlass", "nvjet", "xmma", "conv", "flash", "fmha", "attention", "cudnn"),
+    *("addmm", "::mm", "::bmm"),
 )
 """Names that hold one of these multiply matrices; what is left moves and changes numbers, and memory is its limit."""
 PART = "part: "

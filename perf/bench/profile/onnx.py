@@ -1,5 +1,4 @@
-"""ONNX Runtime's profiler for `sam3-perf profile`: a repository goes in, the sub-models run in this process, kinds of
-kernels and a trace come out."""
+"""A repository's ONNX files, run in this process under ONNX Runtime's profiler: kinds of kernels and a trace."""
 
 from __future__ import annotations
 
@@ -102,9 +101,8 @@ def kernels(events: Mapping[str, Sequence[Mapping[str, Any]]], rounds: int) -> l
             milliseconds = float(np.median([sum(call) for call in calls])) * a_round
             launches = round(float(np.median([len(call) for call in calls])) * a_round)
             limit = "arithmetic" if any(name in kind for name in PRODUCTS) else "memory"
-            rows.append(
-                {"part": part, "kernel": kind, "ms": round(milliseconds, 3), "launches": launches, "limit": limit}
-            )
+            row = {"part": part, "kernel": kind, "ms": round(milliseconds, 3), "launches": launches}
+            rows.append(row | {"limit": limit})
     return sorted(rows, key=lambda row: -row["ms"])
 
 

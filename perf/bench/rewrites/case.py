@@ -1,5 +1,4 @@
-"""What both forms of a rewrite are made from: a checkpoint and sizes in, its layers ready to run and random tensors of
-those sizes out.
+"""What both forms of a rewrite are made from: a checkpoint's layers, ready to run, and random tensors for them.
 
 Two cases of the same sizes draw the same tensors.
 """

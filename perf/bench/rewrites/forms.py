@@ -1,5 +1,4 @@
-"""The two forms of each exact rewrite that `perf.bench.rewrites.rewrites` sets side by side: as written and rewritten,
-on the same layers and the same random tensors.
+"""The two forms of each exact rewrite, as written and rewritten, on the same layers and the same random tensors.
 
 They differ in that rewrite alone: whatever else can be the same (kernels, joined projections, memory formats) is. The
 rewritten forms are made of the sub-models' own modules; the forms as written of the same modules where those can be
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 from transformers.models.sam3.modeling_sam3 import apply_rotary_pos_emb_2d
 
 from export.fused.decoder import FusedEncoderLayer
-from export.fused.kernels.upsample import plain_upsample, upsample
+from export.fused.layers import operation
 from export.fused.mask_head import FusedMaskHead, FusedStage
 from export.fused.vision_encoder import FusedBlock, half_tables, places_tables
 from export.sub_models.mask_head import MaskHead, subpixel_convolution
 from export.sub_models.positions import rope_tables, sine_map, tiled_positions
 from export.sub_models.token_order import TokenOrder
 from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation
-from perf.bench.engines import PICKS
+from perf.bench.engines.cases import PICKS
 from perf.bench.rewrites.case import Case, Forms, Rewrite
 
 
@@ -32,15 +31,10 @@ def position_tables(case: Case) -> Forms:
     """Absolute positions are added to tokens [B,p*p,C]; queries and keys [2,windows,heads,tokens,d] are turned, in
     every layer of the image transformer."""
     vit, p = case.model.vision_encoder.backbone, case.patches
-    w, heads, width = (
-        vit.config.window_size,
-        vit.layers[0].attention.num_attention_heads,
-        vit.layers[0].attention.head_dim,
-    )
-    tokens, table = (
-        case.random(case.frames, p * p, vit.config.hidden_size),
-        case.cast(vit.embeddings.position_embeddings),
-    )
+    attention, w = vit.layers[0].attention, vit.config.window_size
+    heads, width = attention.num_attention_heads, attention.head_dim
+    tokens = case.random(case.frames, p * p, vit.config.hidden_size)
+    table = case.cast(vit.embeddings.position_embeddings)
     tiled = case.cast(tiled_positions(vit.embeddings.position_embeddings, p).flatten(1, 2))
     sizes = {w: (case.frames * (-(-p // w)) ** 2, w * w), 0: (case.frames, p * p)}
     states = {window: case.random(2, count, heads, n, width) for window, (count, n) in sizes.items()}
@@ -65,16 +59,12 @@ def position_tables(case: Case) -> Forms:
 
 def features_once(case: Case) -> Forms:
     """Skip maps, already convolved, as the mask head's stages read them."""
-    run = upsample if case.kernels == "gpu" else plain_upsample
+    run = operation("upsample", case.kernels)
     index, every = case.image_index, case.every
-    stages = [
-        (
-            x.permute(0, 2, 3, 1),
-            case.ready(FusedStage(convolution, norm, case.kernels)).folded,
-            skip.permute(0, 2, 3, 1),
-        )
-        for convolution, norm, x, skip in case.stages()
-    ]
+    stages = []
+    for convolution, norm, x, skip in case.stages():
+        folded = case.ready(FusedStage(convolution, norm, case.kernels)).folded
+        stages.append((x.permute(0, 2, 3, 1), folded, skip.permute(0, 2, 3, 1)))
     return (
         lambda: [run(x, folded, skip.index_select(0, index), every)[0] for x, folded, skip in stages],
         lambda: [run(x, folded, skip, index)[0] for x, folded, skip in stages],

@@ -1,12 +1,10 @@
-"""The modules for one GPU compute what the wrappers do, export with their kernels inside, and run as packages compiled
-ahead of time."""
+"""The sub-models for one GPU: they compute what the plain ones do, export with their kernels inside, and run as packages
+compiled ahead of time."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import Sam3Model
 
-from ensemble.engines.aoti import AotiRunner, in_c_order
+from ensemble.engines.aoti import AotiRunner
 from ensemble.spec import Checkpoint, Variant
-from export import checkpoint
+from ensemble.sub_model import from_triton, to_triton
 from export.engines.aoti import PackageError, build_apart, build_package, dynamic_shapes, open_package
+from export.engines.engine import EngineError
 from export.engines.onnx import sample_inputs
-from export.engines.registry import EngineError
-from export.engines.registry import engine as find_engine
+from export.engines.registry import ready
 from export.fused.parts import make_fused_part
 from export.sub_models.parts import Style, make_part
 from export.sub_models.token_order import TokenOrder
-from perf.bench import engines
 
 ROOT = Path(__file__).parents[3]
 PLAIN = Style("fused", "plain")
@@ -164,9 +160,8 @@ class FakeTensor:
 def package(sized: Callable[[int], Sam3Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mask head, the part with most axes, compiled for the CPU."""
     path = tmp_path_factory.mktemp("aoti") / "model.pt2"
-    build_apart(
-        make_fused_part("mask_head", sized(56), "fp32", "plain"), variant(56).mask_head, variant(56), path, "cpu"
-    )
+    module = make_fused_part("mask_head", sized(56), "fp32", "plain")
+    build_apart(module, variant(56).mask_head, variant(56), path, "cpu")
     assert [file.name for file in path.parent.iterdir()] == ["model.pt2"]
     return path
 
@@ -188,7 +183,7 @@ def test_package_reads_maps_in_any_memory_format(package: Path) -> None:
 )
 def test_outputs_have_the_strides_that_triton_compares(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
     odd = torch.randn(200).as_strided(shape, strides)
-    found = in_c_order(odd)
+    found = to_triton(odd)
     assert found.stride() == torch.empty(shape).stride()
     assert torch.equal(found, odd)
 
@@ -198,7 +193,7 @@ def test_a_gpu_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(EngineError, match=r"capability 8\.0 or later, Tesla T4 has 7\.5; use --engine tensorrt or"):
-        find_engine("aoti")
+        ready("aoti")
 
 
 def test_a_package_that_cannot_be_made_is_explained(sized: Callable[[int], Sam3Model], tmp_path: Path) -> None:
@@ -241,7 +236,7 @@ def test_package_runs_in_a_process_without_the_export(
     (wanted,) = outputs(module, arguments)
     torch.save(arguments, tmp_path / "inputs.pt")
     script = (
-        "import sys, torch; from pathlib import Path; from ensemble.engines.aoti import AotiRunner, in_c_order; folder"
+        "import sys, torch; from pathlib import Path; from ensemble.engines.aoti import AotiRunner; folder"
         " = Path(sys.argv[1]); (result,) = AotiRunner(folder / 'model.pt2', None)(torch.load(folder /"
         " 'inputs.pt')).values(); torch.save(result, folder / 'result.pt'); assert 'export' not in sys.modules"
     )
@@ -256,22 +251,8 @@ def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
     runner = AotiRunner(package, None)
     arguments = inputs("mask_head", 56, images=2, pairs=3, tokens=32, rows=2, picks=2)
     tensors = {name: FakeTensor(value, on_gpu=value.is_floating_point()) for name, value in arguments.items()}
-    bits, logits = runner.run(tensors, ["mask_bits", "mask_logits"])
-    assert isinstance(bits, np.ndarray), "the front model reads mask_bits"
+    found = runner.run({name: from_triton(tensor) for name, tensor in tensors.items()}, ["mask_bits", "mask_logits"])
+    bits, logits = found["mask_bits"], found["mask_logits"]
+    assert isinstance(bits, np.ndarray), "the pipeline reads mask_bits"
     assert isinstance(logits, torch.Tensor), "nobody on the host reads mask_logits"
     assert np.array_equal(np.packbits(logits.numpy() > 0, axis=-1), bits)
-
-
-@pytest.mark.parametrize("engine", ["wrappers", "fused", "transformers"])
-def test_engines_are_compared_with_the_same_computation_in_fp32(engine: str, source: checkpoint.Source) -> None:
-    """The command's measurements on the small model and the CPU: every part and case has a row, and fp16 is close to
-    fp32."""
-    case = argparse.Namespace(
-        resolutions=[112], batches=[2], classes=[2], present=[1.0, 0.5], engines=[engine], device="cpu", profile=None
-    )
-    rows = list(engines.measure(source.model, case, time.monotonic() + 600, Console()))
-    parts = [(row.part, row.present) for row in rows]
-    text = [] if engine == "transformers" else [("text_encoder", 1.0)]
-    assert parts == [("vision_encoder", 1.0), *text, ("decoder+masks", 1.0), ("decoder+masks", 0.5)]
-    assert all(row.ms_per_frame > 0 for row in rows)
-    assert min(row.cosine for row in rows) > 0.999, rows

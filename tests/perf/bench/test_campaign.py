@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from perf.bench import campaign
 from perf.bench.campaign import Step, chosen, merge, run, steps
@@ -22,8 +21,8 @@ def step(name: str, folder: Path, *needs: str, code: str = WRITE) -> Step:
     return Step(name, ("-c", code, str(folder / name)), folder / name, needs)
 
 
-def go(plan: list[Step], folder: Path, devices: tuple[str, ...] = ("3", "5"), seconds: float = 60) -> dict[str, str]:
-    return run(plan, devices, folder, seconds, Console(quiet=True))
+def go(plan: list[Step], folder: Path, devices: tuple[str, ...] = ("3", "5"), seconds: float = 600) -> dict[str, str]:
+    return run(plan, devices, folder, seconds)
 
 
 def test_each_step_has_a_gpu_and_its_share_of_the_cores(tmp_path: Path) -> None:
@@ -68,22 +67,27 @@ def test_the_real_campaign_is_whole_and_every_command_is_understood(
     assert len(set(names)) == len(names)
     assert {need for one in plan for need in one.needs} <= set(names)
     for one in plan:
+        assert one.arguments[1] in ("perf.cli", "export.cli")
         module = __import__(one.arguments[1], fromlist=["main"])
         with pytest.raises(SystemExit):
             module.main([*one.arguments[2:], "--no-such-option"])
         assert capsys.readouterr().err.strip().endswith("unrecognized arguments: --no-such-option"), one
     assert [one.name for one in chosen(plan, ["end_to_end-672"])] == ["export-672", "end_to_end-672"]
+    found = {one.name: str(one) for one in plan}
+    assert found["kernels"] == f"kernels: sam3-perf bench kernels --output {tmp_path}/kernels.json"
+    assert found["export-672"].startswith("export-672: sam3-export --checkpoint random")
 
 
 def test_parts_are_merged(tmp_path: Path) -> None:
     for number in (1, 2):
-        part = {"command": f"c{number}", "date": "d", "rows": [number]}
+        part = {"command": f"c{number}", "date": "d", "machine": {"gpu": "g"}, "rows": [number]}
         (tmp_path / f"engines-{number}.json").write_text(json.dumps(part))
     merge(tmp_path, "engines")
     merge(tmp_path, "sweep")
     assert json.loads((tmp_path / "engines.json").read_text()) == {
         "command": "c1",
         "date": "d",
+        "machine": {"gpu": "g"},
         "rows": [1, 2],
         "commands": ["c1", "c2"],
     }

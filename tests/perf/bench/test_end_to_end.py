@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perf.bench import end_to_end
+from perf.bench import end_to_end, user_path
 from perf.bench.user_path import load_frames, rate
 from perf.sweep import inputs
 
@@ -17,8 +17,9 @@ def test_a_row_has_the_server_and_its_peer(
     repository: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "rows.json"
-    argv = ["--repository", str(repository), "--checkpoint", str(checkpoint), "--resolutions", "140", "--cameras", "2"]
-    argv += ["--in-flight", "1", "--classes", "2", "--device", "cpu", "--seconds", "0.4", "--output", str(output)]
+    argv = ["--repository", str(repository), "--checkpoint", str(checkpoint), "--resolution", "140", "--cameras", "2"]
+    argv += ["--in-flight", "1", "--classes", "2", "--device", "cpu"]
+    argv += ["--requests", "4", "--seconds", "0.1", "--output", str(output)]
     assert end_to_end.main(argv) == 0
     written = json.loads(output.read_text())
     (row,), (more,) = written["rows"], written["details"]
@@ -35,15 +36,22 @@ def test_a_row_has_the_server_and_its_peer(
 
 
 def test_a_repository_without_front_models_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert end_to_end.main(["--repository", str(tmp_path), "--checkpoint", "random", "--resolutions", "672"]) == 2
+    assert end_to_end.main(["--repository", str(tmp_path), "--checkpoint", "random", "--resolution", "672"]) == 2
     assert "expected resolutions of this repository (it has none), got 672" in capsys.readouterr().err
 
 
-def test_rate_counts_the_frames_of_whole_calls() -> None:
-    calls: list[int] = []
-    found = rate(lambda: calls.append(1), 8, 0.02)
-    assert found > 0
-    assert len(calls) > 2
+def test_rate_counts_the_frames_of_whole_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which a call takes a quarter of a second."""
+    now, calls = [0.0], []
+
+    def call() -> None:
+        calls.append(1)
+        now[0] += 0.25
+
+    monkeypatch.setattr(user_path.time, "perf_counter", lambda: now[0])
+    assert rate(call, 8, 1.0) == 32.0
+    assert len(calls) == 2 + 4, "half of the time to warm up"
+    assert rate(call, 8, 0.01) == 32.0, "one call at least"
 
 
 def test_peers_get_the_frames_that_the_server_gets() -> None:

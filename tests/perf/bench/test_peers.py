@@ -21,7 +21,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
 
 @pytest.mark.server
 def test_all_contestants_find_the_same(server: EmbeddedServer, checkpoint: Path, tmp_path: Path, capsys):
-    addresses = ["--grpc-url", server.grpc_url, "--http-url", server.http_url]
+    addresses = ["--url", server.grpc_url, "--http-url", server.http_url]
     argv = ["--checkpoint", str(checkpoint), "--resolution", "140", "--classes", "2", "--frames", "3", "--rounds", "1"]
     status, found = run(capsys, *addresses, *argv, "--output", str(tmp_path / "peers.json"))
     assert status == 0, found

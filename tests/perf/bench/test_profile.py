@@ -15,8 +15,9 @@ from ensemble.records import Axis, ModelSpec, TensorSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.aoti import build_package
 from perf.bench.profile import aoti as profile_aoti
+from perf.bench.profile import bounds
+from perf.bench.profile import cli as profile
 from perf.bench.profile import onnx as profile_onnx
-from perf.bench.profile import profile
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
@@ -144,13 +145,13 @@ def test_packages_under_pytorchs_profiler(tmp_path: Path):
 
 
 def test_what_binds_a_stage():
-    """100 GFLOP at 1 TFLOP/s are 100 ms, 10 GB at 1,000 GB/s are 10 ms: arithmetic binds, and half of it was reached in
-    200 ms."""
+    """100 GFLOP at 1 TFLOP/s are 100 ms, 10e9 bytes at 1,000 GB/s are 10 ms: arithmetic binds, and half of it was
+    reached in 200 ms."""
     limits = {"gflop_s": 1_000.0, "copy_gb_s": 1_000.0}
-    rows = profile.bounds(
+    rows = bounds.bounds(
         {"vision": 200.0, "text": 4.0, "pack": 1.0},
         {"vision": 100.0, "text": 1.0},
-        {"vision": 10_000.0, "text": 2_000.0},
+        {"vision": 1e10, "text": 2e9},
         limits,
     )
     vision, text, pack = rows
@@ -161,4 +162,5 @@ def test_what_binds_a_stage():
         0.5,
     )
     assert (text["bound"], text["of_bound"]) == ("memory", 0.5)
+    assert vision["mb"] == pytest.approx(1e10 / 2**20, abs=0.1)
     assert pack == {"stage": "pack", "ms": 1.0}

@@ -13,12 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Sam3Model
 
 from export.checkpoint import load
+from perf.bench.rewrites import cli as rewrites
 from perf.bench.rewrites import forms as rewrite_forms
-from perf.bench.rewrites import rewrites
 from perf.bench.rewrites.case import Case, Form, Forms, Rewrite
 
 EXACT = 1e-5
+
 EVERY = (*rewrite_forms.REWRITES, rewrite_forms.PADDED)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where results go that no test names."""
+    monkeypatch.chdir(tmp_path)
 
 
 def arguments(checkpoint: Path, *more: str) -> list[str]:
@@ -131,7 +138,7 @@ def test_forms_that_differ_are_told(
     monkeypatch.setattr(rewrite_forms, "fold_normalisation", lambda module: (fold(module)[0], torch.zeros(1)))
     assert rewrites.main(arguments(checkpoint)) == 1
     (sentence,) = [
-        line for line in capsys.readouterr().err.splitlines() if line.startswith("perf.bench.rewrites.rewrites: ")
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("sam3-perf bench rewrites: ")
     ]
     assert "7 uint8 frames at 168: expected an error of at most 0.0001 in fp32, got " in sentence
 

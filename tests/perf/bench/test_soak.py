@@ -68,6 +68,8 @@ def test_three_cameras_for_some_seconds(server, tmp_path):
         "3",
         "--seconds",
         "5",
+        "--deadline-ms",
+        "60000",
         "--films",
         str(tmp_path / "films"),
         "--output",
@@ -76,7 +78,9 @@ def test_three_cameras_for_some_seconds(server, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "perf.bench.soak",
+        "perf.cli",
+        "bench",
+        "soak",
         "--url",
         server.grpc_url,
         "--model",
@@ -87,7 +91,7 @@ def test_three_cameras_for_some_seconds(server, tmp_path):
     assert done.stdout, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads((tmp_path / "soak.json").read_text())
-    assert result["command"].startswith("python -m perf.bench.soak --url")
+    assert result["command"].startswith("sam3-perf bench soak --url")
     assert (result["cameras"], len(result["each"]), result["failed"]) == (3, 3, 0)
     assert result["answered"] >= 3
     assert result["held"]["every frame accounted for"]

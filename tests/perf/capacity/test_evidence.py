@@ -11,11 +11,13 @@ import pytest
 
 from ensemble.server.memory import FOOTPRINTS, MB, SAM3, Footprint, need, pool_mb, server_need, weight_bytes
 from ensemble.spec import Variant
-from perf import results
-from perf.capacity import capacity, evidence
+from perf import record
+from perf.capacity import cli as capacity
+from perf.capacity import evidence
 from perf.capacity.calibrate import fit
 from perf.capacity.model import frame_flops
 from perf.report import guide
+from perf.results import Results
 
 POOL_MB = 1700.0
 TRUTH = Footprint(3000.0, 50.0, "made up for this test", 10.0)
@@ -23,7 +25,7 @@ TRUTH = Footprint(3000.0, 50.0, "made up for this test", 10.0)
 
 def gpu_sweep(path: Path, loaded: int = 1) -> Path:
     """A sweep such as an aoti repository gives on a GPU, its figures computed from known coefficients."""
-    found = results.here("sam3-perf sweep --alone")
+    found = Results(**record.new("sam3-perf sweep", ["--alone"]))
     found.machine = {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771}
     found.setting = {
         "engine": "aoti",
@@ -54,7 +56,7 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
                 "p95_ms": 1.2 * ms * cameras,
             }
             found.rows.append(row | {"gpu_memory_mb": memory, "pool_mb": POOL_MB, "loaded": loaded})
-    results.write(found, path)
+    record.write(path, found.data())
     return path
 
 
@@ -103,7 +105,7 @@ def test_capacity_says_measured_elsewhere_and_on_what(carried, capsys):
 
 def test_on_such_a_gpu_it_is_the_default(carried, monkeypatch):
     assert evidence.usual() == ["rtx5090"]
-    monkeypatch.setattr(results, "gpu", lambda: {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771})
+    monkeypatch.setattr(record, "card", lambda: {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771})
     assert evidence.usual() == ["h200"]
 
 

@@ -13,6 +13,9 @@ from perf.capacity.model import vision_flops
 from perf.capacity.published import RTX_5090
 from perf.report import guide
 
+GB = 1024
+"""Megabytes in a gigabyte."""
+
 
 def test_the_committed_page_is_up_to_date(capsys):
     assert guide.main(["--check"]) == 0, "run sam3-perf guide"
@@ -27,12 +30,12 @@ def test_sentences_by_hand_agree_with_the_model():
     fused = calibration.memory_mb(1008, 8, 4)
     assert fused is not None
     fused += pool_mb([Variant(1008)])
-    assert pool_mb([Variant(1008)]) / 1e3 == pytest.approx(2.1, abs=0.05)
-    assert fused / 1e3 == pytest.approx(9.6, abs=0.05)
-    assert (fused + score_bytes(1008, 8, fused=False) / MB) / 1e3 == pytest.approx(22.8, abs=0.1)
+    assert pool_mb([Variant(1008)]) / GB == pytest.approx(2.1, abs=0.05)
+    assert fused / GB == pytest.approx(9.4, abs=0.05)
+    assert (fused + score_bytes(1008, 8, fused=False) / MB) / GB == pytest.approx(22.2, abs=0.1)
     one = calibration.memory_mb(1008, 1, 4, plan_batch=1)
     assert one is not None
-    assert (one + pool_mb([Variant(1008, max_batch=1)])) / 1e3 == pytest.approx(3.7, abs=0.05)
+    assert (one + pool_mb([Variant(1008, max_batch=1)])) / GB == pytest.approx(3.6, abs=0.05)
 
 
 def test_only_what_is_between_markers_changes(tmp_path, capsys):

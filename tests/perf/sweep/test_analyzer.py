@@ -59,6 +59,10 @@ def test_without_a_log_the_row_is_enough():
     assert found.p95_ms == 120.0
 
 
+def test_steady_windows_have_perf_analyzers_own_throughput():
+    assert analyzer.window_of_row(ROW, requests=16, batch=1, steady=True).fps == 4.0
+
+
 def test_no_answer_at_all_is_an_error():
     with pytest.raises(analyzer.AnalyzerError, match="no answered request"):
         analyzer.window(ROW, {"experiments": [{"requests": []}]}, batch=1)
@@ -141,7 +145,7 @@ def test_a_program_that_has_all_answers_and_does_not_end_is_told_from_a_server_t
     assert not isinstance(caught.value, analyzer.AnalyzerStuckError)
 
 
-def test_a_stuck_window_is_measured_once_more_and_no_oftener(capsys):
+def test_a_stuck_window_is_measured_once_more_and_no_oftener(caplog):
     tries: list[int] = []
 
     def call(good: int) -> str:
@@ -151,7 +155,7 @@ def test_a_stuck_window_is_measured_once_more_and_no_oftener(capsys):
         return "measured"
 
     assert window.once_more(lambda: call(2)) == "measured"
-    assert capsys.readouterr().err == "stuck; measured once more\n"
+    assert caplog.messages == ["stuck; measured once more"]
     tries.clear()
     with pytest.raises(analyzer.AnalyzerStuckError):
         window.once_more(lambda: call(3))

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ensemble.server.embedded import EmbeddedServer
-from perf import results
-from perf.sweep import sweep
+from perf import record, results
+from perf.sweep import cli as sweep
+from perf.sweep import target
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
@@ -21,13 +22,13 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
 
 @pytest.fixture(scope="module")
 def addresses(server: EmbeddedServer) -> list[str]:
-    return ["--grpc-url", server.grpc_url, "--http-url", server.http_url, "--metrics-url", server.metrics_url]
+    return ["--url", server.grpc_url, "--http-url", server.http_url, "--metrics-url", server.metrics_url]
 
 
 @pytest.mark.server
 def test_figures_of_perf_analyzer_server_and_client(addresses: list[str], tmp_path: Path, capsys):
     output = tmp_path / "sweep.json"
-    few = ["--resolutions", "140", "--cameras", "2", "--classes", "2", "--requests", "8", "--output", str(output)]
+    few = ["--resolution", "140", "--cameras", "2", "--classes", "2", "--requests", "8", "--output", str(output)]
     both = ["--protocols", "grpc", "http", "--check-client", "1"]
     status, last = run(capsys, *addresses, *few, *both)
     assert status == 0, last
@@ -41,11 +42,9 @@ def test_figures_of_perf_analyzer_server_and_client(addresses: list[str], tmp_pa
         assert 0 < row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"]
         assert 1 <= row["mean_batch"] <= 2
         assert row["client_fps"] > 0
-        assert 0.5 < row["client_ratio"] < 2.0, (
-            "the client is as fast as perf_analyzer, whatever else this machine does"
-        )
+        assert 0 < row["client_ratio_low"] <= row["client_ratio"] <= row["client_ratio_high"]
         assert row["loaded"] == 2
-        assert (row["gpu_memory_mb"], row["pool_mb"]) == (0, 0), "nothing here is on a GPU"
+        assert row["gpu_memory_mb"] == 0, "nothing here is on a GPU"
         # The server's own account of a frame is part of the round trip that perf_analyzer saw.
         assert 0 < row["stage_vision_ms"] <= row["stage_total_ms"] <= row["mean_ms"] * 1.05
         assert 0 < row["compute_vision_encoder_ms"] < row["mean_ms"]
@@ -57,7 +56,7 @@ def test_figures_of_perf_analyzer_server_and_client(addresses: list[str], tmp_pa
 @pytest.mark.server
 def test_the_vision_encoder_alone_in_shared_memory_and_a_fixed_rate(addresses: list[str], tmp_path: Path, capsys):
     output = tmp_path / "sweep.json"
-    argv = ["--resolutions", "140", "--cameras", "1", "--classes", "1", "--requests", "4", "--output", str(output)]
+    argv = ["--resolution", "140", "--cameras", "1", "--classes", "1", "--requests", "4", "--output", str(output)]
     status, last = run(capsys, *addresses, *argv, "--batches", "2", "--shared-memory", "system", "--rates", "5")
     assert status == 0, last
     rows = {(row["target"], row["rate"]): row for row in results.read(output).rows}
@@ -82,7 +81,7 @@ def test_one_resolution_at_a_time(repository: Path, tmp_path: Path, capsys):
     assert (found.setting["engine"], found.setting["max_batch"]) == ("onnxruntime", 8)
     assert all(row["compute_mask_head_ms"] > 0 for row in found.rows), "with a threshold of 0 every pair has masks"
     found.rows.pop()
-    results.write(found, output)
+    record.write(output, found.data(), table=True)
     status, _ = run(capsys, *argv, *asked)
     assert status == 0
     assert [row["resolution"] for row in results.read(output).rows] == [252, 140]
@@ -96,7 +95,7 @@ def test_alone_needs_a_repository(tmp_path: Path, capsys):
 
 @pytest.mark.server
 def test_a_model_that_is_not_loaded_is_named_with_what_there_is(addresses: list[str], tmp_path: Path, capsys):
-    status, last = run(capsys, *addresses, "--resolutions", "672", "--output", str(tmp_path / "sweep.json"))
+    status, last = run(capsys, *addresses, "--resolution", "672", "--output", str(tmp_path / "sweep.json"))
     assert status == 2
     assert "not loaded: sam3_r672; the server has" in last["error"]
     assert "sam3_r140" in last["error"]
@@ -107,3 +106,27 @@ def test_no_server_is_a_sentence(tmp_path: Path, capsys):
     assert status == 2
     assert "start one with sam3-serve" in last["error"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "urls"),
+    [
+        pytest.param([], ("localhost:8001", "localhost:8000", "localhost:8002"), id="Triton's own ports"),
+        pytest.param(["--url", "gpu:9001"], ("gpu:9001", "gpu:9000", "gpu:9002"), id="other ports side by side"),
+        pytest.param(
+            ["--url", "gpu:9001", "--http-url", "gpu:80", "--metrics-url", "m:1"],
+            ("gpu:9001", "gpu:80", "m:1"),
+            id="each by itself",
+        ),
+    ],
+)
+def test_one_address_is_enough(options, urls):
+    found = target.addressed(sweep.parser().parse_args(options))
+    assert (found.grpc, found.http, found.metrics) == urls
+
+
+@pytest.mark.parametrize("url", ["gpu", "http://gpu:8001", "gpu:grpc", ":8001"])
+def test_what_is_no_address_is_refused(url, tmp_path: Path, capsys):
+    status, last = run(capsys, "--url", url, "--output", str(tmp_path / "sweep.json"))
+    assert status == 2
+    assert f"--url must be host:port of the server's gRPC, got {url!r}" in last["error"]

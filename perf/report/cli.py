@@ -1,5 +1,4 @@
-"""`sam3-perf report`: one or several sweeps go in; a page that holds everything, its plots as PNG and its tables as
-Markdown come out.
+"""A page of plots and tables from one sweep or several, with the plots as PNG and the tables as Markdown beside it.
 
 The page needs no network and no other file. Several sweeps are set side by side, the first being what the others are
 compared with.
@@ -7,29 +6,34 @@ compared with.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import io
 import json
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from perf import results
-from perf.report import plots, tables
+from perf import record, results, tables
+from perf.console import make_parser, refuse
+from perf.report import plots
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   sam3-perf report build/perf/sweep.json --output build/perf/report
   sam3-perf report perf/results/cpu/sweep.json build/perf/sweep.json      what changed since, with ratios"""
 EVALUATION = Path(__file__).parents[2] / "export" / "tiny" / "evaluation.json"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; } h3 { font-size: 1rem; margin-bottom: .3rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+body { color: #222; background: #fff; }
+h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+h3 { font-size: 1rem; margin-bottom: .3rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: 1.2rem; }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #e5e5e5; } th { background: #f5f7fa; }
-img { max-width: 100%; display: block; margin: 1rem 0; } code { background: #f5f7fa; padding: .1rem .3rem; } .small { color: #666; font-size: .9em; }
+img { max-width: 100%; display: block; margin: 1rem 0; } code { background: #f5f7fa; padding: .1rem .3rem; }
+.small { color: #666; font-size: .9em; }
 """
 
 
@@ -111,38 +115,26 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: written; 2: a sweep cannot be read or has nothing to show."""
-    parser = argparse.ArgumentParser(
-        prog="sam3-perf report",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("report", __doc__, EXAMPLES)
     parser.add_argument("sweeps", type=Path, nargs="+", help="JSON (or CSV) files of sam3-perf sweep")
-    parser.add_argument("--output", type=Path, default=Path("build/perf/report"), help="folder; default %(default)s")
+    record.add_output(parser, "folder", suffix="")
     parser.add_argument(
         "--evaluation", type=Path, default=EVALUATION, help="accuracy by resolution; default: the small checkpoint's"
     )
     options = parser.parse_args(argv)
     try:
-        found = [
-            (name, results.read(path)) for name, path in zip(names_of(options.sweeps), options.sweeps, strict=True)
-        ]
+        names = names_of(options.sweeps)
+        found = [(name, results.read(path)) for name, path in zip(names, options.sweeps, strict=True)]
         for path, (_, sweep) in zip(options.sweeps, found, strict=True):
             if sweep.note:
-                print(sweep.note, file=sys.stderr)
+                log.warning("%s", sweep.note)
             if not tables.front_rows(sweep.rows):
                 raise results.ResultsError(
                     f"{path} has no finished point of a front model; go on with the sweep that wrote it"
                 )
     except results.ResultsError as error:
-        print(f"sam3-perf report: {error}", file=sys.stderr)
-        print(json.dumps({"error": str(error)}))
-        return 2
+        return refuse(parser.prog, error)
     evaluation = json.loads(options.evaluation.read_text()) if options.evaluation.is_file() else None
     files = build(found, evaluation, options.output)
     print(json.dumps({"report": str(options.output / "report.html"), "files": files}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

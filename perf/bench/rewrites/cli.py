@@ -1,22 +1,18 @@
-"""What each exact rewrite of the sub-models gains by itself: a checkpoint goes in; milliseconds, megabytes and
-differences of both forms come out.
+"""What each exact rewrite of the sub-models gains by itself: milliseconds, megabytes and differences of both forms.
 
 On a GPU both forms are timed in fp16; on the CPU, to try the command out, in fp32 and without this project's kernels.
 That they agree is checked in fp32 as well, with at most two frames of two classes. `gain` is of the step that is named,
-not of the sub-model that it belongs to: how fast whole sub-models are is `perf.bench.engines`' question, and what each
-kernel is worth is `perf.bench.kernels`'.
-
-    python -m perf.bench.rewrites.rewrites --output perf/results/h200/rewrites.json python -m
-    perf.bench.rewrites.rewrites --device cpu --checkpoint export/tiny/checkpoint --resolution 252 --padded 210
+not of the sub-model that it belongs to: how fast whole sub-models are, `sam3-perf bench engines` says, and what each
+kernel is worth, `sam3-perf bench kernels`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,37 +23,41 @@ from ensemble.spec import check_resolution
 from export import checkpoint
 from export.fused.parts import check_kernels
 from export.gate.limits import LIMITS
-from perf.bench.engines import cosine, median_ms, sized
-from perf.bench.rewrites.case import Case, Form, Rewrite
+from perf import record
+from perf.bench.engines.cases import sized
+from perf.bench.rewrites.case import Case, Rewrite
 from perf.bench.rewrites.forms import PADDED, REWRITES
-from perf.record import publish
+from perf.bench.timing import cosine, median_ms, require_gpu, with_peak
+from perf.console import make_parser
 
 Row = dict[str, Any]
+EXAMPLES = """examples:
+  sam3-perf bench rewrites
+  sam3-perf bench rewrites --device cpu --checkpoint export/tiny/checkpoint --resolution 252 --padded 210"""
+log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: the forms agree; 1: two of them do not; 2: there is no GPU, or an argument cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m perf.bench.rewrites.rewrites",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("bench rewrites", __doc__, EXAMPLES)
     parser.add_argument(
         "--checkpoint", default="random", help="folder, hub name, or `random` (real size); default %(default)s"
     )
-    parser.add_argument("--resolution", type=int, default=1008)
+    parser.add_argument("--resolution", type=int, default=1008, help="default %(default)s")
     parser.add_argument(
-        "--padded", type=int, nargs="+", default=[840, 560], help="where windows do not fill the map, for rewrite 8"
+        "--padded",
+        type=int,
+        nargs="+",
+        default=[840, 560],
+        help="resolutions at which windows do not fill the map, for rewrite 8; default 840 560",
     )
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--classes", type=int, default=4, help="of each frame")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    parser.add_argument("--frames", type=int, default=8, help="default %(default)s")
+    parser.add_argument("--classes", type=int, default=4, help="of each frame; default %(default)s")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default %(default)s")
+    record.add_output(parser)
     options = parser.parse_args(argv)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error(
-            "expected a CUDA GPU, PyTorch finds none; run on the GPU host, or try the command out with --device cpu"
-        )
+    if options.device == "cuda":
+        require_gpu(parser, ", or try the command out with --device cpu")
     if min(options.frames, options.classes) < 1:
         parser.error(f"expected at least one frame and one class, got {options.frames} and {options.classes}")
     try:
@@ -69,17 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = sized(source, resolution)
         for rewrite in rewrites:
             rows.append(measure(rewrite, model, options.device, options.frames, options.classes))
-            print(rows[-1], file=sys.stderr, flush=True)
-    gpu = torch.cuda.get_device_name() if options.device == "cuda" else None
-    versions = {name: version(name) for name in ("torch", "triton", "transformers")} | {"cuda": torch.version.cuda}
-    title = (
-        f"{options.frames} frames, {options.frames * options.classes} pairs, {'fp16' if gpu else 'fp32'}: milliseconds"
-        " of a call as written and rewritten"
-    )
-    publish("perf.bench.rewrites.rewrites", argv, title, rows, options.output, gpu=gpu, versions=versions)
+            log.info("%s", json.dumps(rows[-1]))
+    precision = "fp16" if options.device == "cuda" else "fp32"
+    data = record.new(parser.prog, argv, cuda=torch.version.cuda) | {"device": options.device, "rows": rows}
+    size = f"{options.frames} frames, {options.frames * options.classes} pairs, {precision}"
+    record.publish(options.output, data, f"{size}: milliseconds of a call as written and rewritten")
     bad = failures(rows)
     for sentence in bad:
-        print(f"perf.bench.rewrites.rewrites: {sentence}", file=sys.stderr)
+        print(f"{parser.prog}: {sentence}", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -104,11 +101,8 @@ def load(options: argparse.Namespace) -> Sam3Model:
 @torch.no_grad()
 def measure(rewrite: Rewrite, model: Sam3Model, device: str, frames: int, classes: int) -> Row:
     """One rewrite at the model's resolution."""
-    row: Row = {
-        "rewrite": rewrite.name,
-        "compared": rewrite.compared,
-        "resolution": model.config.vision_config.image_size,
-    }
+    row: Row = {"rewrite": rewrite.name, "compared": rewrite.compared}
+    row["resolution"] = model.config.vision_config.image_size
     written, rewritten = rewrite.forms(Case(model, device, "fp32", min(frames, 2), min(classes, 2)))
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         error = compare(relative, rewritten(), written()).max()
@@ -119,11 +113,8 @@ def measure(rewrite: Rewrite, model: Sam3Model, device: str, frames: int, classe
         row |= {"ms_before": round(before, 4), "ms_after": round(after, 4), "gain": round(before / after, 3)}
         row["fp32_error"] = float(f"{error:.2e}")
         if device == "cuda":
-            row |= {
-                "fp16_cosine": round(float(similar), 7),
-                "mb_before": peak_mb(written),
-                "mb_after": peak_mb(rewritten),
-            }
+            row["fp16_cosine"] = round(float(similar), 7)
+            row |= {"mb_before": with_peak(written, device)[1], "mb_after": with_peak(rewritten, device)[1]}
     return row
 
 
@@ -137,31 +128,14 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def peak_mb(call: Form) -> float:
-    """Megabytes of GPU memory that a call needs beside weights and inputs, its result included."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
-
-
 def failures(rows: Sequence[Row]) -> list[str]:
     """A sentence for every rewrite whose two forms differ."""
     found = []
     for row in rows:
         where = f"{row['rewrite']} at {row['resolution']}"
-        if not row["fp32_error"] <= LIMITS["fp32"].relative:
-            found.append(
-                f"{where}: expected an error of at most {LIMITS['fp32'].relative} in fp32, got {row['fp32_error']}"
-            )
-        if not row.get("fp16_cosine", 1.0) >= LIMITS["fp16"].cosine:
-            found.append(
-                f"{where}: expected a cosine of at least {LIMITS['fp16'].cosine} in fp16, got {row['fp16_cosine']}"
-            )
+        error, similar = LIMITS["fp32"].relative, LIMITS["fp16"].cosine
+        if not row["fp32_error"] <= error:
+            found.append(f"{where}: expected an error of at most {error} in fp32, got {row['fp32_error']}")
+        if not row.get("fp16_cosine", 1.0) >= similar:
+            found.append(f"{where}: expected a cosine of at least {similar} in fp16, got {row['fp16_cosine']}")
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,5 @@
-"""The engines that `perf.bench.engines` sets side by side: for each, a function that encodes frames and one that
-decodes pairs and draws masks, in fp16.
+"""The engines that are set side by side: each a function that encodes frames and one that decodes pairs and draws
+masks, in fp16.
 
 All of them get the same random SAM3 of real size and the same tensors on the GPU; what they return is compared with the
 same computation in fp32.

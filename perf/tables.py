@@ -1,5 +1,4 @@
-"""The tables of a resolution guide: rows of a sweep go in, tables of plain text cells come out, ready for Markdown and
-HTML."""
+"""The tables of a sweep's rows, as plain text cells for Markdown and HTML, and which rows count."""
 
 from __future__ import annotations
 
@@ -69,19 +68,6 @@ def repeatability(rows: Sequence[Row]) -> float | None:
             ratios.setdefault((resolution, *load), []).append(value / base)
     spread = [abs(ratio / median(found) - 1) for found in ratios.values() if len(found) > 1 for ratio in found]
     return round(max(spread), 3) if spread else None
-
-
-def ratio_changes(rows: Sequence[Row], others: Sequence[Row]) -> list[float]:
-    """How far a resolution's throughput over that of the largest, as `front_rows` shows both, differs between two
-    sweeps; one number a point that both have."""
-
-    def ratios(found: Sequence[Row]) -> dict[tuple[int, int, int], float]:
-        fps = {(r["resolution"], r["cameras"], r["classes"]): r["fps"] for r in front_rows(found)}
-        largest = max(key[0] for key in fps)
-        return {(r, n, k): value / fps[largest, n, k] for (r, n, k), value in fps.items() if r != largest}
-
-    one, two = ratios(rows), ratios(others)
-    return [abs(one[key] / two[key] - 1) for key in one if key in two]
 
 
 def memory_of(row: Row) -> float:
