@@ -89,14 +89,17 @@ def parse_response(
     Raises Sam3ServerError where an output is missing: then the model is not a front model of this version.
     """
     arrays: dict[str, NDArray[Any]] = {}
+    versions = "client and server are of different versions: install the same one on both"
     for tensor in FRONT.outputs:
         array = output(tensor.name)
         if array is None:
-            raise Sam3ServerError(
-                f"the answer of {model!r} lacks the output {tensor.name!r}; client and server are of different versions"
-            )
+            raise Sam3ServerError(f"the answer of {model!r} lacks the output {tensor.name!r}; {versions}")
         # over HTTP tritonclient returns zero-size outputs as float64, so the specification's dtype is applied
         arrays[tensor.name] = np.asarray(array).astype(triton_to_np_dtype(tensor.dtype), copy=False)[0]
+    if len(arrays["stage_ms"]) != len(STAGES):
+        raise Sam3ServerError(
+            f"the answer of {model!r} has {len(arrays['stage_ms'])} stage times, expected {len(STAGES)}; {versions}"
+        )
     height, width = (int(side) for side in arrays["frame_size"])
     return Detections(
         boxes=arrays["boxes"].reshape(-1, 4),

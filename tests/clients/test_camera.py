@@ -1,6 +1,7 @@
 """The command `sam3-camera`: refusals, messages and exit codes."""
 
 import json
+import sys
 
 import pytest
 
@@ -27,6 +28,21 @@ def test_no_server(film, closed_port, capsys):
 def test_no_source(closed_port, capsys):
     assert camera.main(["--source", "none.mp4", "--classes", "cat", "--url", f"127.0.0.1:{closed_port}"]) == 2
     assert "no file 'none.mp4'" in last_json(capsys)["error"]
+
+
+def test_an_address_without_a_camera(closed_port, capsys):
+    """One camera alone is not waited for."""
+    address = f"tcp://127.0.0.1:{closed_port}"
+    assert camera.main(["--source", address, "--classes", "cat", "--url", "127.0.0.1:1", "--output"]) == 2
+    assert f"{address!r} is not a video" in last_json(capsys)["error"]
+
+
+def test_a_missing_package_is_reported(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    config = tmp_path / "cameras.yaml"
+    config.write_text("cameras: [{name: yard, source: a.mp4, classes: [cat], track: true}]")
+    assert camera.main(["--config", str(config)]) == 2
+    assert "sam3-triton[tracks]" in last_json(capsys)["error"]
 
 
 USAGE = {

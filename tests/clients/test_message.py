@@ -117,7 +117,14 @@ def test_boxes_alone_are_called_visual(response):
     assert set(parse_response(response(1, class_ids=np.zeros(1, np.int32)).get, [], model="m").labels) == {"visual"}
 
 
-def test_missing_output_names_it(response):
+def test_a_server_of_another_version_is_named(response):
+    with pytest.raises(
+        Sam3ServerError, match=r"1 stage times, expected \d+; client and server are of different versions"
+    ):
+        parse_response(response(stage_ms=np.zeros(1, np.float32)).get, ["a", "b"], model="m")
+
+
+def test_a_missing_output_is_named(response):
     arrays = response()
     del arrays["presence"]
     with pytest.raises(Sam3ServerError, match="presence"):

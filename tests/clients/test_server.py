@@ -15,6 +15,7 @@ from clients import AsyncClient, Client, InvalidRequest, ModelNotFound, ServerUn
 from clients.video.encode import VideoWriter, to_jpeg
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.spec import STAGES, Variant
+from tests.clients.video.cameras import FakeCamera, transport_stream
 
 pytestmark = pytest.mark.server
 
@@ -226,6 +227,29 @@ def test_camera_command(server, protocol, picture, tmp_path, capsys):
     with open_source(outputs[0]) as video:
         assert (video.fps, video.count) == (5.0, 3)
     assert all(Path(path).stat().st_size for path in outputs)
+
+
+def test_camera_ends_when_its_request_is_refused(server, picture, tmp_path, capsys):
+    with VideoWriter(tmp_path / "film.mp4", 5) as writer:
+        for _ in range(20):
+            writer.write(picture)
+    arguments = ["--source", str(tmp_path / "film.mp4"), "--url", server.grpc_url, "--model", MODEL, "--output"]
+    assert camera.main([*arguments, "--classes", "cat", "--threshold", "7"]) == 2
+    output = capsys.readouterr()
+    assert "threshold: expected 0 to 1, got 7" in output.err
+    assert list(json.loads(output.out.splitlines()[-1])) == ["source", "error"]
+
+
+def test_camera_command_with_a_live_stream(server, capsys):
+    """The stream ends after ten frames. Frames that arrive while one is in flight are replaced and counted."""
+    data = transport_stream([(48, 64)])
+    with FakeCamera(lambda connection, n: connection.sendall(data)) as stream:
+        arguments = ["--source", stream.address, "--url", server.grpc_url, "--model", MODEL, "--output"]
+        assert camera.main([*arguments, "--classes", "red circle"]) == 0
+        assert stream.visits == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["frames"] >= 1
+    assert (result["frames"] + result["dropped"], result["failed"]) == (10, 0)
 
 
 def test_camera_asks_to_choose_a_model(server, tmp_path, capsys):
