@@ -11,14 +11,12 @@ both read this module, so they cannot disagree. Standard library only.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-from ensemble.spec import Variant, check_resolution
+from ensemble.server.architecture import SAM3, Architecture
+from ensemble.spec import Variant
 
 MB = 2**20
 """Bytes in a megabyte as nvidia-smi counts it."""
@@ -36,71 +34,6 @@ def parse_mb(text: str) -> float:
     if not match or match[2].upper() not in UNITS or not float(match[1]):
         raise ValueError(f"expected an amount of memory as in 8GB or 8192MB, got {text!r}")
     return float(match[1]) * UNITS[match[2].upper()] / MB
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """The sizes that the cost depends on; the defaults are `facebook/sam3`."""
-
-    parameters: float = 840e6
-    patch: int = 14
-    width: int = 1024  # of the ViT
-    layers: int = 32
-    global_layers: int = 4
-    heads: int = 16
-    mlp: int = 4736
-    window: int = 24  # patches a side
-    fpn: int = 256  # width of neck, DETR and masks
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    decoder_heads: int = 8
-    ffn: int = 2048
-    queries: int = 200
-    context: int = 32
-    text_width: int = 1024
-    text_layers: int = 24
-    text_mlp: int = 4096
-
-    def patches(self, resolution: int) -> int:
-        """n = p². Raises ValueError where the resolution is no multiple of the patch."""
-        check_resolution(resolution, self.patch)
-        return (resolution // self.patch) ** 2
-
-    def padded(self, resolution: int) -> int:
-        """Patches after each side is filled up to whole windows: what windowed attention computes on."""
-        return (math.ceil(resolution // self.patch / self.window) * self.window) ** 2
-
-    @classmethod
-    def from_checkpoint(cls, folder: Path) -> Architecture:
-        """Of a checkpoint's `config.json`; parameters from the size of its safetensors file at 2 bytes each, as they
-        are kept in fp16 or bf16."""
-        config = json.loads((folder / "config.json").read_text())
-        vision, backbone = config["vision_config"], config["vision_config"]["backbone_config"]
-        text, encoder, decoder = config["text_config"], config["detr_encoder_config"], config["detr_decoder_config"]
-        weights = folder / "model.safetensors"
-        return cls(
-            parameters=weights.stat().st_size / 2 if weights.is_file() else cls().parameters,
-            patch=backbone["patch_size"],
-            width=backbone["hidden_size"],
-            layers=backbone["num_hidden_layers"],
-            global_layers=len(backbone["global_attn_indexes"]),
-            heads=backbone["num_attention_heads"],
-            mlp=backbone["intermediate_size"],
-            window=backbone["window_size"],
-            fpn=vision["fpn_hidden_size"],
-            encoder_layers=encoder["num_layers"],
-            decoder_layers=decoder["num_layers"],
-            decoder_heads=decoder["num_attention_heads"],
-            ffn=encoder["intermediate_size"],
-            queries=decoder["num_queries"],
-            context=text["max_position_embeddings"],
-            text_width=text["hidden_size"],
-            text_layers=text["num_hidden_layers"],
-            text_mlp=text["intermediate_size"],
-        )
-
-
-SAM3 = Architecture()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +144,7 @@ def pool_mb(variants: Sequence[Variant]) -> float:
 
 def _sizes(v: Variant) -> tuple[Architecture, int]:
     """Widths as far as they matter between the models, and bytes of a number there."""
-    return Architecture(patch=v.checkpoint.patch_size, fpn=v.checkpoint.hidden_size), 4 if v.precision == "fp32" else 2
+    return Architecture(v.checkpoint), 4 if v.precision == "fp32" else 2
 
 
 def _batch_bytes(v: Variant) -> float:

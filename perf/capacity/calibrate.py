@@ -17,7 +17,8 @@ from statistics import median
 
 import numpy as np
 
-from ensemble.server.memory import SAM3, Architecture, Footprint, need, score_bytes
+from ensemble.server.architecture import SAM3, Architecture
+from ensemble.server.memory import Footprint, need, score_bytes
 from ensemble.spec import Variant
 from perf.capacity.model import frame_flops
 from perf.capacity.published import PLAN_BATCH, Measurement

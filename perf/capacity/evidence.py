@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ensemble.server.memory import SAM3, Architecture
+from ensemble.server.architecture import SAM3, Architecture
 from perf import record, results
 from perf.capacity.calibrate import Calibration, fit
 from perf.capacity.published import BANDWIDTH_GB_S, PLAN_BATCH, TABLES, Measurement
@@ -66,7 +66,7 @@ def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Ev
     own = own_memory(sweep.rows)
     samples = tuple(_sample(row, sweep.setting, where, here, id(row) in own) for row in rows)
     known = sweep.setting.get("architecture")
-    return Evidence(name or str(path), samples, Architecture(**known) if known else SAM3, bandwidth_gb_s)
+    return Evidence(name or str(path), samples, Architecture.from_dict(known) if known else SAM3, bandwidth_gb_s)
 
 
 def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool, own: bool) -> Measurement:
@@ -99,7 +99,7 @@ def committed() -> dict[str, Path]:
 
 
 def _is_of_sam3(sweep: results.Results) -> bool:
-    return "gpu" in sweep.machine and Architecture(**sweep.setting.get("architecture", {})) == SAM3
+    return "gpu" in sweep.machine and Architecture.from_dict(sweep.setting.get("architecture", {})) == SAM3
 
 
 def usual() -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from ensemble.server.memory import SAM3, Architecture
+from ensemble.server.architecture import SAM3, Architecture
 
 
 # ---- operations

@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ensemble.server.memory import MB, SAM3, feature_bytes, score_bytes
+from ensemble.server.architecture import SAM3
+from ensemble.server.memory import MB, feature_bytes, score_bytes
 from ensemble.spec import RESOLUTIONS
 from perf import results, tables
 from perf.capacity import evidence

@@ -8,15 +8,15 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ensemble.server import gpu
 from ensemble.server import repository as placement
+from ensemble.server.architecture import SAM3, Architecture
 from ensemble.server.cli import add_front_options, front_settings
 from ensemble.server.embedded import EmbeddedServer
-from ensemble.server.memory import SAM3, Architecture
 from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
@@ -88,8 +88,8 @@ def describe(variant: Variant, engine: str) -> dict[str, Any]:
     known |= {"checkpoint": variant.checkpoint.name}
     folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
     if variant.checkpoint.hidden_size == SAM3.fpn:
-        return known | {"architecture": asdict(SAM3)}
-    return known | ({"architecture": asdict(Architecture.from_checkpoint(folder))} if folder.is_dir() else {})
+        return known | {"architecture": SAM3.to_dict()}
+    return known | ({"architecture": Architecture.from_checkpoint(folder).to_dict()} if folder.is_dir() else {})
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
@@ -125,9 +125,9 @@ def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dic
 
 
 @contextlib.contextmanager
-def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Iterator[Target]:
+def serving(options: argparse.Namespace, resolutions: Sequence[int] = (), sub_models: bool = False) -> Iterator[Target]:
     """The server of the command line: the one at the given addresses, or an embedded one on --repository with these
-    resolutions, all where none is named."""
+    resolutions, all where none is named; with `sub_models` each of them is a Triton model of its own."""
     if options.repository is None:
         yield addressed(options)
         return
@@ -136,6 +136,7 @@ def serving(options: argparse.Namespace, resolutions: Sequence[int] = ()) -> Ite
         options.repository,
         resolutions=resolutions,
         front=front_settings(options),
+        sub_models=sub_models,
         arguments=["--metrics-interval-ms=500"],
     ) as server:
         yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, before)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ensemble.server.memory import MB, Architecture
+from ensemble.server.architecture import Architecture
+from ensemble.server.memory import MB
 from ensemble.server.repository import Served
 from ensemble.spec import Variant
 from perf.capacity.model import decoder_flops, mask_head_flops, text_flops, vision_flops

@@ -28,7 +28,7 @@ from ensemble.prompts import PromptTokenizer
 from ensemble.records import ModelSpec
 from ensemble.request import FrameRequest
 from ensemble.server import repository as placement
-from ensemble.server.memory import SAM3, Architecture
+from ensemble.server.architecture import SAM3, Architecture
 from ensemble.server.repository import Served
 from ensemble.server.requirements import ServerError
 from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant

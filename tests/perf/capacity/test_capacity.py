@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from ensemble.server.memory import SAM3
+from ensemble.server.architecture import SAM3
 from perf import record, results
 from perf.capacity import cli as capacity
 from perf.results import Results
@@ -98,7 +97,7 @@ def test_the_memory_of_the_gpu_that_is_here_is_the_default(capsys, monkeypatch):
 
 def test_a_sweep_of_this_machine_comes_before_tables(capsys, tmp_path):
     sweep = Results(**record.new("sam3-perf sweep", []))
-    sweep.setting = {"queries": 200, "architecture": asdict(SAM3)}
+    sweep.setting = {"queries": 200, "architecture": SAM3.to_dict()}
     row = {"target": "front", "classes": 4, "rate": 0.0, "protocol": "grpc", "p95_ms": 90.0, "server_memory_mb": 0}
     for resolution, fps in ((1008, 40.0), (672, 80.0)):
         sweep.rows += [

@@ -4,12 +4,12 @@ the words that say where it comes from."""
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from ensemble.server.memory import FOOTPRINTS, MB, SAM3, Footprint, need, pool_mb, server_need, weight_bytes
+from ensemble.server.architecture import SAM3
+from ensemble.server.memory import FOOTPRINTS, MB, Footprint, need, pool_mb, server_need, weight_bytes
 from ensemble.spec import Variant
 from perf import record
 from perf.capacity import cli as capacity
@@ -32,7 +32,7 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
         "queries": 200,
         "max_batch": 8,
         "checkpoint": "random",
-        "architecture": asdict(SAM3),
+        "architecture": SAM3.to_dict(),
     }
     for resolution in (1008, 840, 672, 560):
         most = 0.0
@@ -111,7 +111,7 @@ def test_on_such_a_gpu_it_is_the_default(carried, monkeypatch):
 
 def test_a_sweep_of_the_small_checkpoint_or_of_a_processor_is_no_evidence_for_sam3(carried):
     assert list(evidence.committed()) == ["h200"]
-    for change in ({"machine": {"cores": 2}}, {"setting": {"architecture": asdict(SAM3) | {"fpn": 128}}}):
+    for change in ({"machine": {"cores": 2}}, {"setting": {"architecture": SAM3.to_dict() | {"fpn": 128}}}):
         (carried.parent / "other").mkdir(exist_ok=True)
         data = json.loads((carried / "sweep.json").read_text()) | change
         (carried.parent / "other" / "sweep.json").write_text(json.dumps(data))

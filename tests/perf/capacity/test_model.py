@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from ensemble.server.memory import MB, SAM3, Architecture, feature_bytes, score_bytes
+from ensemble.server.architecture import SAM3, Architecture
+from ensemble.server.memory import MB, feature_bytes, score_bytes
 from ensemble.spec import Checkpoint, Variant
 from perf.capacity.model import decoder_flops, mask_head_flops, text_flops, vision_flops
 
