@@ -1,7 +1,7 @@
-"""A checkpoint folder or hub name in; the fp32 model, its tokenizer, its sizes and its fingerprint out.
+"""SAM3 checkpoints: loading one, its sizes and fingerprint, and the same weights at another resolution.
 
-transformers loads, in fp32, once. A resolution and a number of queries then make a second `Sam3Model` around the same
-weights, so that several variants cost the memory of one and the loaded model is never changed.
+transformers loads a checkpoint once, in fp32. For a resolution and a number of queries a second `Sam3Model` shares the
+loaded weights, so that several variants take the memory of one and the loaded model is never changed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from transformers.initialization import no_init_weights
 from ensemble.spec import Checkpoint
 
 RANDOM = "random"
-"""In place of a checkpoint: the real-size configuration with random weights, for load tests without the gated
-weights."""
+"""Name of the real-size configuration with random weights, for load tests without the gated weights."""
 MODEL_TYPES = ("sam3", "sam3_video")
 
 
 class CheckpointError(ValueError):
-    """The checkpoint cannot be used; the message says what was expected, what came and what to do."""
+    """The checkpoint cannot be used; the message says what was expected, what was found and what to do."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded checkpoint: `name` for people, the `model` in fp32 and eval mode at the size it was trained at, and its
-    `tokenizer` (see `fixed_length`)."""
+    """A loaded checkpoint: a `name` for people, the `model` in fp32 and eval mode at the size it was trained at, and
+    the `tokenizer` (see `fixed_length`)."""
 
     name: str
     model: Sam3Model
@@ -41,7 +40,7 @@ class Source:
 
     @cached_property
     def record(self) -> Checkpoint:
-        """The sizes that `ensemble/spec.py` derives everything from."""
+        """The sizes from which `ensemble/spec.py` derives names and shapes."""
         config = self.model.config
         vision = config.vision_config
         return Checkpoint(
@@ -65,7 +64,7 @@ class Source:
 
 
 def load(name: str) -> Source:
-    """Loads a folder in transformers' format, a hub name (`owner/model`), or `random`. Raises CheckpointError with the
+    """Loads a folder in transformers' format, a hub name (`owner/model`), or `random`. Raises CheckpointError with a
     remedy."""
     if name == RANDOM:
         return random_source()
@@ -98,8 +97,8 @@ def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:
     """`model` at another resolution (pixels a side) and with its first `queries` queries: a new Sam3Model that shares
     all other weights.
 
-    The rotary positions of global layers follow the configuration's image size, so they are made anew; nothing of
-    `model` changes.
+    The rotary positions of global layers depend on the configuration's image size, so they are computed anew; nothing
+    of `model` changes.
     """
     config = copy.deepcopy(model.config)
     config.image_size = resolution
@@ -114,10 +113,10 @@ def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:
 
 
 def fixed_length(tokenizer: PreTrainedTokenizerBase, length: int) -> Tokenizer:
-    """The checkpoint's tokenizer as the `tokenizers` library alone loads it: padded on the right to `length` tokens,
-    never cut off.
+    """The checkpoint's tokenizer for the `tokenizers` library alone: it pads on the right to `length` tokens and never
+    truncates.
 
-    A prompt that is too long gives more than `length` ids, which whoever asks can see and refuse.
+    A prompt that is too long gives more than `length` ids, so that the caller can refuse it.
     """
     fast = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     fast.no_truncation()
@@ -126,7 +125,7 @@ def fixed_length(tokenizer: PreTrainedTokenizerBase, length: int) -> Tokenizer:
 
 
 def random_source(config: Sam3Config | None = None, seed: int = 0) -> Source:
-    """Random weights for `config` (by default the real-size one, 840 million parameters, 3.4 GB) with the small
+    """Random weights for `config` (by default the real-size one: 840 million parameters, 3200 MB), and the small
     checkpoint's tokenizer.
 
     Weights are drawn so that signals neither vanish nor explode; transformers' own initialisation is meant to be
@@ -140,9 +139,8 @@ def random_source(config: Sam3Config | None = None, seed: int = 0) -> Source:
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             _draw(module, name, weight.data)
-    return Source(
-        RANDOM, model.eval(), fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings)
-    )
+    tokenizer = fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings)
+    return Source(RANDOM, model.eval(), tokenizer)
 
 
 def _draw(module: nn.Module, name: str, weight: torch.Tensor) -> None:
@@ -151,9 +149,8 @@ def _draw(module: nn.Module, name: str, weight: torch.Tensor) -> None:
     elif name == "bias":
         weight.normal_(0, 0.1)
     elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-        weight.normal_(
-            0, (weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else weight.shape[0]) ** -0.5
-        )
+        inputs = weight.shape[0] if isinstance(module, nn.ConvTranspose2d) else weight[0].numel()
+        weight.normal_(0, inputs**-0.5)
     else:
         weight.normal_(0, 1.0 if weight.shape[-1] == 4 else 0.5)  # embeddings; reference points spread over the frame
 

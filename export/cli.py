@@ -1,7 +1,7 @@
-"""`sam3-export`: a checkpoint and a few choices in, a Triton model repository out, with progress, a table of what was
-written and one line of JSON.
+"""`sam3-export`: writes a Triton model repository from a SAM3 checkpoint.
 
-Refusals come before the long work and say what would have worked.
+It shows a progress bar and a table of what was written, and ends with one line of JSON. Refusals come before the long
+work and say what would have worked.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution
-from export.engines.tensorrt.host import TensorRT
+from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution, find_engine
+from export.engines.tensorrt import settings as tensorrt
 
 if TYPE_CHECKING:
     from export.repository import Written
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   sam3-export --checkpoint facebook/sam3 --resolution 1008 672 --engine tensorrt --repository model_repository
   sam3-export --checkpoint export/tiny/checkpoint --resolution 252 --queries 50 --repository build/repository
-  sam3-export --checkpoint random --resolution 560 --repository /tmp/load-test     (real size, random weights: a load test)
+  sam3-export --checkpoint random --resolution 560 --repository /tmp/load-test   (real size, random weights)
 
-Every artifact is measured against the checkpoint itself before it enters the repository; artifacts that are up to date are kept.
-The last line of standard output is one JSON object."""
+Every artifact is measured against the checkpoint itself before it enters the repository; artifacts that are up to date
+are kept. The last line of standard output is one JSON object."""
 
+ANYWHERE = next(engine.name for engine in ENGINES.values() if not engine.on_gpu)
 STEPS = 8
-"""Reports of `export_variant` when everything is built."""
+"""Steps of `export_variant` when everything is built."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `sam3-export`."""
     parser = argparse.ArgumentParser(
         "sam3-export",
-        description=(
-            "From a SAM3 checkpoint to a Triton model repository: five verified sub-models and the front model."
-        ),
+        description="Write a Triton model repository from a SAM3 checkpoint: verified sub-models and a front model.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     usual = Variant()
+    precisions = ", ".join(f"{engine.precision} for {engine.name}" for engine in ENGINES.values())
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -62,34 +62,23 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         default=[RESOLUTIONS[0]],
-        help="pixels a side, multiples of 14, exported in turn; default 1008",
+        help="pixels a side, multiples of 14, exported one after another; default 1008",
     )
     add("--queries", type=int, help="object queries to keep, the first of the checkpoint's; default: all")
-    add("--engine", default="onnxruntime", help=f"one of {', '.join(ENGINES)}; default %(default)s")
-    add("--precision", help="fp32 or fp16; default: fp32 for onnxruntime, fp16 for the GPU engines")
+    add("--engine", default=ANYWHERE, help=f"one of {', '.join(ENGINES)}; default %(default)s")
+    add("--precision", help=f"fp32 or fp16; default: {precisions}")
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
-    add(
-        "--max-batch",
-        type=int,
-        default=usual.max_batch,
-        help="most frames in one vision-encoder call; default %(default)s",
-    )
-    add(
-        "--max-pairs",
-        type=int,
-        default=usual.max_pairs,
-        help="most (image, class) pairs in one decoder call; default %(default)s",
-    )
-    add("--max-boxes", type=int, default=usual.max_boxes, help="most exemplar boxes of one class; default %(default)s")
-    add("--max-picks", type=int, default=usual.max_picks, help="most masks of one mask-head row; default %(default)s")
-    add(
-        "--front-instances",
-        type=int,
-        default=usual.front_instances,
-        help="front models side by side; changing it rewrites configurations only; default %(default)s",
-    )
+    for name, what in {
+        "max_batch": "most frames in one vision-encoder call",
+        "max_pairs": "most (image, class) pairs in one decoder call",
+        "max_boxes": "most exemplar boxes of one class",
+        "max_picks": "most masks of one mask-head row",
+        "front_instances": "front models side by side; changing it rewrites configurations only",
+    }.items():
+        option = f"--{name.replace('_', '-')}"
+        add(option, type=int, default=getattr(usual, name), help=f"{what}; default %(default)s")
     add("--frames", type=Path, help="folder of images to verify with; default: drawn scenes")
-    add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default %(default)s")
+    add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default: person car")
     add("--frame-count", type=int, default=2, help="frames to verify with; default %(default)s")
     add("--force", action="store_true", help="build everything again")
     add(
@@ -97,32 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="if the gate fails, build the encoders once more and name the first layer that is off",
     )
-    plan = TensorRT()
-    add = parser.add_argument_group("engine tensorrt").add_argument
-    add("--tensorrt-python", default="", help="Python that has TensorRT; default: $SAM3_TENSORRT_PYTHON, or this one")
-    add(
-        "--builder-level",
-        type=int,
-        default=plan.level,
-        choices=range(6),
-        help="0 to 5: longer builds, faster plans; default %(default)s",
-    )
-    add(
-        "--workspace-mb",
-        type=int,
-        default=plan.workspace_mb,
-        help="scratch memory a layer may use, 0 for no limit; default %(default)s",
-    )
-    add(
-        "--timing-cache",
-        default=str(Path("~/.cache/sam3-export").expanduser()),
-        help="folder that keeps kernel timings between builds, empty for none; default %(default)s",
-    )
     add(
         "--staging",
         type=Path,
         help="folder in which artifacts wait for the gate; default: the one that --repository is in",
     )
+    tensorrt.add_options(parser)
     return parser
 
 
@@ -136,10 +105,6 @@ def check_staging(folder: Path) -> None:
         )
 
 
-def _tensorrt(arguments: argparse.Namespace) -> TensorRT:
-    return TensorRT(arguments.tensorrt_python, arguments.workspace_mb, arguments.builder_level, arguments.timing_cache)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 written, 1 the export or its gate failed, 2 refused before any work."""
     arguments = build_parser().parse_args(argv)
@@ -147,12 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for resolution in arguments.resolution:  # before the slow imports
             check_resolution(resolution)
-        _hush()
-        jobs = _prepare(arguments)
+        _silence()
+        source, variants = _prepare(arguments)
     except (ValueError, RuntimeError, OSError) as error:
         return _refuse(error, 2)
     try:
-        written = _export(arguments, **jobs)
+        written = _export(arguments, source, variants)
     except (ValueError, RuntimeError, OSError) as error:
         return _refuse(error, 1)
     Console(stderr=True).print(_table(written))
@@ -160,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ok": True,
         "repository": str(arguments.repository),
         "engine": arguments.engine,
-        "checkpoint": jobs["source"].name,
-        "front": [variant.front_name for variant in jobs["variants"]],
+        "checkpoint": source.name,
+        "front": [variant.front_name for variant in variants],
         "seconds": round(time.perf_counter() - start, 1),
         "written": [asdict(entry) for entry in written],
     }
@@ -169,18 +134,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Loads the checkpoint and checks every choice against it. Raises what `main` turns into a refusal."""
+def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
+    """The loaded checkpoint and the variants to make of it. Raises what `main` turns into a refusal."""
     from export.checkpoint import load
-    from export.engines.registry import EngineError, engine
+    from export.engines.registry import ready
     from export.gate.frames import read_frames
+    from export.sub_models.precision import PRECISIONS
 
-    tool = engine(arguments.engine, _tensorrt(arguments))
-    precision = arguments.precision or tool.precisions[0]
-    if precision not in tool.precisions:
-        raise EngineError(
-            f"engine {arguments.engine} makes {' or '.join(tool.precisions)}, got precision {precision!r}"
-        )
+    precision = arguments.precision or find_engine(arguments.engine).precision
+    if precision not in PRECISIONS:
+        raise ValueError(f"engine {arguments.engine} makes {' or '.join(PRECISIONS)}, got precision {precision!r}")
+    ready(arguments.engine, tensorrt.from_arguments(arguments))
     if arguments.frame_count < 1:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():
@@ -206,65 +170,85 @@ def _prepare(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         for resolution in dict.fromkeys(arguments.resolution)
     ]
-    return {"source": source, "variants": variants}
+    return source, variants
 
 
 def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Variant]) -> list[Written]:
-    """Every variant in turn; what several share (the text encoder) is listed once."""
+    """Exports the variants one after another; what several share (the text encoder) is listed once."""
     from export.gate.frames import drawn_frames, read_frames
-    from export.variant import export_variant
+    from export.variant import Job, export_variant
 
     written: dict[str, Written] = {}
-    columns = (
-        SpinnerColumn(),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("starting", total=STEPS * len(variants))
-
-        def show(line: str, step: int = 0) -> None:
-            progress.update(task, advance=step, description=line)
-            if not console.is_terminal:  # a log has no line that changes
-                console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, soft_wrap=True)
-
+    with Bar(STEPS * len(variants)) as bar:
         for done, variant in enumerate(variants, 1):
             if arguments.frames:
                 frames = read_frames(arguments.frames, arguments.frame_count, variant.resolution, arguments.prompts)
             else:
                 frames = drawn_frames(arguments.frame_count, variant.resolution)
-            entries = export_variant(
+            job = Job(
                 source,
                 variant,
                 arguments.engine,
                 arguments.repository,
                 frames,
-                report=lambda step: show(step, 1),
                 force=arguments.force,
-                tensorrt=_tensorrt(arguments),
-                detail=show,
                 locate=arguments.locate,
                 staging=arguments.staging,
+                tensorrt=tensorrt.from_arguments(arguments),
             )
-            progress.update(task, completed=STEPS * done, description="done")
+            entries = export_variant(job, bar.step)
+            bar.reach(STEPS * done)
             for entry in entries:
                 written[entry.model] = entry if entry.state == "built" else written.get(entry.model, entry)
     return list(written.values())
 
 
+class Bar(logging.Handler):
+    """The progress bar on standard error while its block runs. Log lines of the export are shown beside it; where
+    standard error is not a terminal, every step and log line becomes a line with the time."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.console = Console(stderr=True)
+        text = TextColumn("{task.description}", markup=False)
+        columns = SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), text
+        self.progress = Progress(*columns, console=self.console)
+        self.task = self.progress.add_task("starting", total=steps)
+
+    def __enter__(self) -> Bar:
+        self.logger = logging.getLogger("export")
+        self.earlier = self.logger.level
+        self.logger.setLevel(logging.INFO)
+        self.logger.addHandler(self)
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+        self.logger.removeHandler(self)
+        self.logger.setLevel(self.earlier)
+
+    def step(self, line: str) -> None:
+        """One step further, which `line` describes."""
+        self._show(line, 1)
+
+    def reach(self, steps: int) -> None:
+        """So many steps are done, whether they were needed or not."""
+        self.progress.update(self.task, completed=steps, description="done")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._show(record.getMessage(), 0)
+
+    def _show(self, line: str, steps: int) -> None:
+        self.progress.update(self.task, advance=steps, description=line)
+        if not self.console.is_terminal:
+            self.console.print(f"{time.strftime('%H:%M:%S')} {line}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _table(written: Iterable[Written]) -> Table:
+    """Of each artifact, the lowest cosine and the largest relative error of its outputs."""
     table = Table(title="Written and verified", title_justify="left")
-    for heading in (
-        "model",
-        "MB",
-        "state",
-        "build s",
-        "cosine",
-        "error",
-    ):  # least cosine and largest relative error of its outputs
+    for heading in ("model", "MB", "state", "build s", "cosine", "error"):
         table.add_column(
             heading, no_wrap=heading == "model", justify="left" if heading in ("model", "state") else "right"
         )
@@ -280,8 +264,8 @@ def _refuse(error: Exception, status: int) -> int:
     return status
 
 
-def _hush() -> None:
-    """Libraries' notes about their own loading would bury the sentence that matters."""
+def _silence() -> None:
+    """Turns off what libraries print while they load, which would bury the sentence that matters."""
     warnings.filterwarnings("ignore")
     from transformers.utils import logging as transformers_logging
 

@@ -1,7 +1,6 @@
-"""A checkpoint, a variant and an engine go in; out come one hash of everything that an artifact is made from, and the
-manifest that tells it to people.
+"""What an artifact is made from, as one hash and as the manifest beside it.
 
-The hash decides whether the next run keeps an artifact: whatever changes what is built has to be in it.
+The hash decides whether the next run keeps an artifact, so whatever changes what is built has to be in it.
 """
 
 from __future__ import annotations
@@ -14,63 +13,55 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ensemble.spec import ENGINES, Variant
+from ensemble.spec import Variant
 from export.checkpoint import Source
+from export.engines.engine import Engine, Tool
 from export.engines.onnx import OPSET
-from export.engines.registry import Engine
 from export.gate.verify import GateReport
 from export.repository import file_sha256
-from export.sub_models.parts import STYLES
+from export.sub_models.precision import torch_precision
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+ROOM = Path(__file__).parent
 SHARED_CODE = ("checkpoint.py", "sub_models", "engines/onnx.py")
-ENGINE_CODE = {"tensorrt": ("engines/tensorrt",), "aoti": ("engines/aoti.py", "fused"), "onnxruntime": ()}
-"""Files and folders of this room whose change makes artifacts stale, beside the facts of `recipe`."""
+"""Files and folders of this room whose change makes the artifacts of all engines stale; each adds its `Engine.code`."""
 
 
-def code_files(engine: str, room: Path = Path(__file__).parent) -> list[Path]:
+def code_files(engine: Engine, room: Path = ROOM) -> list[Path]:
     """Every module that takes part in making an artifact of `engine`, in a fixed order."""
-    places = [room / place for place in (*SHARED_CODE, *ENGINE_CODE[engine])]
+    places = [room / place for place in (*SHARED_CODE, *engine.code)]
     return [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
 
 
-def recipe(source: Source, variant: Variant, engine: str, part: str, tool: Engine) -> str:
+def recipe(source: Source, variant: Variant, part: str, tool: Tool, room: Path = ROOM) -> str:
     """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for,
-    library versions and the code that makes graphs."""
-    model = getattr(variant, part)
-    code = [file_sha256(path) for path in code_files(engine)]
+    versions of libraries and the code that makes it."""
     facts = [
         source.sha256,
-        asdict(model),
+        asdict(getattr(variant, part)),
         torch_precision(variant),
         variant.precision,
-        engine,
-        asdict(STYLES[engine]),
+        tool.engine.spec.name,
+        asdict(tool.engine.style),
         dict(tool.built_for),
         dict(tool.settings),
         OPSET,
         versions(),
-        code,
+        [file_sha256(path) for path in code_files(tool.engine, room)],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def manifest(
-    source: Source,
-    variant: Variant,
-    engine: str,
-    part: str,
-    recipe: str,
-    tool: Engine,
-    facts: Mapping[str, Any],
-    gate: GateReport,
+    source: Source, variant: Variant, part: str, recipe: str, tool: Tool, facts: Mapping[str, Any], gate: GateReport
 ) -> dict[str, Any]:
-    """What is known about one artifact, for people and for the next run. `publish` adds the files' hashes."""
-    model = getattr(variant, part)
+    """What is known about one artifact, for people and for the next run; `publish` adds the hashes of its files."""
+    model, engine = getattr(variant, part), tool.engine.spec
+    checks = [check for check in gate.outputs if check.model == model.name]
     return {
         "model": model.name,
-        "engine": engine,
-        "artifact": ENGINES[engine].artifact,
+        "engine": engine.name,
+        "artifact": engine.artifact,
         "precision": variant.precision,
         "checkpoint": {"name": source.name, "sha256": source.sha256},
         "recipe": recipe,
@@ -79,11 +70,7 @@ def manifest(
         "build_seconds": facts["build_seconds"],
         "build": facts["build"],
         "gate": {
-            "outputs": {
-                c.output: {"cosine": c.cosine, "relative_error": c.relative}
-                for c in gate.outputs
-                if c.model == model.name
-            },
+            "outputs": {c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in checks},
             "detections": asdict(gate.detections),
         },
     }
@@ -98,8 +85,3 @@ def versions() -> dict[str, str]:
         except ImportError:
             continue
     return found
-
-
-def torch_precision(variant: Variant) -> str:
-    """Precision of the torch modules: int8 and fp8 are quantised by the engine, from fp16."""
-    return "fp32" if variant.precision == "fp32" else "fp16"

@@ -1,8 +1,7 @@
-"""Staged files, their manifests and a variant's configurations go in, folders of a Triton model repository come out;
-and what a folder holds now, again.
+"""The folders of a Triton model repository: how one is written, and what it holds.
 
-The one place that knows how a model's folder is laid out. A manifest names its files' hashes and comes last, so a
-folder is never current before it is whole.
+This is the one place that knows how a model's folder is laid out. A manifest names the hashes of its files and is
+written last, so that a folder is never current before it is complete.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import pbtxt
+from ensemble.server.memory import MB
 from ensemble.spec import Variant
 
 MANIFEST = "manifest.json"
@@ -30,19 +30,19 @@ class Written:
     artifact: str
     megabytes: float
     state: str  # "built" or "kept"
-    seconds: float  # that building took, now or then
-    cosine: float  # least of its outputs
-    relative_error: float  # largest of its outputs
+    seconds: float  # that building took, in this run or the one that built it
+    cosine: float  # the lowest of its outputs
+    relative_error: float  # the highest of its outputs
 
     @classmethod
     def at(cls, folder: Path, kept: bool) -> Written:
-        """What the manifest in `folder` tells; `kept` says that this run did not build it."""
+        """The entry of the artifact in `folder`, by its manifest; `kept` says that this run did not build it."""
         data = json.loads((folder / MANIFEST).read_text())
         outputs = data["gate"]["outputs"].values()
         return cls(
             model=data["model"],
             artifact=f"{folder.name}/{VERSION}/{data['artifact']}",
-            megabytes=round(data["bytes"] / 1e6, 1),
+            megabytes=round(data["bytes"] / MB, 1),
             state="kept" if kept else "built",
             seconds=data["build_seconds"],
             cosine=min(o["cosine"] for o in outputs),
@@ -62,26 +62,22 @@ def is_current(folder: Path, recipe: str) -> bool:
 
 
 def publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
-    """Moves the staged files into the model's folder; the manifest comes last, so a folder is never current before it
-    is whole."""
+    """Moves the staged files into the model's folder and writes the manifest `data` beside them."""
     (folder / VERSION).mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {}
     for path in sorted((staged / VERSION).iterdir()):
         files[path.name] = file_sha256(path)
-        shutil.move(
-            path, folder / VERSION / path.name
-        )  # a rename, or a copy where the repository is a mount of its own
+        shutil.move(path, folder / VERSION / path.name)  # a copy where the repository is a mount of its own
     size = sum((folder / VERSION / name).stat().st_size for name in files)
     (folder / MANIFEST).write_text(json.dumps({**data, "bytes": size, "files": files}, indent=2) + "\n")
 
 
 def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path]:
     """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the
-    front, whose configurations it returns; needs no checkpoint."""
-    return [
-        pbtxt.write(model, variant, engine, root) / "config.pbtxt" for model in (*variant.sub_models, variant.front)
-    ]
+    front model. Returns the paths of the configurations; needs no checkpoint."""
+    models = (*variant.sub_models, variant.front)
+    return [pbtxt.write(model, variant, engine, root) / "config.pbtxt" for model in models]
 
 
 def file_sha256(path: Path) -> str:

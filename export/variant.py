@@ -1,5 +1,4 @@
-"""A loaded checkpoint and a variant in, that variant's part of a Triton model repository out: five verified sub-models
-and the front's configuration.
+"""Exports one variant of a loaded checkpoint: five verified sub-models and the configurations of a Triton repository.
 
 Every artifact is built beside the repository, measured by the gate, and moved in only when all of a variant's artifacts
 passed. What has not changed since the last run is kept.
@@ -13,122 +12,91 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import Sam3Model
 
-from ensemble.spec import ENGINES, Variant
+from ensemble.spec import Variant
 from export.checkpoint import RANDOM, Source, at_size
-from export.engines.registry import Engine, Report
-from export.engines.registry import engine as find_engine
-from export.engines.tensorrt.host import TensorRT
+from export.engines.engine import Tool
+from export.engines.registry import ready
+from export.engines.tensorrt.settings import TensorRT
 from export.gate.frames import Frame, gate_samples
 from export.gate.locate import LAYERS, first_layer_off
 from export.gate.reference import Sample, all_expected_outputs, reference_device
 from export.gate.verify import GateReport, verify
-from export.manifest import manifest, recipe, torch_precision
+from export.manifest import manifest, recipe
 from export.repository import VERSION, Written, is_current, publish, write_configurations
-from export.sub_models.parts import PARTS, STYLES, make_part
+from export.sub_models.parts import PARTS, make_part
+from export.sub_models.precision import torch_precision
 
 Facts = dict[str, Any]
-"""What is known about a build; see `_build`."""
+"""What is known about a build; see `build_part`."""
+Progress = Callable[[str], None]
+"""Called with each step of an export as it begins, for a progress bar."""
 
 
-def export_variant(
-    source: Source,
-    variant: Variant,
-    engine: str,
-    root: Path,
-    frames: Sequence[Frame],
-    report: Report = lambda step: None,
-    force: bool = False,
-    tensorrt: TensorRT | None = None,
-    detail: Report = lambda line: None,
-    locate: bool = False,
-    staging: Path | None = None,
-) -> list[Written]:
-    """Writes `variant` for `engine` into the repository at `root` and returns what is there now.
+@dataclass(frozen=True)
+class Job:
+    """One export: `variant` of `source` for `engine`, into the repository at `root`, verified on `frames`.
 
-    Artifacts whose manifest still tells the truth are kept unless `force`; if any has to be built, all five pass the
-    gate together. `report` hears of each step, `detail` what an engine says while it builds. With `locate` a failure of
-    the gate names the first layer that is off. Artifacts wait for the gate in the folder `staging` (default: beside the
-    repository), where the next export takes up what an interrupted one had built and, after a failure, what was not at
+    `force` builds even what is current. With `locate`, failures of the gate name the first layer that is off. Artifacts
+    wait for the gate in the folder `staging` (default: the one that the repository is in).
+    """
+
+    source: Source
+    variant: Variant
+    engine: str
+    root: Path
+    frames: Sequence[Frame]
+    force: bool = False
+    locate: bool = False
+    staging: Path | None = None
+    tensorrt: TensorRT = field(default_factory=TensorRT)
+
+    @property
+    def staged(self) -> Path:
+        """Where this variant's artifacts wait: outside the repository, which a server may be watching."""
+        return (self.staging or self.root.parent) / f".{self.root.name}.{self.variant.front_name}"
+
+
+def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Written]:
+    """Writes the variant into the repository and returns what is there now.
+
+    Artifacts whose manifest is still true are kept; if any has to be built, all five pass the gate together. The next
+    export of the same variant goes on with what an interrupted one had built and, after a failure, with what was not at
     fault. Raises EngineError before anything is built, GateError before anything is moved in.
     """
-    tool = find_engine(engine, tensorrt)
+    source, variant, root = job.source, job.variant, job.root
+    tool = ready(job.engine, job.tensorrt)
     names = {part: getattr(variant, part).name for part in PARTS}
-    recipes = {part: recipe(source, variant, engine, part, tool) for part in PARTS}
-    kept = {part for part in PARTS if not force and is_current(root / names[part], recipes[part])}
+    recipes = {part: recipe(source, variant, part, tool) for part in PARTS}
+    kept = {part for part in PARTS if not job.force and is_current(root / names[part], recipes[part])}
     if len(kept) < len(PARTS):
-        staging = (
-            staging or root.parent
-        ) / f".{root.name}.{variant.front_name}"  # outside: a server may be watching the repository
-        staging.parent.mkdir(parents=True, exist_ok=True)
+        job.staged.parent.mkdir(parents=True, exist_ok=True)
         sized = at_size(source.model, variant.resolution, variant.queries)
 
         def build(part: str) -> Facts:
-            report(f"{names[part]}: building {ENGINES[engine].artifact}")
-            return _build(tool, sized, variant, engine, part, staging, recipes[part], force, detail)
+            progress(f"{names[part]}: building {tool.engine.spec.artifact}")
+            return build_part(job, tool, sized, part, recipes[part])
 
         missing = [part for part in PARTS if part not in kept]
-        built = dict(zip(missing, built_all(build, missing, tool.side_by_side), strict=True))
-        paths = {
-            part: (root if part in kept else staging) / names[part] / VERSION / ENGINES[engine].artifact
-            for part in PARTS
-        }
-        gate = measured(tool, paths, source, sized, variant, frames, report, engine if locate else None)
+        built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
+        folders = {part: (root if part in kept else job.staged) / names[part] / VERSION for part in PARTS}
+        gate = measured(job, tool, folders, sized, progress)
         if gate.failures:
-            discard(staging, [names[part] for part in missing], gate)
+            discard(job.staged, [names[part] for part in missing], gate)
             gate.raise_for_failures()
         for part, facts in built.items():
-            told = manifest(source, variant, engine, part, recipes[part], tool, facts, gate)
-            publish(staging / names[part], root / names[part], told)
-        shutil.rmtree(staging)
-    report(f"r{variant.resolution}: writing configurations")
-    write_configurations(variant, engine, root)
+            known = manifest(source, variant, part, recipes[part], tool, facts, gate)
+            publish(job.staged / names[part], root / names[part], known)
+        shutil.rmtree(job.staged)
+    progress(f"r{variant.resolution}: writing configurations")
+    write_configurations(variant, job.engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
     return [Written.at(root / names[part], part in kept) for part in PARTS]
-
-
-def discard(staging: Path, built: Sequence[str], gate: GateReport) -> None:
-    """Removes the staged models that the gate found fault with; all of them where it blames none by name."""
-    blamed = [name for name in built if any(failure.startswith(f"{name}:") for failure in gate.failures)]
-    for name in blamed or built:
-        shutil.rmtree(staging / name)
-    if not any(staging.iterdir()):
-        staging.rmdir()
-
-
-def measured(
-    tool: Engine,
-    paths: Mapping[str, Path],
-    source: Source,
-    sized: Sam3Model,
-    variant: Variant,
-    frames: Sequence[Frame],
-    report: Report,
-    locate: str | None,
-) -> GateReport:
-    """How near the artifacts at `paths` (by part) come to `Sam3Model` on the frames. With `locate`, the engine's name,
-    failures name the first layer that is off. Raises GateError where an answer has another shape than the
-    reference's."""
-    report(f"r{variant.resolution}: asking Sam3Model about {len(frames)} frames")
-    samples = gate_samples(frames, source.tokenizer, variant)
-    truths = all_expected_outputs(sized, samples, reference_device())
-    report(f"r{variant.resolution}: measuring the artifacts against it")
-    with ExitStack() as opened:
-        runs = {}
-        for part, path in paths.items():
-            runs[part] = tool.open(path)
-            opened.callback(getattr(runs[part], "close", lambda: None))
-        gate = verify(runs, variant, samples, truths, detects=source.name != RANDOM)
-    return (
-        replace(gate, failures=gate.failures + _places(tool, locate, sized, variant, samples[0], gate, report))
-        if locate
-        else gate
-    )
 
 
 def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side: bool) -> list[Facts]:
@@ -140,40 +108,56 @@ def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side:
         return list(pool.map(build, parts))
 
 
-def _build(
-    tool: Engine,
-    sized: Sam3Model,
-    variant: Variant,
-    engine: str,
-    part: str,
-    staging: Path,
-    recipe: str,
-    force: bool,
-    detail: Report,
-) -> Facts:
-    """Builds one artifact into `staging`, unless an interrupted export left it there; what the manifest will say about
-    that."""
-    model = getattr(variant, part)
-    folder = staging / model.name
+def build_part(job: Job, tool: Tool, sized: Sam3Model, part: str, recipe: str) -> Facts:
+    """Builds one artifact where it is staged, unless an interrupted export left it there. Returns the `recipe`, the
+    `build_seconds`, and as `build` what the engine says of it."""
+    model = getattr(job.variant, part)
+    folder = job.staged / model.name
     note = folder / "built.json"
-    if note.is_file() and not force:
+    if note.is_file() and not job.force:
         facts = json.loads(note.read_text())
         if facts["recipe"] == recipe:
             return facts
     shutil.rmtree(folder, ignore_errors=True)
     (folder / VERSION).mkdir(parents=True)
     start = time.perf_counter()
-    module = make_part(part, sized, STYLES[engine], torch_precision(variant))
-    plan = tool.build(module, model, variant, folder / VERSION / ENGINES[engine].artifact, detail)
-    facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": dict(plan)}
+    module = make_part(part, sized, tool.engine.style, torch_precision(job.variant))
+    said = tool.build(module, model, job.variant, folder / VERSION / tool.engine.spec.artifact)
+    facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": dict(said)}
     note.write_text(json.dumps(facts))
     return facts
 
 
-def _places(
-    tool: Engine, engine: str, sized: Sam3Model, variant: Variant, sample: Sample, gate: GateReport, report: Report
-) -> tuple[str, ...]:
+def measured(job: Job, tool: Tool, folders: Mapping[str, Path], sized: Sam3Model, progress: Progress) -> GateReport:
+    """How near the artifacts in `folders` (by part) come to `Sam3Model` on the job's frames. Raises GateError where an
+    answer has another shape than the reference's."""
+    variant = job.variant
+    progress(f"r{variant.resolution}: running Sam3Model on {len(job.frames)} frames")
+    samples = gate_samples(job.frames, job.source.tokenizer, variant)
+    truths = all_expected_outputs(sized, samples, reference_device())
+    progress(f"r{variant.resolution}: measuring the artifacts against it")
+    with ExitStack() as opened:
+        runs = {}
+        for part, folder in folders.items():
+            runs[part] = tool.open(folder / tool.engine.spec.artifact)
+            opened.callback(getattr(runs[part], "close", lambda: None))
+        gate = verify(runs, variant, samples, truths, detects=job.source.name != RANDOM)
+    if not job.locate:
+        return gate
+    return replace(gate, failures=gate.failures + located(tool, sized, variant, samples[0], gate))
+
+
+def located(tool: Tool, sized: Sam3Model, variant: Variant, sample: Sample, gate: GateReport) -> tuple[str, ...]:
     """A sentence for each failed sub-model that `export/gate/locate.py` can look into."""
     feeds = {"vision_encoder": {"pixel_values": sample.pixel_values}, "text_encoder": {"input_ids": sample.input_ids}}
     failed = [part for part in LAYERS if any(f.startswith(f"{getattr(variant, part).name}:") for f in gate.failures)]
-    return tuple(first_layer_off(tool, engine, sized, variant, part, feeds[part], report) for part in failed)
+    return tuple(first_layer_off(tool, sized, variant, part, feeds[part]) for part in failed)
+
+
+def discard(staged: Path, built: Sequence[str], gate: GateReport) -> None:
+    """Removes the staged models that the gate found fault with; all of them where it names none."""
+    blamed = [name for name in built if any(failure.startswith(f"{name}:") for failure in gate.failures)]
+    for name in blamed or built:
+        shutil.rmtree(staged / name)
+    if not any(staged.iterdir()):
+        staged.rmdir()

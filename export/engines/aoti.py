@@ -1,9 +1,9 @@
-"""A sub-model and its record in `ensemble/spec.py` in, `model.pt2` out: PyTorch compiled ahead of time, weights and GPU
-kernels inside, no Python needed to run.
+"""PyTorch compiled ahead of time: packages (`model.pt2`) with weights and GPU kernels inside, which need none of the
+export's Python to run.
 
-The graph is exported with the record's varying axes and compiled once for all their sizes; nothing is tuned by trial,
-so building takes a minute or two and gives the same file each time. A package fits the GPU generation and the PyTorch
-version that it was made with.
+The graph is exported with the varying axes of its record in `ensemble/spec.py` and compiled once for all their sizes;
+nothing is tuned by trial, so building takes a minute or two and gives the same file each time. A package fits the GPU
+generation and the PyTorch version that it was made with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,16 @@ from torch import nn
 
 from ensemble.engines.aoti import SIGNATURE, AotiRunner
 from ensemble.records import ModelSpec
-from ensemble.spec import Variant
+from ensemble.spec import ENGINES, Variant
+from export.engines.engine import Engine, EngineError, Tool
 from export.engines.onnx import sample_inputs
+from export.engines.tensorrt.settings import TensorRT
 from export.gate.reference import Arrays
 from export.gate.verify import Run
+from export.sub_models.parts import Style
+
+OLDEST_GPU = (8, 0)
+"""Ampere: on older GPUs the kernels' blocks do not fit in shared memory, and Triton writes no matrix instructions."""
 
 
 class PackageError(RuntimeError):
@@ -33,19 +39,17 @@ class PackageError(RuntimeError):
 
 
 def build_apart(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, device: str = "cuda") -> None:
-    """`build_package` and a first call of its package in a process of its own: several can be built side by side, and a
-    package that takes its process down when it is loaded takes no export with it. Raises PackageError.
+    """Runs `build_package` and a first call of its package in a process of its own: several can be built at once, and a
+    package that crashes when it is loaded does not end the export. Raises PackageError.
     """
     saved = path.with_suffix(".module")
     torch.save(module, saved)
     try:
         command = [sys.executable, "-X", "faulthandler", "-m", "export.engines.aoti", str(saved), model.part]
-        home = {
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
-        }
+        paths = filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")))
         done = subprocess.run(
             [*command, json.dumps(variant.to_dict()), str(path), device],
-            env=os.environ | home,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
             check=False,
@@ -64,20 +68,19 @@ def build_apart(module: nn.Module, model: ModelSpec, variant: Variant, path: Pat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`build_apart`'s other side: a saved module, a part's name, its variant as JSON, the file to write and the
-    device."""
+    """What `build_apart` runs. Arguments: a saved module, its part's name, its variant as JSON, the file to write and
+    the device."""
     saved, part, variant, path, device = sys.argv[1:] if argv is None else argv
     model = getattr(Variant.from_dict(json.loads(variant)), part)
     module = torch.load(saved, weights_only=False)  # written by our own parent process
     build_package(module, model, Path(path), device)
     for result in AotiRunner(Path(path), 0 if device == "cuda" else None)(sample_inputs(model)).values():
-        result.cpu()  # waits for the GPU, which tells of its errors late
+        result.cpu()  # waits for the GPU, whose errors come late
     return 0
 
 
 def build_package(module: nn.Module, model: ModelSpec, path: Path, device: str = "cuda") -> Path:
-    """Compiles `module` (a wrapper of this folder, in eval mode) for `device` and writes it to `path`, which it
-    returns.
+    """Compiles `module` (a sub-model) for `device` and writes it to `path`, which it returns.
 
     Raises ValueError if the module's outputs are not the record's in number, dtype or shape.
     """
@@ -115,9 +118,8 @@ def check_outputs(program: torch.export.ExportedProgram, model: ModelSpec) -> No
     found = []
     for node in program.graph.output_node().args[0]:
         value = node.meta["val"]
-        found.append(
-            (names.get(value.dtype, str(value.dtype)), [int(s) if isinstance(s, int) else "?" for s in value.shape])
-        )
+        sizes = [int(s) if isinstance(s, int) else "?" for s in value.shape]
+        found.append((names.get(value.dtype, str(value.dtype)), sizes))
     expected = [(t.dtype, [d if isinstance(d, int) else "?" for d in t.dims]) for t in model.outputs]
     if found != expected:
         raise ValueError(
@@ -134,6 +136,38 @@ def open_package(path: Path, device_id: int | None = 0) -> Run:
         return {name: result.cpu().numpy() for name, result in results.items()}
 
     return run
+
+
+def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path) -> Mapping[str, Any]:
+    """Builds the package of `module` for this GPU at `path`; there is nothing to tell of it."""
+    build_apart(module, model, variant, path)
+    return {}
+
+
+def ready(_: TensorRT) -> Tool:
+    """Raises EngineError where PyTorch finds no GPU, or one that is too old."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            "engine aoti compiles for a CUDA GPU and PyTorch finds none here; run on the GPU host, or use --engine"
+            " onnxruntime"
+        )
+    capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+    oldest, found = (".".join(map(str, c)) for c in (OLDEST_GPU, capability))
+    if capability < OLDEST_GPU:
+        raise EngineError(
+            f"engine aoti's kernels need a GPU of compute capability {oldest} or later, {name} has {found}; use"
+            " --engine tensorrt or --engine onnxruntime"
+        )
+    return Tool(ENGINE, build, open_package, {"gpu": name, "compute_capability": found})
+
+
+ENGINE = Engine(
+    ENGINES["aoti"],
+    Style("fused", "subpixel", kernels=True),
+    code=("engines/aoti.py", "fused"),
+    ready=ready,
+    side_by_side=True,
+)
 
 
 if __name__ == "__main__":

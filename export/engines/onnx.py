@@ -1,8 +1,7 @@
-"""A torch sub-model and its record in `ensemble/spec.py` in, a checked `model.onnx` out, with the record's names and
-dynamic axes.
+"""ONNX files of sub-models, with the names, dtypes and varying axes of their records in `ensemble/spec.py`.
 
 Batch, pairs, tokens, rows and picks vary from call to call; everything else is a constant of the variant. The operator
-set is fixed, so that every engine that reads the file knows what to expect.
+set is fixed, so that every engine that reads the files knows what to expect.
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
@@ -31,7 +29,7 @@ TORCH_DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float3
 
 
 def sample_inputs(model: ModelSpec) -> dict[str, torch.Tensor]:
-    """Inputs for tracing: every dynamic axis has a size of its own, at least 2, because 0 and 1 would be taken for
+    """Inputs for tracing: every varying axis has a size of its own, at least 2, because 0 and 1 would be taken for
     constants."""
     axes = {axis.name: axis for t in model.inputs for axis in t.axes.values()}
     sizes = {name: max(axis.minimum, 2) + i for i, (name, axis) in enumerate(axes.items())}
@@ -44,7 +42,7 @@ def sample_inputs(model: ModelSpec) -> dict[str, torch.Tensor]:
 
 
 def export_onnx(module: nn.Module, model: ModelSpec, path: Path) -> Path:
-    """Writes `module` (a wrapper of this folder, in eval mode) to `path` and checks the file. Returns `path`.
+    """Writes `module` (a sub-model, in eval mode) to `path` and checks the file. Returns `path`.
 
     Raises ValueError if the graph's inputs or outputs differ from the record's in name, dtype or order.
     """
@@ -87,21 +85,6 @@ def check_graph(path: Path, model: ModelSpec) -> None:
             )
 
 
-def onnx_session(path: Path, threads: int = 0) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Opens `path` in ONNX Runtime on the CPU (`threads` 0: all cores): inputs by name -> outputs by name."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # idle sessions would take the cores from the reference
-    options.log_severity_level = 3  # errors only: it warns about every initializer that it drops
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-
 def _describe(value: onnx.ValueInfoProto) -> tuple[str, str, tuple[int | str, ...]]:
     names = {"FLOAT": "FP32", "FLOAT16": "FP16"}
     dtype = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
@@ -115,8 +98,7 @@ def _weight_bytes(module: nn.Module) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the exporter's progress lines and notes about its own internals off the terminal; errors still surface as
-    exceptions."""
+    """Silences the exporter's progress lines and notes about its own internals; its errors are exceptions."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,1 +1,1 @@
-"""The five sub-models again, for one GPU without TensorRT: the same results with fewer passes over memory."""
+"""The sub-models for one GPU without TensorRT: the same results in fewer passes over memory."""

@@ -1,6 +1,6 @@
-"""A `Sam3Model` in, the five sub-models out as one GPU without TensorRT runs them fastest.
+"""The five sub-models of a `Sam3Model`, written the way that one GPU without TensorRT runs them fastest.
 
-The image transformer, the decoder and the mask head have versions of their own; text and geometry take a few
+The image transformer, the decoder and the mask head have versions of their own; text and geometry encoder take a few
 milliseconds in all and stay as they are.
 """
 
@@ -18,12 +18,12 @@ from export.sub_models.precision import in_precision
 from export.sub_models.text_encoder import TextEncoder
 
 SMALLEST_HEAD = 16
-"""Channels of a head that a matrix product in Triton needs at least."""
+"""The fewest channels of a head that a matrix product in Triton takes."""
 
 
 def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernels) -> nn.Module:
-    """The wrapper of one part of `export.sub_models.parts.PARTS` in eval mode, on the CPU; move it to the GPU for
-    `kernels="gpu"`.
+    """One of `export.sub_models.parts.PARTS` in eval mode, on the CPU; with `kernels="gpu"` it has to be moved to the
+    GPU to run.
 
     Raises ValueError for "gpu" in fp32 (cuDNN's attention has no fp32) or with heads that are too narrow for the
     kernels.
@@ -31,8 +31,7 @@ def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernel
     if kernels == "gpu":
         check_kernels(model, precision)
     if part in ("text_encoder", "geometry_encoder"):
-        # A few tokens: their scores are small, and the explicit form asks no library which of its kernels takes these
-        # masks.
+        # Their scores are small, and with the explicit form it does not matter which masks a library's kernels take.
         module: nn.Module = (TextEncoder if part == "text_encoder" else GeometryEncoder)(model, "explicit")
     else:
         fused = {"vision_encoder": FusedVisionEncoder, "decoder": FusedDecoder, "mask_head": FusedMaskHead}

@@ -1,2 +1,2 @@
-"""The check that every artifact passes before it is served: its outputs and detections beside those of transformers'
-model."""
+"""The check that every artifact passes before it is served: its outputs and detections, compared with those of
+transformers' model."""

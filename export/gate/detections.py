@@ -1,7 +1,7 @@
-"""Detections of two runs over the same pairs in, how many agree and how closely out.
+"""The comparison of two runs' detections over the same pairs: how many agree, and how closely.
 
-Queries have fixed numbers, so the same query of the same pair is the same detection, in whatever order two backends'
-nearly equal scores put them.
+Queries have fixed numbers, so the same query of the same pair is the same detection, whatever order nearly equal scores
+put them in.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from export.gate.limits import Limits
 from export.gate.reference import Arrays, scores
 
 THRESHOLD = 0.5
-"""The usual score from which on a query is a detection."""
+"""The usual score above which a query is a detection."""
 
 
 @dataclass(frozen=True, slots=True)
 class DetectionCheck:
-    """Detections of the whole chain against the reference: how many it expects, how many were found at the same query,
-    which were not, and how far off."""
+    """Detections of the whole chain against the reference's: how many were expected, found and missed, and how far off
+    those are that were found."""
 
     threshold: float
     expected: int
     matched: int
     missing: int
     unexpected: int
-    borderline: int  # fell on the other side, but within the margin
-    box_iou: float  # least over matched
+    borderline: int  # on the other side of the threshold, but within the margin
+    box_iou: float  # the lowest of those matched
     mask_iou: float
-    score_difference: float  # largest over matched
+    score_difference: float  # the largest of those matched
 
     def failures(self, limits: Limits) -> list[str]:
         found = []
@@ -58,8 +58,8 @@ def check_detections(
     mask_margin: float = 0.0,
     box_margin: float = 0.0,
 ) -> DetectionCheck:
-    """Compares detections query by query: the same query of the same pair is the same detection. The margins are those
-    of `Limits`."""
+    """Compares detections query by query, masks for the queries `picks` [N,T] only. The margins are those of
+    `Limits`."""
     score, reference = scores(found), scores(truth)
     here, there = score >= threshold, reference >= threshold
     close = np.abs(reference - threshold) <= margin
@@ -97,8 +97,8 @@ def mask_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def threshold_of(truth: Arrays) -> float:
-    """The usual threshold where something reaches it; otherwise the middle of the widest gap near the upper quartile of
-    all scores, so that a checkpoint which finds nothing in the gate's frames is still compared on detections."""
+    """The usual threshold where a score reaches it; otherwise the middle of the widest gap among the upper quarter of
+    all scores, so that detections are compared even of a checkpoint that finds nothing in the gate's frames."""
     values = np.sort(scores(truth).ravel())
     if values[-1] >= THRESHOLD:
         return THRESHOLD
@@ -108,10 +108,9 @@ def threshold_of(truth: Arrays) -> float:
 
 
 def merged(checks: list[DetectionCheck]) -> DetectionCheck:
-    total = {
-        name: sum(getattr(c, name) for c in checks)
-        for name in ("expected", "matched", "missing", "unexpected", "borderline")
-    }
+    """The checks of several samples as one."""
+    counted = ("expected", "matched", "missing", "unexpected", "borderline")
+    total = {name: sum(getattr(c, name) for c in checks) for name in counted}
     return DetectionCheck(
         threshold=min(c.threshold for c in checks),
         **total,

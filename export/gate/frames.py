@@ -1,8 +1,6 @@
-"""Frames for the gate: drawn scenes or a folder of photographs in, stretched uint8 frames with prompts and exemplar
-boxes out.
+"""The frames that the gate looks at, with prompts and exemplar boxes: drawn scenes, or a folder of photographs.
 
-The drawn scenes need no download and show what their prompts name, so a checkpoint that was trained on anything finds
-something in them.
+The drawn scenes need no download, and they show what their prompts name.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from export.gate.reference import Sample, make_sample
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FIRST_SEED = 7_000_000
-"""Seeds of the drawn frames start here, apart from those that a checkpoint was trained or validated on."""
+"""Seeds of the drawn frames start here, apart from those of training and validation."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Frame:
 
 
 def to_pixels(image: Image.Image, resolution: int) -> np.ndarray:
-    """RGB, stretched to a square by the antialiased bilinear filter of SAM3's processor: uint8 [3,R,R]."""
+    """The image stretched to a square by the antialiased bilinear filter of SAM3's processor: uint8 RGB [3,R,R]."""
     square = image.convert("RGB").resize((resolution, resolution), Image.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
@@ -70,8 +68,8 @@ def read_frames(folder: Path, count: int, resolution: int, prompts: Sequence[str
 
 
 def gate_samples(frames: Sequence[Frame], tokenizer: Tokenizer, variant: Variant) -> list[Sample]:
-    """Two calls' worth of work: text prompts alone, and prompts of which some have one box, some two (one of them
-    negative), some none."""
+    """Two samples of the same frames: text prompts alone, and prompts of which some have one box, some two (one of
+    them negative), some none."""
     frames = frames[: variant.max_batch]
     pixels = np.stack([frame.pixels for frame in frames])
     prompts = list(dict.fromkeys(name for frame in frames for name in frame.prompts[:2]))

@@ -1,19 +1,22 @@
-"""How far an artifact may be from the checkpoint it was made from, by precision: the numbers that the gate decides
-by."""
+"""The limits of the gate: how far an artifact may be from the checkpoint that it was made from, by precision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ensemble.spec import Variant
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an artifact may differ by: `relative` is max|a-b| / max|b| of one output, `cosine` the least similarity of
-    one output (flattened); of detections, `iou` is the least overlap of boxes and of masks, `score` the largest
-    difference. A query whose reference score is within `margin` of the threshold may fall on either side of it, and so
-    may a mask pixel whose reference logit is within `mask_margin` of zero: in a mask of thirty pixels a single
-    undecided one would cost 0.03 of the overlap. For the same reason a box whose edges all lie within `box_margin` (in
-    parts of the frame) of the reference's is as good as equal, however small it is."""
+    """What an artifact may differ by.
+
+    Of one output, `relative` is the largest max|a-b| / max|b| and `cosine` the lowest cosine of the flattened tensors.
+    Of detections, `iou` is the lowest overlap of boxes and of masks, `score` the largest difference of scores. A query
+    whose reference score is within `margin` of the threshold may fall on either side of it, and so may a mask pixel
+    whose reference logit is within `mask_margin` of zero: in a mask of thirty pixels a single undecided one would cost
+    0.03 of the overlap. For the same reason a box counts as equal, however small it is, if all its edges lie within
+    `box_margin` (as a fraction of the frame) of the reference's."""
 
     relative: float
     cosine: float
@@ -32,4 +35,9 @@ LIMITS = {
         relative=float("inf"), cosine=0.999, iou=0.98, score=0.03, margin=0.02, mask_margin=0.1, box_margin=2.5e-4
     ),
 }
-"""By precision of the artifact. 2.5e-4 of a frame is a quarter of a pixel at 1008."""
+"""By precision of the torch modules. 2.5e-4 of a frame is a quarter of a pixel at 1008."""
+
+
+def limits_of(variant: Variant) -> Limits:
+    """The limits for a variant's artifacts; those of fp16 for everything below it too."""
+    return LIMITS["fp32" if variant.precision == "fp32" else "fp16"]

@@ -1,8 +1,8 @@
-"""A sub-model that failed the gate in, the first of its layers whose output is off out.
+"""The search for the first layer of a sub-model whose output is off, after the sub-model has failed the gate.
 
-The part is built once more with every layer's output as an output of the graph, run on the gate's own frames, and
-compared layer by layer with the same wrapper in fp32 PyTorch, which the tests hold to `Sam3Model`. More outputs can
-change what an engine fuses: if no layer is off then, that is said.
+The sub-model is built once more with every layer's output as an output of the graph, run on the gate's own frames, and
+compared layer by layer with the same sub-model in fp32 PyTorch, which the tests hold to `Sam3Model`. More outputs can
+change what an engine fuses: if no layer is off then, the sentence says so.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from transformers import Sam3Model
 
 from ensemble.records import ModelSpec
 from ensemble.records import TensorSpec as Record
-from ensemble.spec import ENGINES, FLOAT_DTYPES, Variant
-from export.engines.registry import Engine, Report
-from export.gate.limits import LIMITS
+from ensemble.spec import FLOAT_DTYPES, Variant
+from export.engines.engine import Tool
+from export.gate.limits import limits_of
 from export.gate.verify import compare
-from export.sub_models.parts import STYLES, Style, make_part
+from export.sub_models.parts import Style, make_part
+from export.sub_models.precision import torch_precision
 
 LAYERS = {"vision_encoder": "blocks", "text_encoder": "layers"}
 """Parts that can be looked into, and the attribute that holds their layers."""
 
 
 class Probe(nn.Module):
-    """A wrapper whose outputs are followed by those of its layers, in their order."""
+    """A sub-model whose outputs are followed by those of its layers, in their order."""
 
     def __init__(self, module: nn.Module, layers: str) -> None:
         super().__init__()
@@ -48,34 +49,22 @@ class Probe(nn.Module):
         return (*((found,) if isinstance(found, Tensor) else found), *seen)
 
 
-def first_layer_off(
-    tool: Engine,
-    engine: str,
-    model: Sam3Model,
-    variant: Variant,
-    part: str,
-    feed: Mapping[str, np.ndarray],
-    report: Report,
-) -> str:
-    """A sentence that names the first layer of `part` whose cosine with fp32 is under the gate's limit on `feed` (the
-    part's inputs)."""
+def first_layer_off(tool: Tool, model: Sam3Model, variant: Variant, part: str, feed: Mapping[str, np.ndarray]) -> str:
+    """A sentence that names the first layer of `part` whose cosine with fp32 on `feed` (the part's inputs) is below the
+    gate's limit."""
     record: ModelSpec = getattr(variant, part)
-    limit = LIMITS["fp32" if variant.precision == "fp32" else "fp16"].cosine
+    limit = limits_of(variant).cosine
     wanted = Probe(make_part(part, model, Style("explicit", "plain"), "fp32"), LAYERS[part])
     with torch.no_grad():
         truth = wanted(*(torch.from_numpy(feed[t.name]) for t in record.inputs))[len(record.outputs) :]
     names = [f"{LAYERS[part]}_{i}" for i in range(len(truth))]
-    axis = record.outputs[0].dims[0]
-    dtype = FLOAT_DTYPES[variant.precision]
-    probed = dataclasses.replace(
-        record,
-        outputs=(*record.outputs, *(Record(n, dtype, (axis, *t.shape[1:])) for n, t in zip(names, truth, strict=True))),
-    )
-    precision = "fp32" if variant.precision == "fp32" else "fp16"
-    module = Probe(make_part(part, model, STYLES[engine], precision), LAYERS[part])
+    axis, dtype = record.outputs[0].dims[0], FLOAT_DTYPES[variant.precision]
+    layers = (Record(name, dtype, (axis, *t.shape[1:])) for name, t in zip(names, truth, strict=True))
+    probed = dataclasses.replace(record, outputs=(*record.outputs, *layers))
+    module = Probe(make_part(part, model, tool.engine.style, torch_precision(variant)), LAYERS[part])
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ENGINES[engine].artifact
-        tool.build(module, probed, variant, path, report)
+        path = Path(folder) / tool.engine.spec.artifact
+        tool.build(module, probed, variant, path)
         run = tool.open(path)
         try:
             found = run(feed)

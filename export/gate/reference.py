@@ -1,8 +1,7 @@
-"""What `Sam3Model` itself says about a few frames: the yardstick that every artifact is measured by.
+"""The reference that every artifact is measured by: what `Sam3Model` itself answers on a few frames.
 
-Frames, prompts and exemplar boxes in; every output of every sub-model out, taken from transformers' own forward pass,
-run once for each (image, class) pair. Nothing of this folder's wrappers takes part, so a mistake in a wrapper cannot
-hide.
+Every output of every sub-model is taken from transformers' own forward pass, run once for each (image, class) pair.
+Nothing of `export/sub_models/` takes part, so that a mistake there cannot hide.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 Arrays = Mapping[str, np.ndarray]
 
 REFERENCE_BYTES = 16 << 30
-"""Free GPU memory from which on the reference runs there: 3.4 GB of weights in fp32, and activations of a few frames at
-1008."""
+"""Free GPU memory that the reference needs to run there: for weights in fp32 (3200 MB) and activations of a few frames
+at 1008."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A call's worth of work: B frames, P prompts and N pairs of them, each pair with up to K exemplar boxes."""
+    """What one call of the chain is given: B frames, P prompts and N pairs of them, each with up to K exemplar
+    boxes."""
 
     pixel_values: np.ndarray  # uint8 [B,3,R,R]
     input_ids: np.ndarray  # int32 [P,L]
@@ -51,8 +51,8 @@ def make_sample(
     boxes: Mapping[int, Sequence[Sequence[float]]] | None = None,
     slots: int = 0,
 ) -> Sample:
-    """A Sample of `pairs` (image, prompt). `boxes` gives pair -> rows (cx, cy, w, h, label); with `slots` every pair
-    has that many box slots."""
+    """A Sample of `pairs` (image, prompt). `boxes` maps a pair to rows (cx, cy, w, h, label); every pair has `slots`
+    boxes, of which the rest is padding."""
     encoded = tokenizer.encode_batch(list(prompts))
     coordinates = np.zeros((len(pairs), slots, 4), np.float32)
     labels = np.full((len(pairs), slots), -10, np.int32)
@@ -74,9 +74,9 @@ def make_sample(
 def all_expected_outputs(
     model: Sam3Model, samples: Sequence[Sample], device: str = "cpu"
 ) -> list[dict[str, np.ndarray]]:
-    """`expected_outputs` of samples that look at the same frames, whose image features are computed once.
+    """`expected_outputs` of samples with the same frames, whose image features are computed once.
 
-    On `device`, in full fp32 there too; the model is back on the CPU afterwards.
+    They are computed on `device`, in full fp32 there too; afterwards the model is on the CPU again.
     """
     try:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation knows no strings
@@ -88,15 +88,14 @@ def all_expected_outputs(
 
 
 def reference_device() -> str:
-    """ "cuda" where a GPU has the memory for the real-size model in fp32, else "cpu", which takes minutes for the same
-    answers."""
+    """`cuda` where a GPU has the memory for the real-size model in fp32, else `cpu`, where the same takes minutes."""
     if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] >= REFERENCE_BYTES:
         return "cuda"
     return "cpu"
 
 
 def see(model: Sam3Model, sample: Sample) -> Sam3VisionEncoderOutput:
-    """What the model's vision encoder makes of the sample's frames."""
+    """The features that the model's vision encoder computes of the sample's frames."""
     return model.get_vision_features(torch.from_numpy(sample.pixel_values).to(model.device).float() / 127.5 - 1.0)
 
 
@@ -141,10 +140,8 @@ def _run_pair(
     geometry = np.zeros((1, sample.boxes.shape[1] + 1, seen["encoder"].last_hidden_state.shape[-1]), np.float32)
     if count:
         tokens = seen["geometry"].last_hidden_state.numpy(force=True)
-        geometry[:, 0], geometry[:, 1 : count + 1] = (
-            tokens[:, count],
-            tokens[:, :count],
-        )  # its class token follows the real boxes
+        # Its class token follows the real boxes.
+        geometry[:, 0], geometry[:, 1 : count + 1] = tokens[:, count], tokens[:, :count]
     return {
         "pred_logits": found.pred_logits.numpy(force=True),
         "pred_boxes": found.pred_boxes.numpy(force=True),

@@ -1,8 +1,8 @@
-"""The gate: artifacts and `Sam3Model`'s own answers in, a report out that names every output that is off.
+"""The gate: compares artifacts with the answers of `Sam3Model` itself and names every output that is off.
 
-Each sub-model is fed with the reference's tensors, so that a fault shows where it is and not downstream; then the
+Each sub-model is given the reference's tensors, so that a fault shows where it is and not downstream; then the
 artifacts run one after another as they do in the server, and their detections are compared with the reference's.
-Whatever runs the artifacts (ONNX Runtime, a TensorRT plan, a compiled package) is handed in as one function for each
+Whatever runs the artifacts (ONNX Runtime, a TensorRT plan, a compiled package) is passed in as one function for each
 part.
 """
 
@@ -15,17 +15,17 @@ import numpy as np
 
 from ensemble.spec import Variant
 from export.gate.detections import DetectionCheck, check_detections, merged, threshold_of
-from export.gate.limits import LIMITS, Limits
+from export.gate.limits import Limits, limits_of
 from export.gate.reference import Arrays, Sample, scores
 
 Run = Callable[[Arrays], dict[str, np.ndarray]]
-"""Inputs by name in, outputs by name out."""
+"""A sub-model as a function from inputs by name to outputs by name."""
 
 NUMPY_DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 
 
 class GateError(RuntimeError):
-    """An artifact is not the checkpoint it was made from; the message names the outputs."""
+    """An artifact does not compute what its checkpoint does; the message names the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +71,12 @@ def verify(
     """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each
     sample.
 
-    `detects`: the checkpoint has learnt to detect. Random weights have not, and what they call detections turns with
-    every rounding (real-size fp16 on an H200: a box IoU of 0.93 at cosines above 0.9997), so that theirs are measured
-    and fail nothing; their outputs do.
+    `detects`: the checkpoint has learnt to detect. Random weights have not, and their detections change with every
+    rounding (real-size fp16 on an H200: a box IoU of 0.93 at cosines above 0.9997). So their detections are measured
+    but never make the gate fail; their outputs do.
     """
-    limits = LIMITS["fp32" if variant.precision == "fp32" else "fp16"]
-    runs = {
-        **runs,
-        "vision_encoder": remembering(runs["vision_encoder"]),
-    }  # samples share their frames, and it is the dear part
+    limits = limits_of(variant)
+    runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # slow, and samples share their frames
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
     detections = []
     for sample, truth in zip(samples, expected, strict=True):
@@ -103,7 +100,7 @@ def verify(
 
 
 def remembering(run: Run) -> Run:
-    """`run`, but asked for the same arrays as the last time it gives the last answer again."""
+    """`run`, which returns its last answer again when it is called with the same arrays."""
     asked: Arrays = {}
     answer: dict[str, np.ndarray] = {}
 
@@ -117,7 +114,7 @@ def remembering(run: Run) -> Run:
 
 
 def strongest(score: np.ndarray, most: int) -> np.ndarray:
-    """Indices int32 [N,T] of each row's best queries, T = min(most, Q)."""
+    """Indices int32 [N,T] of the queries with the highest `score` [N,Q] in each row, T = min(most, Q)."""
     return np.argsort(-score, axis=1, kind="stable")[:, :most].astype(np.int32)
 
 
@@ -181,16 +178,15 @@ def geometry_mask(sample: Sample) -> np.ndarray:
 
 
 def call(runs: Mapping[str, Run], variant: Variant, part: str, feed: Arrays) -> dict[str, np.ndarray]:
-    """What an artifact answers, its inputs in the record's order and dtypes; the text encoder is called for as many
-    prompts at a time as it takes."""
+    """The outputs of an artifact, called with the record's inputs in their order and dtypes; the text encoder is called
+    with at most as many prompts at a time as its record allows."""
     model = getattr(variant, part)
     arrays = {t.name: np.ascontiguousarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in model.inputs}
     if part != "text_encoder":
         return runs[part](arrays)
     most = model.inputs[0].axes[0].maximum
-    answers = [
-        runs[part]({n: a[i : i + most] for n, a in arrays.items()}) for i in range(0, len(feed["input_ids"]), most)
-    ]
+    starts = range(0, len(feed["input_ids"]), most)
+    answers = [runs[part]({n: a[i : i + most] for n, a in arrays.items()}) for i in starts]
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
 
@@ -216,8 +212,8 @@ def compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
 
 # ---- all of them, one after another
 def run_chain(runs: Mapping[str, Run], variant: Variant, sample: Sample, picks: np.ndarray) -> dict[str, np.ndarray]:
-    """Outputs of decoder and mask head when every sub-model gets what the one before it made; masks of `picks`
-    [N,T]."""
+    """Outputs of decoder and mask head when every sub-model gets the outputs of those before it; masks of the queries
+    `picks` [N,T]."""
     out = call(runs, variant, "vision_encoder", {"pixel_values": sample.pixel_values})
     text = call(runs, variant, "text_encoder", {"input_ids": sample.input_ids})["text_features"]
     feed = {**out, "image_index": sample.image_index, "boxes": sample.boxes, "box_labels": sample.box_labels}

@@ -1,4 +1,4 @@
-"""A `Sam3Model` in, the five wrapper modules out, written the way an engine runs fastest."""
+"""The five sub-models of a `Sam3Model`, written in the style that an engine runs fastest."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ from export.sub_models.precision import in_precision, spell_group_norms
 from export.sub_models.text_encoder import TextEncoder
 from export.sub_models.vision_encoder import VisionEncoder
 
-PARTS = ("vision_encoder", "text_encoder", "geometry_encoder", "decoder", "mask_head")
+WITHOUT_UPSAMPLING = {
+    "vision_encoder": VisionEncoder,
+    "text_encoder": TextEncoder,
+    "geometry_encoder": GeometryEncoder,
+    "decoder": Decoder,
+}
+PARTS = (*WITHOUT_UPSAMPLING, "mask_head")
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How attention is spelled, how the mask head upsamples, whether fp16 runs this project's GPU kernels, and whether
-    group normalisation is spelled out; the result is the same."""
+    """The form of attention, how the mask head upsamples, whether fp16 runs this project's GPU kernels, and whether
+    group normalisation is written as sums and products; the result is the same."""
 
     attention: Form
     upsampling: Upsampling
@@ -31,29 +37,15 @@ class Style:
     spelled_norms: bool = False
 
 
-STYLES = {
-    "onnxruntime": Style("explicit", "plain"),
-    "tensorrt": Style("chunked", "subpixel", spelled_norms=True),
-    "aoti": Style("fused", "subpixel", kernels=True),
-}
-"""By engine."""
-
-
 def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
-    """The wrapper of one part (one of `PARTS`), in eval mode; its weights are the model's own for "fp32" in the
-    explicit and the chunked form, and copies otherwise."""
+    """One of `PARTS`, in eval mode; its weights are the model's own for "fp32" in the explicit and the chunked form,
+    and copies otherwise."""
     if style.kernels and precision == "fp16":
         return make_fused_part(part, model, precision, "gpu")
     if part == "mask_head":
         module: nn.Module = MaskHead(model, style.attention, style.upsampling)
     else:
-        wrappers = {
-            "vision_encoder": VisionEncoder,
-            "text_encoder": TextEncoder,
-            "geometry_encoder": GeometryEncoder,
-            "decoder": Decoder,
-        }
-        module = wrappers[part](model, style.attention)
+        module = WITHOUT_UPSAMPLING[part](model, style.attention)
     if style.spelled_norms:
         spell_group_norms(module)
     if precision == "fp32" and style.attention == "fused":

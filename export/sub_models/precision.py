@@ -1,8 +1,7 @@
-"""fp32 islands: what must stay in fp32 when a sub-model computes in fp16, and the one function that makes the fp16
-copy.
+"""The precision of a sub-model: which parts of it stay in fp32 when it computes in fp16, and how the fp16 copy is made.
 
-Statistics of normalisations are taken in fp32 and their weights stay fp32. A wrapper names its further islands in
-`fp32_islands`. Constants were computed in fp32 before they are cast here.
+Statistics of normalisations are taken in fp32 and their weights stay in fp32. A sub-model names what else has to in
+`fp32_islands`. Constants are computed in fp32 before they are cast here.
 """
 
 from __future__ import annotations
@@ -13,8 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ensemble.spec import Variant
+
 PRECISIONS = ("fp32", "fp16")
 """What the torch modules can be made in; int8 and fp8 are made from them by an engine."""
+
+
+def torch_precision(variant: Variant) -> str:
+    """Precision of a variant's torch modules: engines quantise int8 and fp8 from fp16."""
+    return "fp32" if variant.precision == "fp32" else "fp16"
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -28,8 +34,8 @@ def group_norm_relu(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
 
 class SpelledGroupNorm(nn.GroupNorm):
-    """Group normalisation as sums and products. Exported, PyTorch's own becomes an InstanceNormalization, which
-    TensorRT 8.6 hands to cuDNN."""
+    """Group normalisation as sums and products. PyTorch's own is exported as an InstanceNormalization, for which
+    TensorRT may call cuDNN."""
 
     def __init__(self, source: nn.GroupNorm) -> None:
         super().__init__(source.num_groups, source.num_channels, source.eps, device="meta")
@@ -45,13 +51,13 @@ class SpelledGroupNorm(nn.GroupNorm):
 
 
 def _total(x: Tensor) -> Tensor:
-    """Sum over all but the first two dimensions, which stay; rows first, so that no fp32 sum is millions of terms
-    long."""
+    """Sum over all but the first two dimensions, which stay; along rows first, so that no fp32 sum has millions of
+    terms."""
     return x.sum(-1, keepdim=True).sum((2, 3), keepdim=True)
 
 
 def spell_group_norms(module: nn.Module) -> None:
-    """Puts `SpelledGroupNorm` in place of every group normalisation of a wrapper; the checkpoint's own modules stay as
+    """Replaces every group normalisation of a sub-model by a `SpelledGroupNorm`; the checkpoint's own modules stay as
     they are."""
     for child in module.modules():
         for name, norm in child.named_children():
@@ -63,7 +69,7 @@ def in_precision(module: nn.Module, precision: str) -> nn.Module:
     """`module` itself for "fp32"; for "fp16" a copy whose weights are fp16 outside the islands. Raises ValueError on
     anything else.
 
-    The copy leaves the checkpoint's own submodules, which the wrapper shares, as they are.
+    The checkpoint's own modules, which the sub-model shares, stay as they are.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision of a torch module must be one of {', '.join(PRECISIONS)}, got {precision!r}")

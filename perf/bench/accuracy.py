@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from ensemble.server.repository import Served, read
 from ensemble.server.requirements import ServerError
 from export.checkpoint import CheckpointError, load
-from export.engines.registry import EngineError
+from export.engines.engine import EngineError
 from export.engines.tensorrt.network import PlanError
 from export.tiny import CHECKPOINT
 from export.tiny.evaluate import Case, held_out, judge

@@ -20,7 +20,7 @@ from ensemble.prompts import PromptTokenizer
 from ensemble.records import ModelSpec
 from ensemble.server.repository import Served
 from ensemble.spec import Variant
-from export.engines.registry import engine
+from export.engines.registry import ready
 from export.tiny.evaluate import Case
 from export.tiny.predictor import FLOOR, TOP, Detections
 
@@ -37,7 +37,7 @@ def opened(served: Served) -> Iterator[Callable[[Iterable[Case]], Answers]]:
     with ExitStack() as stack:
         runs = {}
         for model, artifact in zip(variant.sub_models, served.artifacts, strict=True):
-            runs[model.part] = engine(artifact.engine).open(artifact.path)
+            runs[model.part] = ready(artifact.engine).open(artifact.path)
             stack.callback(getattr(runs[model.part], "close", lambda: None))
 
         def call(model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:

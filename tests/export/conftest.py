@@ -16,14 +16,14 @@ from transformers import CLIPTokenizer, Sam3Config, Sam3Model
 
 from ensemble.spec import ENGINES, Variant
 from export import checkpoint
-from export.engines.onnx import onnx_session
+from export.engines.onnxruntime import onnx_session
 from export.gate.frames import drawn_frames
 from export.gate.reference import Sample, expected_outputs, make_sample
 from export.gate.verify import Run
 from export.repository import Written
 from export.sub_models.parts import PARTS
 from export.tiny.tokenizer import build_tokenizer
-from export.variant import export_variant
+from export.variant import Job, export_variant
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -105,10 +105,9 @@ class Export:
 def export(source: checkpoint.Source, root: Path, resolution: int, precision: str = "fp32") -> Export:
     queries = source.record.num_queries
     variant = Variant(resolution, queries, precision, max_pairs=16, checkpoint=source.record)
-    written = export_variant(source, variant, "onnxruntime", root, drawn_frames(2, resolution))
-    runs = {
-        part: onnx_session(root / getattr(variant, part).name / "1" / ENGINES["onnxruntime"].artifact) for part in PARTS
-    }
+    written = export_variant(Job(source, variant, "onnxruntime", root, drawn_frames(2, resolution)))
+    artifact = ENGINES["onnxruntime"].artifact
+    runs = {part: onnx_session(root / getattr(variant, part).name / "1" / artifact) for part in PARTS}
     return Export(root, variant, checkpoint.at_size(source.model, resolution, queries), runs, written)
 
 

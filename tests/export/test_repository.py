@@ -1,5 +1,4 @@
-"""A model's folder: current once it is whole and until something in it, or what it was made from, changes. No
-checkpoint is needed."""
+"""A model's folder: current once it is complete, until something in it or of what it was made from changes."""
 
 from __future__ import annotations
 
@@ -10,8 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ensemble.spec import ENGINES, Variant
-from export.manifest import recipe
+from ensemble import spec
+from ensemble.spec import Variant
+from export.engines.engine import Tool
+from export.engines.registry import ENGINES
+from export.manifest import ROOM, recipe
 from export.repository import MANIFEST, VERSION, Written, file_sha256, is_current, publish, write_configurations
 
 DATA = {
@@ -35,13 +37,13 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_published_is_current_and_tells_of_itself(folder):
+def test_what_is_published_is_current_and_describes_itself(folder):
     assert is_current(folder, "flour")
     assert (folder / VERSION / "model.onnx").read_bytes() == b"graph"
     said = json.loads((folder / MANIFEST).read_text())
     assert said["files"] == {name: file_sha256(folder / VERSION / name) for name in ("model.onnx", "model.onnx.data")}
     assert Written.at(folder, kept=True) == Written(
-        "sam3_text_encoder", "sam3_text_encoder/1/model.onnx", 1.4, "kept", 3.5, cosine=0.9, relative_error=1e-6
+        "sam3_text_encoder", "sam3_text_encoder/1/model.onnx", 1.3, "kept", 3.5, cosine=0.9, relative_error=1e-6
     )
 
 
@@ -62,8 +64,8 @@ def test_a_folder_that_was_changed_is_not_current(folder, change):
     assert not is_current(folder, "flour")
 
 
-def test_a_folder_is_not_current_before_it_is_whole(folder, tmp_path, monkeypatch):
-    """The disk is full after the first of two files: neither what came nor what was there passes for current."""
+def test_a_folder_is_not_current_before_it_is_complete(folder, tmp_path, monkeypatch):
+    """The disk is full after the first of two files: neither the new content nor the old passes for current."""
     staged, move = tmp_path / "again", shutil.move
     (staged / VERSION).mkdir(parents=True)
     for name in ("model.onnx", "model.onnx.data"):
@@ -96,23 +98,60 @@ def test_configurations_of_another_engine_leave_nothing_behind(tmp_path):
     assert scripts["tensorrt"] == {"sam3_r112"}
 
 
+def recipe_of(
+    part: str = "decoder",
+    engine: str = "tensorrt",
+    weights: str = "00",
+    level: int = 3,
+    room: Path = ROOM,
+    **choices: int | str,
+) -> str:
+    tool = Tool(ENGINES[engine], None, None, {"gpu": "NVIDIA H200"}, {"level": level})
+    return recipe(SimpleNamespace(sha256=weights), Variant(**choices), part, tool, room)
+
+
 def test_a_recipe_names_all_that_an_artifact_is_made_from():
-    """Whatever differs, the hash does; and a sub-model that a choice does not reach keeps its own."""
-
-    def of(
-        part: str = "decoder", engine: str = "tensorrt", weights: str = "00", level: int = 3, **choices: int | str
-    ) -> str:
-        tool = SimpleNamespace(built_for={"gpu": "NVIDIA H200"}, settings={"level": level})
-        return recipe(SimpleNamespace(sha256=weights), Variant(**choices), engine, part, tool)
-
+    """Whatever differs, the hash does; and a sub-model that a choice does not affect keeps its own."""
     changed = [
-        of(weights="ff"),
-        of(level=4),
-        of(precision="fp32"),
-        of(queries=100),
-        of(resolution=672),
-        of(part="mask_head"),
+        recipe_of(weights="ff"),
+        recipe_of(level=4),
+        recipe_of(precision="fp32"),
+        recipe_of(queries=100),
+        recipe_of(resolution=672),
+        recipe_of(part="mask_head"),
     ]
-    recipes = [*changed, *(of(engine=engine) for engine in ENGINES)]
+    recipes = [*changed, *(recipe_of(engine=engine) for engine in ENGINES)]
     assert len(set(recipes)) == len(recipes)
-    assert of("text_encoder", queries=100, resolution=672) == of("text_encoder")
+    assert recipe_of("text_encoder", queries=100, resolution=672) == recipe_of("text_encoder")
+
+
+def test_every_engine_has_both_records():
+    assert {name: engine.spec for name, engine in ENGINES.items()} == spec.ENGINES
+
+
+@pytest.mark.parametrize(
+    ("path", "stale"),
+    [
+        pytest.param("checkpoint.py", set(ENGINES), id="how checkpoints are read"),
+        pytest.param("sub_models/attention.py", set(ENGINES), id="a sub-model"),
+        pytest.param("sub_models/new.py", set(ENGINES), id="a new file of the sub-models"),
+        pytest.param("engines/onnx.py", set(ENGINES), id="inputs for tracing"),
+        pytest.param("engines/tensorrt/host.py", {"tensorrt"}, id="how plans are built"),
+        pytest.param("engines/tensorrt/v8.py", {"tensorrt"}, id="one version of TensorRT"),
+        pytest.param("engines/aoti.py", {"aoti"}, id="how packages are built"),
+        pytest.param("fused/decoder.py", {"aoti"}, id="a sub-model for one GPU"),
+        pytest.param("fused/kernels/attention.py", {"aoti"}, id="a kernel"),
+        pytest.param("engines/onnxruntime.py", {"onnxruntime"}, id="how ONNX files are run"),
+        pytest.param("gate/verify.py", set(), id="the gate"),
+        pytest.param("cli.py", set(), id="the command line"),
+        pytest.param("tiny/train.py", set(), id="how the small checkpoint was trained"),
+    ],
+)
+def test_artifacts_become_stale_when_the_code_that_makes_them_changes(path, stale, tmp_path):
+    room = tmp_path / "export"
+    shutil.copytree(ROOM, room, ignore=shutil.ignore_patterns("checkpoint", "__pycache__"))
+    before = {engine: recipe_of(engine=engine, room=room) for engine in ENGINES}
+    assert before == {engine: recipe_of(engine=engine) for engine in ENGINES}, "the folder itself does not matter"
+    with (room / path).open("a") as file:
+        file.write("# changed\n")
+    assert {engine for engine in ENGINES if recipe_of(engine=engine, room=room) != before[engine]} == stale

@@ -1,9 +1,9 @@
-"""The few calls of NVIDIA's driver that running a plan needs: device facts, memory, a stream and events, through
-ctypes.
+"""The few functions of NVIDIA's driver that running a plan needs, through ctypes: device facts, memory, a stream and
+events.
 
-Whatever CUDA runtime TensorRT carries, the driver is the machine's one and its interface does not change; so this works
-in an interpreter with nothing installed. Standard library only, Python 3.10. The runtime that TensorRT links uses the
-same primary context.
+A machine has one driver, whose interface does not change, whatever CUDA runtime TensorRT brings; so this works in an
+interpreter with nothing installed. Standard library only, Python 3.10. The runtime that TensorRT links uses the same
+primary context.
 """
 
 from __future__ import annotations

@@ -1,24 +1,17 @@
-"""The side of TensorRT that has PyTorch: a torch sub-model in, a plan built and run by other processes out.
+"""Plans as the process with PyTorch sees them: built from a torch sub-model, and run, in processes that have TensorRT.
 
-TensorRT is imported by the interpreter that `SAM3_TENSORRT_PYTHON` names (by default this one), never here: it may be a
-Python of its own, and a process that ends gives back its GPU memory. The graph goes over as an ONNX file, tensors over
-pipes (`export/engines/tensorrt/wire.py`).
+The graph goes over as an ONNX file, tensors go over pipes (`export/engines/tensorrt/wire.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -26,85 +19,38 @@ from ensemble.records import ModelSpec
 from ensemble.spec import Variant
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.network import PlanError
-from export.engines.tensorrt.plan import BuildOptions
+from export.engines.tensorrt.settings import TensorRT, child_environment
+from export.engines.tensorrt.version import version_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-ROOT = Path(__file__).resolve().parents[3]
-PYTHON_VARIABLE = "SAM3_TENSORRT_PYTHON"
-START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from export.engines.tensorrt.plan import main;"
-    " sys.exit(main(sys.argv[1:]))"
-)
-"""The folder of this project comes with the command: the other interpreter's own paths may not name it."""
 DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class TensorRT:
-    """`python` is the interpreter (or a script that starts it) that has TensorRT; `cache` is the folder of its timing
-    caches, empty for none."""
-
-    python: str = ""
-    workspace_mb: int = BuildOptions.workspace_mb
-    level: int = BuildOptions.level
-    cache: str = ""
-
-    @property
-    def interpreter(self) -> str:
-        return self.python or os.environ.get(PYTHON_VARIABLE) or sys.executable
-
-    def command(self, *arguments: str) -> list[str]:
-        """The command line of `export.engines.tensorrt.plan` in that interpreter."""
-        return [self.interpreter, "-c", START, str(ROOT), *arguments]
-
-    def about(self) -> dict[str, str]:
-        """What plans built here are bound to. Raises PlanError where TensorRT or the GPU is missing."""
-        return dict(_about(self.interpreter))
-
-
-@cache
-def _about(python: str) -> Mapping[str, str]:
-    return _json_of(TensorRT(python).command("about"), python, lambda line: None)
-
-
-def build_plan(
-    module: nn.Module, model: ModelSpec, variant: Variant, path: Path, settings: TensorRT, report: Callable[[str], None]
-) -> dict[str, Any]:
-    """Torch module -> ONNX -> plan at `path`; the ONNX file is removed again. Returns `PlanInfo` as plain data, for the
-    manifest.
+def build_plan(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, settings: TensorRT) -> dict[str, Any]:
+    """Builds the plan of a torch module at `path`, by way of an ONNX file that is removed again. Returns `PlanInfo` as
+    plain data, for the manifest.
 
     Raises PlanError where the build fails, with what TensorRT said last.
     """
-    from export.engines.onnx import export_onnx
-    from export.engines.tensorrt.v8 import for_tensorrt_8, untyped
     from export.repository import file_sha256
 
-    onnx = path.with_suffix(".onnx")
     about, timings = settings.about(), ""
-    legacy = about["tensorrt"].startswith("8.")
-    export_onnx(*(untyped(module, model) if legacy else (module, model)), onnx)
-    if settings.cache and not legacy:  # 8.6 writes timings that it cannot read: "Myelin error from unknown graph"
+    if settings.cache:
         timings = str(Path(settings.cache) / f"tensorrt-{about['tensorrt']}-sm{about['compute_capability']}.timings")
-    arguments = ["build", "--onnx", str(onnx), "--plan", str(path), "--part", model.part]
-    arguments += ["--variant", json.dumps(asdict(variant)), "--workspace-mb", str(settings.workspace_mb)]
-    arguments += ["--level", str(settings.level), *(["--timing-cache", timings] if timings else [])]
-    data, told = onnx.with_name(onnx.name + ".data"), onnx.with_suffix(".dtypes.json")
-    if legacy:
-        arguments += ["--dtypes", str(for_tensorrt_8(onnx, model))]
-    try:
-        hashes = [file_sha256(file) for file in (onnx, data) if file.is_file()]
-        info = _json_of(settings.command(*arguments), settings.interpreter, report)
-        return {
-            **info,
-            "onnx_sha256": hashes,
-            "settings": {"level": settings.level, "workspace_mb": settings.workspace_mb},
-        }
-    finally:
-        for leftover in (onnx, data, told):
-            leftover.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        onnx = Path(folder) / "model.onnx"
+        version_of(about["tensorrt"]).write_graph(module, model, onnx)
+        hashes = [file_sha256(file) for file in sorted(onnx.parent.glob("model.onnx*"))]  # weights may lie beside it
+        info = settings.ask(
+            *("build", "--onnx", str(onnx), "--plan", str(path), "--part", model.part),
+            *("--variant", json.dumps(variant.to_dict()), "--workspace-mb", str(settings.workspace_mb)),
+            *("--level", str(settings.level), "--timing-cache", timings),
+        )
+    shaping = {"level": settings.level, "workspace_mb": settings.workspace_mb}
+    return {**info, "onnx_sha256": hashes, "settings": shaping}
 
 
 class PlanProcess:
@@ -194,43 +140,3 @@ class PlanProcess:
 def open_plan(path: Path, settings: TensorRT) -> PlanProcess:
     """The plan at `path`, in a process of its own."""
     return PlanProcess(settings.command("run", "--plan", str(path)))
-
-
-def child_environment(python: str) -> dict[str, str]:
-    """This process's environment; for another interpreter without the paths that are meant for this one."""
-    environment = dict(os.environ, CUDA_MODULE_LOADING="LAZY")  # kernels that a plan does not use take no GPU memory
-    if python != sys.executable:
-        for name in ("PYTHONPATH", "PYTHONHOME"):
-            environment.pop(name, None)
-    return environment
-
-
-def _json_of(command: Sequence[str], python: str, report: Callable[[str], None]) -> dict[str, Any]:
-    """Runs a command to its end, hands its standard error on line by line, and returns the JSON of its last line of
-    standard output."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            env=child_environment(python),
-        )
-    except OSError as error:
-        raise PlanError(
-            f"expected a Python with TensorRT at {python}: {error}; name one with --tensorrt-python"
-        ) from error
-    last: deque[str] = deque(maxlen=5)
-    with process:
-        for line in cast(IO[str], process.stderr):
-            last.append(line.strip())
-            report(line.strip())
-        answer = cast(IO[str], process.stdout).read().strip().splitlines()
-    try:
-        result = json.loads(answer[-1])
-    except (ValueError, IndexError):
-        result = {"error": f"{python} ended with status {process.returncode} and no answer"}
-    if "error" in result:
-        raise PlanError(f"{result['error']}{' | '.join(['', *last]) if last else ''}")
-    return result

@@ -1,53 +1,53 @@
-"""A sub-model's ONNX graph in, a TensorRT plan for the GPU of this machine out; and the command line that
-`export/engines/tensorrt/host.py` starts.
+"""The command line of the process that has TensorRT: builds a plan for the GPU of this machine, or runs one.
 
-Importable with nothing but `tensorrt` installed, on Python 3.10: TensorRT may live in an interpreter that has no
-PyTorch, and a build in a process of its own gives back all of its memory. A plan runs on the TensorRT version and the
-kind of GPU that built it, and on no other.
+`export/engines/tensorrt/host.py` starts it. It needs nothing but `tensorrt` and Python 3.10: TensorRT may be installed
+for an interpreter that has no PyTorch, and a build in a process of its own gives back all of its memory. A plan runs on
+the TensorRT version and the kind of GPU that built it, and on no other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ensemble.records import ModelSpec
+from ensemble.server.memory import MB
 from ensemble.spec import Variant
 from export.engines.tensorrt.cuda_driver import CudaError, Device
 from export.engines.tensorrt.network import (
     PlanError,
-    activation_bytes,
     built_for,
     check_dtypes,
     check_names,
-    create_network,
     import_tensorrt,
-    pin_precisions,
     profile_shapes,
     progress_monitor,
-    set_dtypes,
     summary,
 )
+from export.engines.tensorrt.version import version_of
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   python -m export.engines.tensorrt.plan about
-  python -m export.engines.tensorrt.plan build --onnx model.onnx --plan model.plan --part decoder --variant '{"resolution": 672}'
-  python -m export.engines.tensorrt.plan run --plan model.plan          (answers requests on its pipes: see export/engines/tensorrt/wire.py)"""
+  python -m export.engines.tensorrt.plan build --onnx model.onnx --plan model.plan --part decoder --variant '{}'
+  python -m export.engines.tensorrt.plan run --plan model.plan    (answers requests on its pipes: see wire.py)"""
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """`workspace_mb` is scratch memory that a layer may use, 0 for all that the GPU has: TensorRT fuses large parts of
-    these graphs into one layer, whose activations count as scratch (the mask head of 1008 with 32 rows found 4 GB too
-    little). `level` is TensorRT's builder optimisation level, 0 to 5, where 5 takes the longest; `timing_cache` is a
-    file of kernel timings that makes later builds on this machine faster, or empty."""
+    these graphs into one layer, whose activations count as scratch (for the mask head of 1008 with 32 rows, 4096 MB
+    were too little). `level` is TensorRT's builder optimisation level, 0 to 5, where 5 takes the longest;
+    `timing_cache` is a file of kernel timings that makes later builds on this machine faster, or empty."""
 
     workspace_mb: int = 0
     level: int = 3
@@ -63,8 +63,6 @@ class PlanInfo:
     seconds: float
     megabytes: float
     activation_mb: float
-    strongly_typed: bool
-    pinned_layers: int
     layer_types: dict[str, int]
     precisions: dict[str, int]
 
@@ -75,22 +73,20 @@ def compile_onnx(
     plan: Path,
     precision: str = "fp16",
     options: BuildOptions | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    report: Callable[[str], None] = lambda line: None,
 ) -> PlanInfo:
-    """Builds `plan` from `onnx`; TensorRT 8.6 is told by `dtypes` what its tensors are
-    (`export/engines/tensorrt/v8.py`).
+    """Builds `plan` from `onnx`.
 
     Raises PlanError with the parser's own words where TensorRT cannot read the graph, or where the build fails.
     """
     trt = import_tensorrt()
+    version = version_of(trt.__version__)
     options = options or BuildOptions()
     start = time.perf_counter()
     device = Device()
     logger = trt.Logger(trt.Logger.WARNING)
-    trt.init_libnvinfer_plugins(logger, "")  # TensorRT 8.6 reads RoiAlign as one of them
+    trt.init_libnvinfer_plugins(logger, "")  # RoiAlign may be one of them
     builder = trt.Builder(logger)
-    network, typed = create_network(trt, builder)
+    network = version.create_network(trt, builder)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
         reasons = "; ".join(str(parser.get_error(i)) for i in range(min(3, parser.num_errors)))
@@ -101,29 +97,16 @@ def compile_onnx(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.builder_optimization_level = options.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector and the profiler then name the layers
-    if typed or precision == "fp32":
-        config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in fp32 is meant to be fp32
     profile = builder.create_optimization_profile()
     for name, shapes in profile_shapes(model).items():
         profile.set_shape(name, *shapes)
     config.add_optimization_profile(profile)
-    if not typed:
-        # The cuBLAS and cuDNN tactics of 8.6 want library versions that current GPU hosts do not have; its own kernels
-        # cover these graphs.
-        config.set_tactic_sources(
-            1 << int(trt.TacticSource.JIT_CONVOLUTIONS) | 1 << int(trt.TacticSource.EDGE_MASK_CONVOLUTIONS)
-        )
-    pinned = 0
-    if not typed and precision != "fp32":
-        set_dtypes(trt, network, model)
-        pinned = pin_precisions(trt, network, config, dtypes or {})
-    cache = Path(options.timing_cache) if options.timing_cache else None
+    version.configure(trt, network, config, model, precision, onnx)
+    cache = Path(options.timing_cache) if options.timing_cache and version.timing_caches else None
     _load_timing_cache(config, cache)
     if hasattr(trt, "IProgressMonitor"):
-        config.progress_monitor = progress_monitor(trt, model.name, report)
-    report(
-        f"{model.name}: TensorRT {trt.__version__} builds {network.num_layers} layers, {pinned} of them pinned to fp32"
-    )
+        config.progress_monitor = progress_monitor(trt, model.name)
+    log.info("%s: TensorRT %s builds %d layers", model.name, trt.__version__, network.num_layers)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise PlanError(
@@ -134,16 +117,14 @@ def compile_onnx(
     with plan.open("wb") as file:
         file.write(memoryview(serialized))
     _save_timing_cache(config, cache)
-    report(f"{model.name}: built, reading it back")
+    log.info("%s: built, reading it back", model.name)
     engine = trt.Runtime(logger).deserialize_cuda_engine(serialized)
     check_dtypes(trt, engine, model)
     return PlanInfo(
         built_for=built_for(trt, device),
         seconds=round(time.perf_counter() - start, 1),
-        megabytes=round(plan.stat().st_size / 1e6, 1),
-        activation_mb=round(activation_bytes(engine) / 1e6, 1),
-        strongly_typed=typed,
-        pinned_layers=pinned,
+        megabytes=round(plan.stat().st_size / MB, 1),
+        activation_mb=round(version.activation_bytes(engine) / MB, 1),
         **summary(trt, engine),
     )
 
@@ -173,7 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("about", help="what plans built here are bound to")
     run = commands.add_parser("run", help="answer requests on standard input and output")
     run.add_argument("--plan", type=Path, required=True)
-    build = commands.add_parser("build", help="one ready ONNX file -> one plan")
+    build = commands.add_parser("build", help="build a plan from an ONNX file")
     build.add_argument("--onnx", type=Path, required=True)
     build.add_argument("--plan", type=Path, required=True)
     build.add_argument(
@@ -184,9 +165,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--workspace-mb", type=int, default=BuildOptions.workspace_mb, help="default %(default)s")
     build.add_argument("--level", type=int, default=BuildOptions.level, choices=range(6), help="default %(default)s")
-    build.add_argument(
-        "--dtypes", type=Path, help="JSON: tensor name -> dtype; for TensorRT 8.6, see export/engines/tensorrt/v8.py"
-    )
     build.add_argument("--timing-cache", default="", help="file to read and write; default: none")
     return parser
 
@@ -195,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: done, the last line of standard output is JSON; 1: TensorRT or the driver refused, and that line says why."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     # TensorRT prints to standard output from C++; results go to a copy of it, and everything else to standard error.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -224,17 +203,7 @@ def _build(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> di
     if model is None:
         parser.error(f"--part must be one of {', '.join(m.part for m in variant.sub_models)}, got {arguments.part!r}")
     options = BuildOptions(arguments.workspace_mb, arguments.level, arguments.timing_cache)
-    dtypes = json.loads(arguments.dtypes.read_text()) if arguments.dtypes else {}
-    info = compile_onnx(
-        arguments.onnx,
-        model,
-        arguments.plan,
-        variant.precision,
-        options,
-        dtypes,
-        lambda line: print(line, file=sys.stderr, flush=True),
-    )
-    return asdict(info)
+    return asdict(compile_onnx(arguments.onnx, model, arguments.plan, variant.precision, options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Messages between the process that has PyTorch and the one that has TensorRT: a line of JSON, then the bytes of each
 tensor that the line announces.
 
-Both ends read and write with these functions, over the pipes of the child's standard input and output. Tensors are raw,
-little-endian and contiguous, so neither NumPy nor PyTorch has to be there. Standard library only, Python 3.10.
+Both ends use these functions, over the pipes of the child's standard input and output. Tensors are raw, little-endian
+and contiguous, so neither NumPy nor PyTorch is needed. Standard library only, Python 3.10.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ITEM_BYTES = {"UINT8": 1, "INT32": 4, "FP32": 4, "FP16": 2}
 
 
 class WireError(RuntimeError):
-    """The other end is gone, or sent what is no message."""
+    """The other end is gone, or sent something that is not a message."""
 
 
 class Array(NamedTuple):

@@ -1,9 +1,9 @@
-"""A plan in, answers over a pipe out: runs, times and profiles one TensorRT plan in an interpreter that may have
-nothing but `tensorrt`.
+"""Runs, times and profiles one TensorRT plan for another process, in an interpreter that may have nothing but
+`tensorrt`.
 
-`serve` is the loop of requests and knows nothing of TensorRT; `PlanRunner` is what it drives. `python -m
-export.engines.tensorrt.plan run` joins the two. Memory, stream and timing come from the CUDA driver, tensors from
-`export/engines/tensorrt/wire.py`. Python 3.10.
+`serve` is the loop that answers requests over a pipe and knows nothing of TensorRT; `PlanRunner` is what it calls.
+`python -m export.engines.tensorrt.plan run` starts the two. Memory, stream and timing are the CUDA driver's, messages
+those of `export/engines/tensorrt/wire.py`. Python 3.10.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from ensemble.server.memory import MB
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.cuda_driver import CudaError, Device, DeviceMemory, Event, Stream
-from export.engines.tensorrt.network import PlanError, activation_bytes, built_for, import_tensorrt
+from export.engines.tensorrt.network import PlanError, built_for, import_tensorrt
+from export.engines.tensorrt.version import version_of
 from export.engines.tensorrt.wire import Array
 
 Arrays = Mapping[str, Array]
 
 
 class Runner(Protocol):
-    """What `serve` drives; `facts` are sent once, before the first request."""
+    """What `serve` calls; `facts` are sent once, before the first request."""
 
     @property
     def facts(self) -> Mapping[str, Any]: ...
@@ -73,11 +75,12 @@ class PlanRunner:
                 f"{plan} was not built by TensorRT {here['tensorrt']} on a GPU like {here['gpu']} (compute capability"
                 f" {here['compute_capability']}); build it here with sam3-export --engine tensorrt --force"
             )
+        activations = version_of(trt.__version__).activation_bytes(self.engine) / MB
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise PlanError(
-                f"{plan}: {activation_bytes(self.engine) / 1e6:.0f} MB of GPU memory are not free; lower --max-batch or"
-                " --max-pairs"
+                f"{plan}: expected {activations:.0f} MB of free GPU memory, there is less; export with a lower"
+                " --max-batch or --max-pairs"
             )
         self.stream = Stream(self.device)
         kinds = {trt.float32: "FP32", trt.float16: "FP16", trt.int32: "INT32", trt.uint8: "UINT8"}
@@ -85,7 +88,7 @@ class PlanRunner:
         self.dtypes = {name: kinds[self.engine.get_tensor_dtype(name)] for name in names}
         self.inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self.outputs = [n for n in names if n not in self.inputs]
-        self.facts: dict[str, Any] = {"built_for": here, "activation_mb": round(activation_bytes(self.engine) / 1e6, 1)}
+        self.facts: dict[str, Any] = {"built_for": here, "activation_mb": round(activations, 1)}
         self._held: dict[str, DeviceMemory] = {}
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
@@ -108,13 +111,13 @@ class PlanRunner:
             mark.record(self.stream)
         self.stream.synchronize()
         taken = [later.milliseconds_since(earlier) for earlier, later in pairwise(marks)]
-        resident = (self.free_before - self.device.free_bytes()) / 1e6
+        resident = (self.free_before - self.device.free_bytes()) / MB
         spread = [round(min(taken), 4), round(max(taken), 4)]
         return {"ms": statistics.median(taken), "spread_ms": spread, "resident_mb": round(resident, 1), **self.facts}
 
     def profile(self, inputs: Arrays, repeats: int) -> dict[str, Any]:
-        """`layers`: name and median milliseconds of each of the plan's layers, the longest first. Measuring slows the
-        whole down."""
+        """`layers`: name and median milliseconds of each of the plan's layers, the longest first. Measuring them slows
+        the plan down."""
         trt = self.trt
         taken: dict[str, list[float]] = {}
 
@@ -127,16 +130,14 @@ class PlanRunner:
 
         self._bind(inputs)
         self._execute()
-        self.context.profiler = (
-            Recorder()
-        )  # TensorRT cannot take a profiler off again, so a profiled plan is timed no more
+        self.context.profiler = Recorder()  # it cannot be removed again, so a profiled plan is not timed any more
         for _ in range(repeats):
             self._execute()
         layers = [{"layer": name, "ms": statistics.median(times)} for name, times in taken.items()]
         return {"layers": sorted(layers, key=lambda layer: -layer["ms"])}
 
     def _bind(self, inputs: Arrays) -> dict[str, tuple[int, ...]]:
-        """Uploads inputs, makes room for outputs and tells the context where they are; every tensor's shape."""
+        """Uploads inputs, allocates outputs and tells the context where they are. Returns every tensor's shape."""
         for name in self.inputs:
             if name not in inputs or inputs[name].dtype != self.dtypes[name]:
                 got = inputs[name].dtype if name in inputs else "nothing"

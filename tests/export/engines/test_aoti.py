@@ -1,11 +1,13 @@
-"""The sub-models for one GPU: they compute what the plain ones do, export with their kernels inside, and run as packages
-compiled ahead of time."""
+"""The sub-models for one GPU: they compute what the plain ones do, export with their kernels inside, and run as
+packages compiled ahead of time."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from transformers import Sam3Model
 
 from ensemble.engines.aoti import AotiRunner
 from ensemble.spec import Checkpoint, Variant
-from ensemble.sub_model import from_triton, to_triton
 from export.engines.aoti import PackageError, build_apart, build_package, dynamic_shapes, open_package
 from export.engines.engine import EngineError
 from export.engines.onnx import sample_inputs
@@ -156,6 +157,16 @@ class FakeTensor:
         return torch.utils.dlpack.to_dlpack(self.value)
 
 
+@pytest.fixture
+def sub_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """The adapter between Triton's tensors and an engine's, which is imported inside Triton otherwise."""
+    backend = types.ModuleType("triton_python_backend_utils")
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    yield importlib.import_module("ensemble.sub_model")
+    for name in ("ensemble.sub_model", "ensemble.triton_io"):
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture(scope="module")
 def package(sized: Callable[[int], Sam3Model], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The mask head, the part with most axes, compiled for the CPU."""
@@ -181,9 +192,11 @@ def test_package_reads_maps_in_any_memory_format(package: Path) -> None:
     [((1, 3, 4), (99, 4, 1)), ((2, 1, 4), (4, 77, 1)), ((2, 3, 4), (12, 1, 3)), ((1, 1, 1), (5, 6, 7))],
     ids=["odd stride of a batch of one", "of an inner axis of one", "turned", "a single value"],
 )
-def test_outputs_have_the_strides_that_triton_compares(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+def test_outputs_have_the_strides_that_triton_compares(
+    shape: tuple[int, ...], strides: tuple[int, ...], sub_model: types.ModuleType
+) -> None:
     odd = torch.randn(200).as_strided(shape, strides)
-    found = to_triton(odd)
+    found = sub_model.to_triton(odd)
     assert found.stride() == torch.empty(shape).stride()
     assert torch.equal(found, odd)
 
@@ -247,11 +260,14 @@ def test_package_runs_in_a_process_without_the_export(
     assert error(torch.load(tmp_path / "result.pt"), wanted) < 1e-5
 
 
-def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(package: Path) -> None:
+def test_runner_takes_tensors_where_they_lie_and_returns_host_outputs_as_arrays(
+    package: Path, sub_model: types.ModuleType
+) -> None:
     runner = AotiRunner(package, None)
     arguments = inputs("mask_head", 56, images=2, pairs=3, tokens=32, rows=2, picks=2)
     tensors = {name: FakeTensor(value, on_gpu=value.is_floating_point()) for name, value in arguments.items()}
-    found = runner.run({name: from_triton(tensor) for name, tensor in tensors.items()}, ["mask_bits", "mask_logits"])
+    taken = {name: sub_model.from_triton(tensor) for name, tensor in tensors.items()}
+    found = runner.run(taken, ["mask_bits", "mask_logits"])
     bits, logits = found["mask_bits"], found["mask_logits"]
     assert isinstance(bits, np.ndarray), "the pipeline reads mask_bits"
     assert isinstance(logits, torch.Tensor), "nobody on the host reads mask_logits"

@@ -1,39 +1,37 @@
-"""Plans in other processes: the messages, the environment, the child that dies; on a GPU with TensorRT, a plan through
+"""Plans in processes of their own: messages, environment, a process that dies; on a GPU with TensorRT, plans that pass
 the gate."""
 
 from __future__ import annotations
 
 import ast
 import io
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
-from ensemble.spec import Checkpoint, Variant
-from export.engines.onnx import export_onnx, onnx_session
+from ensemble.spec import Variant
 from export.engines.tensorrt import wire
-from export.engines.tensorrt.host import ROOT, PlanProcess, TensorRT, build_plan, child_environment, open_plan
+from export.engines.tensorrt.engine import ENGINE
+from export.engines.tensorrt.host import PlanProcess, build_plan, open_plan
 from export.engines.tensorrt.network import PlanError, profile_shapes, summarise
-from export.engines.tensorrt.v8 import for_tensorrt_8, untyped
+from export.engines.tensorrt.settings import ROOT, TensorRT, child_environment
+from export.engines.tensorrt.version import version_of
 from export.engines.tensorrt.wire import Array, WireError
 from export.gate.frames import drawn_frames
-from export.sub_models.parts import STYLES, Style, make_part
-from export.variant import export_variant
+from export.sub_models.parts import Style, make_part
+from export.variant import Job, export_variant
 
 STAND_IN = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
-from export.engines.onnx import onnx_session
+from export.engines.onnxruntime import onnx_session
 from export.engines.tensorrt.host import DTYPES, DTYPE_NAMES
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.worker import serve
@@ -46,7 +44,8 @@ class Runner:
         if inputs["input_ids"].shape[1] != 32: raise PlanError("input_ids is outside the profile")
         if np.frombuffer(inputs["input_ids"].data, np.int32).max() == 7: sys.exit("struck by lightning")
         arrays = {n: np.frombuffer(a.data, DTYPES[a.dtype]).reshape(a.shape) for n, a in inputs.items()}
-        return {n: Array(DTYPE_NAMES[a.dtype], a.shape, bytearray(a.tobytes())) for n, a in self.session(arrays).items()}
+        found = self.session(arrays).items()
+        return {n: Array(DTYPE_NAMES[a.dtype], a.shape, bytearray(a.tobytes())) for n, a in found}
 
 serve(Runner(Path(sys.argv[2])), sys.stdin.buffer, sys.stdout.buffer)
 """
@@ -104,7 +103,7 @@ def test_messages_carry_every_dtype(dtype):
 @pytest.mark.parametrize(
     ("sent", "sentence"),
     [
-        pytest.param(b"Segmentation fault\n", "expected a line of JSON", id="no JSON"),
+        pytest.param(b"Segmentation fault\n", "expected a line of JSON", id="not JSON"),
         pytest.param(
             b'{"tensors": [{"name": "a", "dtype": "FP32", "shape": [2]}]}\n1234',
             "expected 8 bytes of a, .* after 4",
@@ -112,7 +111,7 @@ def test_messages_carry_every_dtype(dtype):
         ),
     ],
 )
-def test_what_is_no_message_is_refused(sent, sentence):
+def test_what_is_not_a_message_is_refused(sent, sentence):
     with pytest.raises(WireError, match=sentence):
         wire.receive(io.BytesIO(sent))
 
@@ -133,7 +132,7 @@ def test_the_interpreter_is_named_by_option_then_by_variable(monkeypatch):
 
 
 def test_what_runs_beside_tensorrt_imports_nothing_else(tmp_path):
-    """An interpreter without site packages, started elsewhere, gets as far as the driver or `import tensorrt`."""
+    """An interpreter without site packages, started in another folder, gets as far as importing TensorRT."""
     command = TensorRT().command("about")
     done = subprocess.run(
         [command[0], "-I", "-S", *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60
@@ -142,9 +141,15 @@ def test_what_runs_beside_tensorrt_imports_nothing_else(tmp_path):
     assert "No module named 'tensorrt'" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["cuda_driver", "wire", "tensorrt_network", "tensorrt_plan", "tensorrt_worker"])
-def test_what_runs_beside_tensorrt_is_python_3_10(name):
-    ast.parse((ROOT / "export" / f"{name}.py").read_text(), feature_version=(3, 10))
+@pytest.mark.parametrize("path", sorted((ROOT / "export/engines/tensorrt").glob("*.py")), ids=lambda path: path.stem)
+def test_what_runs_beside_tensorrt_is_python_3_10(path):
+    ast.parse(path.read_text(), feature_version=(3, 10))
+
+
+@pytest.mark.parametrize("number", ["7.2.3", "8.5.1", "9.3.0.post11.dev1", "10.0.1", "12.0.0.1"])
+def test_a_version_that_this_was_not_written_for_is_refused(number):
+    with pytest.raises(PlanError, match=rf"expected TensorRT 10\.1 to 11, got {number}"):
+        version_of(number)
 
 
 def test_profile_reads_the_specification():
@@ -164,69 +169,6 @@ def test_inspector_is_summarised():
     assert summarise(layers) == {"layer_types": {"Myelin": 2, "Convolution": 1}, "precisions": {"FP16": 1, "Half": 1}}
 
 
-def test_whole_shapes_are_sliced_and_the_answers_stay(exported, tmp_path):
-    """TensorRT 8.6 ignores the bounds of Shape; ONNX Runtime answers the same without them."""
-    export = exported(112)
-    path = tmp_path / "model.onnx"
-    shutil.copy(export.root / export.variant.decoder.name / "1" / "model.onnx", path)
-    shapes = [node for node in onnx.load(path).graph.node if node.op_type == "Shape"]
-    assert any(node.attribute for node in shapes)
-    dtypes = json.loads(for_tensorrt_8(path, export.variant.decoder).read_text())
-    after = [node for node in onnx.load(path).graph.node if node.op_type == "Shape"]
-    assert len(after) == len(shapes)
-    assert not any(node.attribute for node in after)
-    assert dtypes["pred_boxes"] == "FP32"
-    rng = np.random.default_rng(0)
-    feed = {
-        "fpn_2": rng.standard_normal((2, 64, 8, 8), np.float32),
-        "image_index": np.array([1, 0, 1], np.int32),
-        "prompt_features": rng.standard_normal((3, 33, 64), np.float32),
-        "prompt_mask": np.ones((3, 33), np.int32),
-    }
-    wanted = export.runs["decoder"](feed)
-    for name, found in onnx_session(path)(feed).items():
-        np.testing.assert_allclose(found, wanted[name], atol=1e-5)
-
-
-def test_the_decoders_graph_says_which_tensors_are_fp32(sized, tmp_path):
-    variant = Variant(112, 20, "fp16", checkpoint=Checkpoint(hidden_size=64, num_queries=20))
-    module, model = untyped(make_part("decoder", sized(112), STYLES["tensorrt"], "fp16"), variant.decoder)
-    path = export_onnx(module, model, tmp_path / "d.onnx")
-    dtypes = json.loads(for_tensorrt_8(path, model).read_text())
-    by_operator = {(n.op_type, dtypes[o]) for n in onnx.load(path).graph.node for o in n.output if dtypes.get(o)}
-    assert {("LayerNormalization", "FP32"), ("Softmax", "FP32"), ("MatMul", "FP16")} <= by_operator
-    assert ("LayerNormalization", "FP16") not in by_operator
-
-
-def test_other_graphs_for_tensorrt_8_are_fp32_and_fixed_where_a_size_cannot_vary(sized, tmp_path):
-    variant = Variant(112, 20, "fp16", max_batch=1, max_pairs=1, checkpoint=Checkpoint(hidden_size=64, num_queries=20))
-    module, model = untyped(
-        make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp16"), variant.geometry_encoder
-    )
-    assert {t.dtype for t in (*model.inputs, *model.outputs)} == {"FP32", "INT32"}
-    path = export_onnx(module, model, tmp_path / "g.onnx")
-    assert json.loads(for_tensorrt_8(path, model).read_text()) == {}
-    graph = onnx.load(path).graph
-    assert all(
-        d.dim_value and not d.dim_param
-        for value in (*graph.input, *graph.output)
-        for d in value.type.tensor_type.shape.dim
-    )
-    feed = {
-        "fpn_2": np.random.default_rng(0).standard_normal((1, 64, 8, 8), np.float32),
-        "image_index": np.zeros(1, np.int32),
-        "boxes": np.full((1, 8, 4), 0.5, np.float32),
-        "box_labels": np.array([[1, 0, 1, -10, -10, -10, -10, -10]], np.int32),
-    }
-    wanted = make_part("geometry_encoder", sized(112), STYLES["tensorrt"], "fp32")(
-        *map(torch.from_numpy, feed.values())
-    )
-    found = onnx_session(path)(feed)["geometry_features"]
-    np.testing.assert_allclose(
-        found, wanted.detach().numpy(), atol=2e-3 * float(wanted.abs().max())
-    )  # weights rounded to fp16
-
-
 with_tensorrt = pytest.mark.skipif(
     "SAM3_TENSORRT_PYTHON" not in os.environ, reason="SAM3_TENSORRT_PYTHON names no Python with TensorRT"
 )
@@ -239,8 +181,8 @@ def test_plan_of_the_text_encoder(source, sized, tmp_path, precision):
     """Built, opened, asked, timed and profiled; TensorRT of any version."""
     settings = TensorRT(level=1, cache=str(tmp_path / "timings"))
     variant = Variant(126, 20, precision, max_pairs=8, checkpoint=source.record)
-    module = make_part("text_encoder", sized(126), STYLES["tensorrt"], precision)
-    facts = build_plan(module, variant.text_encoder, variant, tmp_path / "model.plan", settings, print)
+    module = make_part("text_encoder", sized(126), ENGINE.style, precision)
+    facts = build_plan(module, variant.text_encoder, variant, tmp_path / "model.plan", settings)
     assert facts["built_for"] == settings.about()
     assert [path.name for path in tmp_path.glob("model*")] == ["model.plan"]  # the graph is gone
     ids = np.random.default_rng(0).integers(8, 60, (4, 32), np.int32)
@@ -265,8 +207,7 @@ def test_plans_pass_the_gate_and_are_kept(source, tmp_path, precision):
         pytest.skip("TensorRT 8.6.0 cannot build the geometry encoder")
     variant = Variant(126, 20, precision, max_batch=2, max_pairs=8, checkpoint=source.record)
     for state in ("built", "kept"):
-        written = export_variant(
-            source, variant, "tensorrt", tmp_path / "repository", drawn_frames(2, 126), tensorrt=settings
-        )
+        job = Job(source, variant, "tensorrt", tmp_path / "repository", drawn_frames(2, 126), tensorrt=settings)
+        written = export_variant(job)
         assert {entry.state for entry in written} == {state}
     assert list((tmp_path / "timings").iterdir())

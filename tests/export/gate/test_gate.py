@@ -14,8 +14,9 @@ import pytest
 from onnx import numpy_helper
 
 from ensemble.spec import Variant
-from export.engines.onnx import check_graph, onnx_session
-from export.engines.registry import Engine, engine
+from export.engines.onnx import check_graph
+from export.engines.onnxruntime import onnx_session
+from export.engines.registry import ready
 from export.gate.detections import DetectionCheck, box_iou, check_detections, mask_iou
 from export.gate.frames import drawn_frames, gate_samples
 from export.gate.limits import LIMITS
@@ -101,18 +102,17 @@ def test_a_broken_artifact_never_enters_and_what_was_not_at_fault_is_not_built_a
     before = (root / decoder / "1" / "model.onnx").read_bytes()
     for name in (decoder, text):
         (root / name / "manifest.json").unlink()  # so that it is built again
-    made = exporting.find_engine("onnxruntime")
+    made = ready("onnxruntime")
     factor, built = 3.0, []
 
-    def build(module, model, variant, path, report):
+    def build(module, model, variant, path):
         built.append(model.name)
-        made.build(module, model, variant, path, report)
+        made.build(module, model, variant, path)
         if model.part == "decoder":
             perturb(path, "box_head.layer3.bias", factor)
         return {}
 
-    broken = type(made)(build, made.open, made.precisions)
-    monkeypatch.setattr(exporting, "find_engine", lambda name, tensorrt: broken)
+    monkeypatch.setattr(exporting, "ready", lambda name, tensorrt: replace(made, build=build))
     with pytest.raises(GateError, match="pred_boxes"):
         export_fresh(root, 112)
     assert (root / decoder / "1" / "model.onnx").read_bytes() == before
@@ -137,18 +137,17 @@ def test_a_broken_artifact_never_enters_and_what_was_not_at_fault_is_not_built_a
     ],
 )
 def test_the_first_layer_that_is_off_is_named(sized, source, part, initializer, place):
-    made = engine("onnxruntime")
+    made = ready("onnxruntime")
 
-    def build(module, model, variant, path, report):
-        made.build(module, model, variant, path, report)
+    def build(module, model, variant, path):
+        made.build(module, model, variant, path)
         perturb(path, initializer, 30.0)
         return {}
 
     variant = Variant(112, 20, "fp32", checkpoint=source.record)
     sample = gate_samples(drawn_frames(1, 112), source.tokenizer, variant)[0]
     feed = {"pixel_values": sample.pixel_values} if part == "vision_encoder" else {"input_ids": sample.input_ids}
-    broken = Engine(build, made.open, made.precisions)
-    said = first_layer_off(broken, "onnxruntime", sized(112), variant, part, feed, lambda line: None)
+    said = first_layer_off(replace(made, build=build), sized(112), variant, part, feed)
     assert re.search(place, said), said
 
 
@@ -165,17 +164,8 @@ def test_output_failures_read_well(check, sentence):
 
 
 def test_detection_failures_read_well():
-    check = DetectionCheck(
-        0.5,
-        expected=4,
-        matched=3,
-        missing=1,
-        unexpected=0,
-        borderline=0,
-        box_iou=0.9,
-        mask_iou=1.0,
-        score_difference=0.0,
-    )
+    counts = dict(expected=4, matched=3, missing=1, unexpected=0, borderline=0)
+    check = DetectionCheck(0.5, **counts, box_iou=0.9, mask_iou=1.0, score_difference=0.0)
     assert check.failures(LIMITS["fp16"]) == [
         "detections: 1 of 4 missing, 0 unexpected at threshold 0.500",
         "detections: least box IoU is 0.9000, expected at least 0.98",
