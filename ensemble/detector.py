@@ -1,8 +1,8 @@
 """From parsed frames to detections, a batch at a time: pixels are read, then the pipeline runs.
 
 Two models share this: the engine model (`ensemble/engine.py`), which holds the sub-models itself, and a front model
-whose sub-models Triton runs (`ensemble/front.py`). A frame that cannot be answered gets its own error; the others of its
-batch go on without it.
+whose sub-models Triton runs (`ensemble/front.py`). A frame that cannot be answered gets its own error; the others of
+its batch go on without it.
 """
 
 from __future__ import annotations

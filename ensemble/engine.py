@@ -1,9 +1,10 @@
 """The engine model: every sub-model of a server in one process, one such process a GPU, or one for the CPU.
 
-Front models hand over batches (`ensemble/handover.py`). `execute` returns at once: while one thread computes a batch, the
-calling thread already reads the next one's pixels, and no more than `UNDER_WAY` batches are held, so that what waits
-longer waits in the dynamic batcher, where it becomes fuller batches. Python's lock is the reason for just one computing
-thread and for fronts in processes of their own: a thread that launches kernels waits whenever another one runs Python.
+Front models hand over batches (`ensemble/handover.py`). `execute` returns at once: while one thread computes a batch,
+the calling thread already reads the next one's pixels, and no more than `UNDER_WAY` batches are held, so that what
+waits longer waits in the dynamic batcher, where it becomes fuller batches. Python's lock is the reason for just one
+computing thread and for fronts in processes of their own: a thread that launches kernels waits whenever another one
+runs Python.
 """
 
 from __future__ import annotations

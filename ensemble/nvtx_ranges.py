@@ -1,5 +1,4 @@
-"""Names of stages for Nsight Systems: an environment variable goes in, a context manager per stage comes out, which
-does nothing unless asked for.
+"""Names of stages for Nsight Systems, as NVTX ranges; none unless an environment variable asks for them.
 
 `SAM3_NVTX=1 nsys profile -t cuda,nvtx sam3-serve ...` shows the stages of every front model on its own line, above the
 kernels of the sub-models.

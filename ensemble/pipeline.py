@@ -1,8 +1,8 @@
 """The flow of a batch between the sub-models, from pixels and prompts to detections, without Triton and without torch.
 
-`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays of those
-that this module reads (`TensorSpec.host`), of the others whatever the next sub-model takes. So features stay where they
-were made, and the flow is tested without a server.
+`call(model, inputs, outputs)` is handed in. It runs one sub-model and returns the outputs by name: NumPy arrays of
+those that this module reads (`TensorSpec.host`), of the others whatever the next sub-model takes. So features stay
+where they were made, and the flow is tested without a server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decoder outputs in, detections out: scores, the choice of queries, and the packed masks of one frame."""
+"""Detections from the decoder's outputs: scores, the choice of queries, and the packed masks of one frame."""
 
 from __future__ import annotations
 

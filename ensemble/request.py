@@ -1,5 +1,4 @@
-"""The arrays of one inference request in, a checked `FrameRequest` out, or a `RequestError` whose sentence goes to that
-caller alone.
+"""One frame's request, checked; what is wrong with one is a `RequestError`, whose sentence goes to that caller alone.
 
 Nothing is decoded here and no model is called: whatever can be refused by looking at sizes and values is refused before
 it costs anything.

@@ -1,7 +1,7 @@
 """The one source of names, shapes and dtypes.
 
-A `Variant` (resolution, queries, precision, limits, checkpoint) goes in; the `ModelSpec` records of everything Triton
-serves for it come out. ONNX names and dynamic axes, the TensorRT profile, `config.pbtxt`, the requests between models,
+A `Variant` (resolution, queries, precision, limits, checkpoint) has the `ModelSpec` records of everything that Triton
+serves for it. ONNX names and dynamic axes, the TensorRT profile, `config.pbtxt`, the requests between models,
 perf_analyzer's input and the documentation tables are all read from these records, so a name, a shape or a dtype is
 spelled once. Standard library only: every room may import this one.
 """

@@ -1,7 +1,7 @@
-"""One sub-model as a Triton model of its own, for the engines that have no Triton backend: what `sam3-serve --sub-models`
-serves, to measure the parts alone.
+"""One sub-model as a Triton model of its own, for engines without a Triton backend.
 
-The model's configuration says which engine opens its artifact.
+`sam3-serve --sub-models` serves the sub-models so, to measure the parts alone. The model's configuration says which
+engine opens its artifact.
 """
 
 from __future__ import annotations

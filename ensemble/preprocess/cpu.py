@@ -1,5 +1,4 @@
-"""Frames as their cameras sent them in, one batch uint8 [B,3,R,R] as the vision encoder wants it out, on the CPU or on
-a GPU.
+"""Decoding and resizing of frames into the vision encoder's batch, uint8 [B,3,R,R], on the CPU or with a GPU.
 
 Matches the checkpoint's own processor: RGB, stretched to a square with antialiased bilinear filtering; scaling to -1..1
 is inside the vision encoder. Whether a file is a picture at all is Pillow's decision in both ways, so a bad one gets
@@ -189,9 +188,7 @@ def _one_sentence(data: bytes) -> Iterator[None]:
         ) from None
     except RequestError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error ... on broken files
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error on broken files
         raise RequestError(f"image: the file cannot be decoded ({error}); send it whole") from None
 
 

@@ -1,5 +1,4 @@
-"""Pre-processing on a GPU: JPEG files and RGB frames in, one batch uint8 [B,3,R,R] in GPU memory out, which the vision
-encoder reads where it lies.
+"""Pre-processing on a GPU, into a batch uint8 [B,3,R,R] that the vision encoder reads where it lies.
 
 nvImageCodec decodes all files of a batch in one call, on the card's JPEG engines where it has some; two kernels resize
 as Pillow does (`ensemble/preprocess/resample.py`). `open_preprocessor` says which way a front model takes, after a test
@@ -76,9 +75,7 @@ def check(device: GpuDevice, resolution: int, pool: Executor) -> None:
         decoded = device.decode([stream.getvalue()])[0]
         ours, _ = DevicePreprocessor(device, pool)(requests)
         pixels = ours.get()
-    except (
-        Exception
-    ) as error:  # CuPy and nvImageCodec raise errors of many kinds; what they say is all there is to know
+    except Exception as error:  # of many kinds, from CuPy and nvImageCodec; what they say is all there is to know
         raise GpuUnavailableError(f"{_one_line(error)}; needs a working NVIDIA GPU and driver, and {REMEDY}") from error
     if getattr(decoded, "shape", None) != frame.shape:
         raise GpuUnavailableError(

@@ -1,5 +1,4 @@
-"""Pillow's 8-bit bilinear resampler, spelled out so that a GPU can repeat it to the bit: a frame's sides go in, tables
-of fixed-point weights come out.
+"""Pillow's 8-bit bilinear resampler, spelled out so that a GPU can repeat it to the bit.
 
 `Image.resize` works in two passes, rows and then columns, each rounding to uint8; a weight is an integer of 22
 fractional bits. `resample` does that in NumPy and is what the tests hold to Pillow; `CUDA_SOURCE` is the same loops for
@@ -31,9 +30,7 @@ def tables(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     taps = np.arange(2 * math.ceil(support) + 1)
     distance = np.abs((taps + first[:, None] - centers[:, None] + 0.5) * (1.0 / support))
     weights = np.where(taps < count[:, None], np.maximum(1.0 - distance, 0.0), 0.0)
-    weights /= np.cumsum(weights, axis=1)[
-        :, -1:
-    ]  # cumsum adds in order, as Pillow does; sum() would add in pairs and round otherwise
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # adds in order, as Pillow does; sum() adds in pairs and rounds apart
     fixed = np.trunc(0.5 + weights * (1 << FRACTION_BITS)).astype(np.int32)
     return np.stack([first, count], axis=1).astype(np.int32), fixed
 
@@ -66,8 +63,8 @@ __device__ unsigned char to_pixel(int total) {
 }
 
 // Rows: pixels [height, width, 3], `pitch` bytes from row to row, to planes [3, height, size].
-extern "C" __global__ void resample_rows(
-    const unsigned char* pixels, long long pitch, int height, int size, const int* spans, const int* weights, int taps, unsigned char* planes) {
+extern "C" __global__ void resample_rows(const unsigned char* pixels, long long pitch, int height, int size,
+                                         const int* spans, const int* weights, int taps, unsigned char* planes) {
     int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= size) return;
     int first = spans[2 * column], count = spans[2 * column + 1];
@@ -89,8 +86,8 @@ extern "C" __global__ void resample_rows(
 }
 
 // Columns: planes [3, height, size] to square [3, size, size]; blockIdx.y is the row, blockIdx.z the plane.
-extern "C" __global__ void resample_columns(
-    const unsigned char* planes, int height, int size, const int* spans, const int* weights, int taps, unsigned char* square) {
+extern "C" __global__ void resample_columns(const unsigned char* planes, int height, int size,
+                                            const int* spans, const int* weights, int taps, unsigned char* square) {
     int column = blockIdx.x * blockDim.x + threadIdx.x, row = blockIdx.y;
     if (column >= size) return;
     int first = spans[2 * row], count = spans[2 * row + 1];

@@ -1,5 +1,6 @@
-"""`python3 -m ensemble.server.container tritonserver --model-repository=... ...`: what the container runs. The start
-check first, then this process becomes the server.
+"""The container's first process: it makes the start check, then becomes the server.
+
+`python3 -m ensemble.server.container tritonserver --model-repository=... ...` is what `docker-compose.yml` runs.
 
 Front models that are not built are left out, and the log says so with the command that builds them. Environment
 variables change what is served: `SAM3_RESOLUTIONS` ("672 560") names those that are wanted; `SAM3_MAX_BATCH`,

@@ -1,5 +1,4 @@
-"""The GPUs and the TensorRT of this machine, asked for through the libraries that are there: nothing goes in, plain
-records come out.
+"""The GPUs and the TensorRT of this machine, as NVML and TensorRT's own library describe them.
 
 NVML comes with the driver, so this works where neither PyTorch nor CUDA's tools are installed, as in the serving
 container. Standard library only.

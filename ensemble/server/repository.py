@@ -1,8 +1,7 @@
-"""A model repository as it lies on disk: what it serves, on which engine and from which files; and the folder from which
-a server is started. Nothing is loaded. Standard library only.
+"""A model repository on disk: what it serves, on which engine, from which files; and the folder a server starts from.
 
 A front model's configuration carries its variant, and the variant names the sub-models: so what is missing is known as
-well.
+well. Nothing is loaded. Standard library only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""What the embedded Triton needs, looked for before it starts: its own messages name symptoms, these name the cause and
-the remedy.
+"""What the embedded Triton needs, looked for before it starts: a repository, its package, NumPy 1.26 and libpython.
 
-A repository and this Python's environment go in; the package's folder, the libpython folder, the backend directory and
-the environment variables come out.
+Triton's own messages name symptoms; these name the cause and the remedy.
 """
 
 from __future__ import annotations

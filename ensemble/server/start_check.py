@@ -1,5 +1,4 @@
-"""A repository and the GPU it is about to be loaded on go in; nothing comes out where it can be served, a sentence with
-the figures where it cannot.
+"""The check before a server starts: whether a repository can be served on the GPU that it is about to be loaded on.
 
 Three things end a start half way, each with a message that names a symptom: an artifact that was never built, one that
 was built for another GPU or another TensorRT, and too little memory. All are known before: from the files, from their

@@ -60,7 +60,7 @@ def test_values_on_the_host_are_read_where_they_are(triton_io):
 def test_output_on_the_gpu_without_cupy_says_what_to_install(triton_io, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(
-        triton_io.SubModelError,
+        triton_io.CallError,
         match=r"sam3_decoder: expected output 'pred_logits' in host memory, got it on the GPU.*install cupy-cuda13x",
     ):
         triton_io.to_numpy(GpuTensor("pred_logits", None), "sam3_decoder")

@@ -2,6 +2,7 @@
 Pillow's."""
 
 import io
+import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,34 +27,40 @@ def no_libraries(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
 
 
-def opened(mode, pool):
-    told, warned = [], []
-    return open_preprocessor(mode, 28, pool, 0, told.append, warned.append), told, warned
+@pytest.fixture
+def opened(pool, caplog):
+    """The preprocessor of a mode at 28, and the log's records: (level, message)."""
+    caplog.set_level(logging.INFO, "ensemble.preprocess.gpu")
+
+    def open_mode(mode):
+        return open_preprocessor(mode, 28, pool, 0), [(r.levelno, r.getMessage()) for r in caplog.records]
+
+    return open_mode
 
 
-def test_the_cpu_needs_nothing_and_says_nothing(no_libraries, pool):
-    preprocessor, told, warned = opened("cpu", pool)
+def test_the_cpu_needs_nothing_and_says_nothing(no_libraries, opened):
+    preprocessor, logged = opened("cpu")
     assert isinstance(preprocessor, CpuPreprocessor)
-    assert told == warned == []
+    assert logged == []
 
 
-def test_without_libraries_auto_takes_the_cpu_with_one_warning(no_libraries, pool):
-    preprocessor, told, warned = opened("auto", pool)
+def test_without_libraries_auto_takes_the_cpu_with_one_warning(no_libraries, opened):
+    preprocessor, logged = opened("auto")
     assert isinstance(preprocessor, CpuPreprocessor)
-    assert told == []
-    assert len(warned) == 1
-    assert "cupy" in warned[0]
-    assert 'pip install ".[gpu]"' in warned[0]
+    ((level, message),) = logged
+    assert level == logging.WARNING
+    assert "cupy" in message
+    assert 'pip install ".[gpu]"' in message
 
 
-def test_without_libraries_gpu_fails_the_load(no_libraries, pool):
+def test_without_libraries_gpu_fails_the_load(no_libraries, opened):
     with pytest.raises(GpuUnavailableError, match=r"cupy.*nvidia-nvimgcodec-cu13"):
-        opened("gpu", pool)
+        opened("gpu")
 
 
-def test_unknown_mode(pool):
+def test_unknown_mode(opened):
     with pytest.raises(ValueError, match="preprocess must be one of cpu, gpu, auto, got 'cuda'"):
-        opened("cuda", pool)
+        opened("cuda")
 
 
 def picture(width, height, seed=0):
@@ -98,11 +105,12 @@ def test_the_kernels_resize_as_the_reference_does(device, width, height):
 
 
 @gpu
-def test_auto_takes_the_gpu_where_there_is_one(device, pool):
-    preprocessor, told, warned = opened("auto", pool)
+def test_auto_takes_the_gpu_where_there_is_one(device, opened):
+    preprocessor, logged = opened("auto")
     assert isinstance(preprocessor, DevicePreprocessor)
-    assert warned == []
-    assert "nvImageCodec" in told[0]
+    ((level, message),) = logged
+    assert level == logging.INFO, "no warning"
+    assert "nvImageCodec" in message
 
 
 @gpu

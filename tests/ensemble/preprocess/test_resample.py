@@ -77,8 +77,10 @@ struct { int x, y, z; } blockIdx, blockDim, gridDim, threadIdx;
 #define __device__ static
 """
 LAUNCH = """
-extern "C" void run(const unsigned char* pixels, long long pitch, int height, int size, const int* row_spans, const int* row_weights, int row_taps,
-                    const int* column_spans, const int* column_weights, int column_taps, unsigned char* planes, unsigned char* square) {
+extern "C" void run(const unsigned char* pixels, long long pitch, int height, int size,
+                    const int* row_spans, const int* row_weights, int row_taps,
+                    const int* column_spans, const int* column_weights, int column_taps,
+                    unsigned char* planes, unsigned char* square) {
     blockDim.x = 32, gridDim.y = 5;
     for (blockIdx.y = 0; blockIdx.y < 5; ++blockIdx.y)
         for (blockIdx.x = 0; blockIdx.x < (size + 31) / 32; ++blockIdx.x)
