@@ -105,8 +105,7 @@ class TritonPythonModel:
         if name not in self.fronts:
             raise RequestError(f"front: expected one of {', '.join(self.fronts)}, got {name!r}")
         front = self.fronts[name]
-        variant = front.variant
-        jobs = handover.unpack_jobs(arrays, variant.resolution, variant.max_batch, variant.max_boxes)
+        jobs = handover.unpack_jobs(arrays, front.variant)
         prepared: list[Prepared] = list(jobs)
         pixel_values = front.detector.read(prepared)
         return Batch(front, jobs, prepared, pixel_values, time.perf_counter(), sender)

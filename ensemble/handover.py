@@ -14,6 +14,7 @@ from ensemble.interfaces import STAGES
 from ensemble.pipeline import Job
 from ensemble.postprocess import Detections
 from ensemble.request import Exemplars, FrameRequest, RequestError
+from ensemble.spec import MAX_CLASSES, Variant
 
 ANSWERED, REJECTED, FAILED = range(3)
 Arrays = Mapping[str, np.ndarray]
@@ -53,24 +54,13 @@ def pack_jobs(front: str, jobs: Sequence[Job], resolution: int) -> dict[str, np.
     }
 
 
-def unpack_jobs(arrays: Arrays, resolution: int, max_batch: int, max_boxes: int) -> list[Job]:
-    """The jobs again. Raises RequestError where the arrays do not fit together or exceed the variant's limits."""
-    count = len(arrays["file_bytes"])
-    names = arrays["names_per_frame"]
-    _expect(1 <= count <= max_batch, f"1 to {max_batch} frames", count)
-    for name in ("frame_sizes", "names_per_frame", "threshold", "max_detections", "wants_masks"):
-        _expect(len(arrays[name]) == count, f"{name} of {count} frames", len(arrays[name]))
-    _expect((names > 0).all() and names.sum() == len(arrays["input_ids"]), "names of all frames", names.tolist())
-    _expect(arrays["input_ids"].shape == arrays["token_mask"].shape, "a mask of all tokens", arrays["token_mask"].shape)
-    sizes = arrays["file_bytes"]
-    _expect((sizes >= 0).all() and sizes.sum() == len(arrays["files"]), "all files", sizes.tolist())
-    scaled = arrays["scaled"]
-    expected = (int((sizes == 0).sum()), resolution, resolution, 3)
-    _expect(scaled.shape == expected, f"scaled frames {expected}", scaled.shape)
+def unpack_jobs(arrays: Arrays, variant: Variant) -> list[Job]:
+    """The jobs again. Raises RequestError where the arrays do not fit together, exceed the variant's limits, or hold
+    values that a sub-model must not see: a GPU's kernels do not look before they read."""
+    _check(arrays, variant)
+    names, sizes = arrays["names_per_frame"], arrays["file_bytes"]
     boxes, labels, owners = (arrays[name] for name in ("boxes", "box_labels", "box_names"))
-    _expect(len(boxes) == len(labels) == len(owners), "a label and a name of each box", (len(labels), len(owners)))
-    _expect(((owners >= 0) & (owners < names.sum())).all(), "box_names of names", owners.tolist())
-    frames, files = iter(scaled), _split(arrays["files"], sizes)
+    frames, files = iter(arrays["scaled"]), _split(arrays["files"], sizes)
     ids, masks = _split(arrays["input_ids"], names), _split(arrays["token_mask"], names)
     jobs, first = [], 0
     for i, (file, own_ids, own_masks) in enumerate(zip(files, ids, masks, strict=True)):
@@ -78,7 +68,7 @@ def unpack_jobs(arrays: Arrays, resolution: int, max_batch: int, max_boxes: int)
         for class_id in range(len(own_ids)):
             mine = owners == first + class_id
             if mine.any():
-                _expect(mine.sum() <= max_boxes, f"at most {max_boxes} boxes a name", int(mine.sum()))
+                _expect(mine.sum() <= variant.max_boxes, f"at most {variant.max_boxes} boxes a name", int(mine.sum()))
                 exemplars[class_id] = Exemplars(boxes[mine], labels[mine])
         first += len(own_ids)
         request = FrameRequest(
@@ -152,6 +142,33 @@ def unpack_answers(arrays: Arrays, jobs: Sequence[Job]) -> list[Detections | Exc
     return answers
 
 
+def _check(arrays: Arrays, variant: Variant) -> None:
+    count, names = len(arrays["file_bytes"]), arrays["names_per_frame"]
+    _expect(1 <= count <= variant.max_batch, f"1 to {variant.max_batch} frames", count)
+    for name in ("frame_sizes", "names_per_frame", "threshold", "max_detections", "wants_masks"):
+        _expect(len(arrays[name]) == count, f"{name} of {count} frames", len(arrays[name]))
+    _expect(((names > 0) & (names <= MAX_CLASSES)).all(), f"1 to {MAX_CLASSES} names a frame", names.tolist())
+    tokens, vocabulary = arrays["input_ids"], variant.checkpoint.vocabulary_size
+    shape = (int(names.sum()), variant.checkpoint.context_length)
+    _expect(tokens.shape == shape, f"input_ids {shape}", tokens.shape)
+    _expect(_within(tokens, 0, vocabulary - 1), f"input_ids of 0 to {vocabulary - 1}", "others")
+    _expect(arrays["token_mask"].shape == shape, f"token_mask {shape}", arrays["token_mask"].shape)
+    _expect(_within(arrays["token_mask"], 0, 1), "token_mask of 0 and 1", "others")
+    sizes, scaled = arrays["file_bytes"], arrays["scaled"]
+    _expect((sizes >= 0).all() and sizes.sum() == len(arrays["files"]), "the bytes of all files", sizes.tolist())
+    frames = (int((sizes == 0).sum()), variant.resolution, variant.resolution, 3)
+    _expect(scaled.shape == frames, f"scaled frames {frames}", scaled.shape)
+    boxes, labels, owners = (arrays[name] for name in ("boxes", "box_labels", "box_names"))
+    _expect(len(boxes) == len(labels) == len(owners), "a label and a name of each box", (len(labels), len(owners)))
+    _expect(_within(boxes, 0, 1), "boxes of 0 to 1", boxes.tolist())
+    _expect(_within(labels, 0, 1), "box_labels of 0 and 1", labels.tolist())
+    _expect(_within(owners, 0, len(tokens) - 1), f"box_names of 0 to {len(tokens) - 1}", owners.tolist())
+
+
+def _within(values: np.ndarray, low: float, high: float) -> np.bool_:
+    return ((values >= low) & (values <= high)).all()  # NaN is not
+
+
 def _split(array: np.ndarray, counts: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
     start = 0
     for count in counts:
@@ -161,4 +178,5 @@ def _split(array: np.ndarray, counts: Sequence[int] | np.ndarray) -> Iterator[np
 
 def _expect(fits: bool | np.bool_, expected: str, got: object) -> None:
     if not fits:
-        raise RequestError(f"sam3_engine: expected {expected}, got {got}; front models call it, send frames to those")
+        shown = str(got)[:80]
+        raise RequestError(f"sam3_engine: expected {expected}, got {shown}; front models call it, send frames to those")

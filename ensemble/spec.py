@@ -79,6 +79,7 @@ class Checkpoint:
     hidden_size: int = 256  # width of FPN, prompts and queries
     num_queries: int = 200
     context_length: int = 32  # tokens of one prompt
+    vocabulary_size: int = 49408  # different tokens
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Source:
             hidden_size=vision.fpn_hidden_size,
             num_queries=config.detr_decoder_config.num_queries,
             context_length=config.text_config.max_position_embeddings,
+            vocabulary_size=config.text_config.vocab_size,
         )
 
     @cached_property

@@ -15,8 +15,15 @@ LONG = "a very long prompt " * 20
 
 def test_record_is_read_from_the_configuration(source):
     assert source.record == Checkpoint(
-        source.name, image_size=112, patch_size=14, hidden_size=64, num_queries=20, context_length=32
+        source.name,
+        image_size=112,
+        patch_size=14,
+        hidden_size=64,
+        num_queries=20,
+        context_length=32,
+        vocabulary_size=source.model.config.text_config.vocab_size,
     )
+    assert source.record.vocabulary_size == source.tokenizer.get_vocab_size() < 49408
     assert source.name.endswith("/small")
 
 
