@@ -19,6 +19,9 @@ from ensemble.records import Axis, ModelSpec
 RESOLUTIONS = (1008, 840, 672, 560)
 """Resolutions (pixels a side) of the committed repository; any multiple of the patch size can be exported."""
 
+MB = 2**20
+"""Bytes in a megabyte, as nvidia-smi counts it."""
+
 MAX_CLASSES = 100
 """Class names in one request."""
 MAX_PROMPT_CHARACTERS = 300

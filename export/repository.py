@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import pbtxt
-from ensemble.server.memory import MB
-from ensemble.spec import Variant
+from ensemble.spec import MB, Variant
 
 MANIFEST = "manifest.json"
 VERSION = "1"

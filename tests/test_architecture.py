@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ensemble": set(),
     "export": {"ensemble.spec", "ensemble.records", "ensemble.pbtxt", "ensemble.engines"},
     "clients": {"ensemble.spec", "ensemble.records"},
-    "perf": {"ensemble", "export", "clients"},
+    "perf": {"ensemble", "export", "clients", "demo.steps"},
     "demo": {"ensemble", "export", "clients"},
 }
 """Modules and packages of other rooms that a room may import; docs/architecture.md shows the same table."""

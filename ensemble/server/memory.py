@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from ensemble.server.architecture import SAM3, Architecture
+from ensemble.spec import MB as MB
 from ensemble.spec import Variant
 
-MB = 2**20
-"""Bytes in a megabyte as nvidia-smi counts it."""
 UNITS = {"": MB, "MB": MB, "M": MB, "MIB": MB, "GB": 2**30, "G": 2**30, "GIB": 2**30}
 FUSED_TILE = 64
 """Rows of a tile of fused attention kernels. See `score_bytes`."""

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.records import ModelSpec
-from ensemble.server.memory import MB
-from ensemble.spec import Variant
+from ensemble.spec import MB, Variant
 from export.engines.tensorrt.cuda_driver import CudaError, Device
 from export.engines.tensorrt.network import (
     PlanError,

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from ensemble.server.memory import MB
+from ensemble.spec import MB
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.cuda_driver import CudaError, Device, DeviceMemory, Event, Stream
 from export.engines.tensorrt.network import PlanError, built_for, import_tensorrt
