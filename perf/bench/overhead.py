@@ -1,16 +1,14 @@
 """What a frame costs outside the sub-models, on the embedded server.
 
-The server answers one frame at a time, then eight cameras at once; Triton's own statistics say how long the sub-models
-computed, and the rest of the round trip is the front model, the calls between models and the protocol. Every case runs
-in one process on one server, alternating, so that the figures can be compared.
+The server answers one frame at a time, then eight cameras at once. Each answer says how long its batch spent in the
+stages that call the sub-models; the rest of the round trip is decoding, packing, the hand-over between models and the
+protocol. Every case runs in one process on one server, alternating, so that the figures can be compared.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import urllib.request
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from clients.connection import AsyncClient
+from clients.detections import Detections
 from clients.errors import Sam3ServerError
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
@@ -36,16 +35,14 @@ CASES = {
     "8 cameras, found, masks": (8, "bits", True),
 }
 ABSENT = ("purple dinosaur", "zebra")
+SUB_MODEL_STAGES = ("text", "vision", "geometry", "decoder", "masks")
 EXAMPLES = """example:
   sam3-perf bench overhead --repository build/repository"""
 
 
-def compute_ms(server: EmbeddedServer) -> float:
-    """Milliseconds that all sub-models have spent computing since the server started, by Triton's statistics."""
-    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/stats") as answer:
-        models = json.load(answer)["model_stats"]
-    inner = [m for m in models if not m["name"].removeprefix("sam3_r").isdigit()]
-    return sum(m["inference_stats"]["compute_infer"]["ns"] for m in inner) / 1e6
+def sub_models_ms(answer: Detections) -> float:
+    """A frame's share of what its batch spent in the stages that call sub-models."""
+    return sum(answer.stage_ms[stage] for stage in SUB_MODEL_STAGES) / answer.batch
 
 
 async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[str, Any]]:
@@ -57,11 +54,11 @@ async def measure(server: EmbeddedServer, model: str, rounds: int) -> list[dict[
         for turn in range(rounds + 2):
             for name, (cameras, mask_format, there) in CASES.items():
                 classes = present if there else ABSENT[: len(present)]
-                before, start = compute_ms(server), time.perf_counter()
+                start = time.perf_counter()
                 one = partial(client.detect, rendering.frame, classes, mask_format=mask_format, threshold=0.5)
                 answers = await asyncio.gather(*(one() for _ in range(cameras)))
                 wall = (time.perf_counter() - start) * 1e3
-                inside = compute_ms(server) - before
+                inside = sum(sub_models_ms(answer) for answer in answers)
                 if turn >= 2:  # the first turns warm caches and allocators up
                     samples[name].append((wall / cameras, inside / cameras, answers[0].batch, len(answers[0])))
     rows = []

@@ -21,7 +21,7 @@ from perf.results import Results
 from perf.sweep.analyzer import Analyzer, AnalyzerError
 from perf.sweep.points import Point, points
 from perf.sweep.run import measure_all, resume
-from perf.sweep.target import add_server_options, offered
+from perf.sweep.target import add_server_options, addressed, offered
 from perf.sweep.window import Load
 from perf.tables import front_rows, repeatability
 
@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
         "--rates", type=float, nargs="*", default=[], help="also at these fixed rates, frames a second of all cameras"
     )
     p.add_argument(
-        "--batches", type=int, nargs="*", default=[], help="also the vision encoder alone, with these batches"
+        "--batches",
+        type=int,
+        nargs="*",
+        default=[],
+        help="also the vision encoder alone, with these batches; a server at --url needs sam3-serve --sub-models",
     )
     p.add_argument("--protocols", nargs="+", choices=("grpc", "http"), default=["grpc"])
     p.add_argument("--masks", default="bits", help="mask format asked for: none, bits, rle; default %(default)s")
@@ -126,6 +130,13 @@ def plan(options: argparse.Namespace, load: Load) -> tuple[list[Point], dict[str
             f"not loaded: {', '.join(unknown)}; the server has {loaded or 'no front model'}; "
             "export what is missing with sam3-export --resolution ..., or leave it out with --resolution"
         )
+    if options.batches and options.repository is None:
+        hidden = {p.model for p in wanted} - set(addressed(options).models())
+        if hidden:
+            raise ServerError(
+                f"the server has no model {', '.join(sorted(hidden))}; start it with sam3-serve --sub-models, or give"
+                " --repository"
+            )
     return wanted, load.setting() | describe(wanted[0].resolution)
 
 

@@ -63,8 +63,9 @@ def largest(sample: Sample, metric: str) -> float:
 def figures(before: Sample, after: Sample, front: str, parts: Mapping[str, str]) -> dict[str, float]:
     """Figures of the window between two samples, in milliseconds per frame of the front model.
 
-    `parts`: part -> model name. `mean_batch` is frames per execution, `failed` requests that had no answer,
-    `stage_<stage>_ms` what a frame spent in each stage, `compute_<part>_ms` what each sub-model computed per frame.
+    `parts`: part -> name, of the sub-models that Triton runs. `mean_batch` is frames per execution, `failed` requests
+    that had no answer, `stage_<stage>_ms` what a frame spent in each stage, `compute_<part>_ms` what each of those
+    sub-models computed per frame.
     """
 
     def grown(metric: str, **labels: str) -> float:

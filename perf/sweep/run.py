@@ -92,7 +92,8 @@ def measure_all(
             progress.update(task, advance=len(group) - len(rest))
             if not rest:
                 continue
-            with serving(options, sorted({p.resolution for p in group}) if options.alone else ()) as target:
+            alone = sorted({p.resolution for p in group}) if options.alone else ()
+            with serving(options, alone, sub_models=group[0].target != FRONT) as target:
                 one = partial(_row, options, load, analyzer, target, target.fronts(), Path(folder))
                 problems += sweep(rest, found, options.output, one, advance)
             if len(problems) > 1 and problems[-1].startswith(GIVEN_UP):
@@ -116,10 +117,11 @@ def _row(
 
 
 def groups(wanted: Sequence[Point], alone: bool) -> list[list[Point]]:
-    """What one server measures: all of it, or one resolution's points."""
-    if not alone:
-        return [list(wanted)]
-    return [[p for p in wanted if p.resolution == r] for r in dict.fromkeys(p.resolution for p in wanted)]
+    """What one server measures: the points of front models or those of a sub-model, of one resolution where `alone`."""
+    found: dict[tuple[str, int], list[Point]] = {}
+    for point in wanted:
+        found.setdefault((point.target, point.resolution if alone else 0), []).append(point)
+    return list(found.values())
 
 
 def remaining(wanted: Sequence[Point], found: results.Results) -> list[Point]:

@@ -79,7 +79,8 @@ def measure(
     # perf_analyzer refuses fewer requests than it sends in a second
     fewest = max(2 * point.cameras, 4, math.ceil(point.rate))
     once_more(lambda: run(fewest, log=False))
-    parts = {model.part: model.name for model in fronts[f"sam3_r{point.resolution}"].sub_models}
+    models, loaded = fronts[f"sam3_r{point.resolution}"].sub_models, target.models()
+    parts = {model.part: model.name for model in models if model.name in loaded}
     count, front = max(load.requests, fewest), point.target == FRONT
 
     def measured() -> tuple[Window, dict[str, float]]:
