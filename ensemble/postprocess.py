@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -19,7 +19,6 @@ class Detections:
     class_ids: np.ndarray  # int32 [D]
     presence: np.ndarray  # float32 [classes]
     mask_bits: np.ndarray  # uint8 [D,4p,ceil(4p/8)], D = 0 where no masks were asked for
-    mask_rle: list[bytes] = field(default_factory=list)  # COCO counts of size [4p,4p]
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

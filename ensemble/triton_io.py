@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
+log = logging.getLogger(__name__)
+
 
 class CallError(RuntimeError):
     """A model that was called failed or did not answer; the message names it. Every frame of the batch gets it, since
@@ -75,8 +77,14 @@ def error_response(message: str, invalid: bool = False) -> Any:
 
 
 def send(sender: Any, response: Any) -> None:
-    """Answers a request whose `execute` has returned without a response; it is the only answer."""
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    """Answers a request whose `execute` has returned without a response; it is the only answer.
+
+    Where that fails, the log says so: nobody else is there to tell, and the next request must get its answer.
+    """
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception:
+        log.exception("an answer could not be sent")
 
 
 class LogHandler(logging.Handler):

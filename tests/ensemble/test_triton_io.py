@@ -1,63 +1,20 @@
 """The adapter to Triton's Python API outside Triton: what it makes of arrays and tensors that lie here or there."""
 
-import importlib
 import sys
-import types
 
 import numpy as np
 import pytest
 
-
-class HostTensor:
-    """Triton's tensor with values on the host."""
-
-    def __init__(self, name, value):
-        self._name, self.value = name, value
-
-    def name(self):
-        return self._name
-
-    def is_cpu(self):
-        return True
-
-    def as_numpy(self):
-        return self.value
-
-    @classmethod
-    def from_dlpack(cls, name, value):
-        return GpuTensor(name, value)
+from ensemble import triton_io
+from tests.ensemble.fake_triton import GpuTensor, HostTensor
 
 
-class GpuTensor(HostTensor):
-    """Triton's tensor with values on a GPU, which it hands out through DLPack alone."""
-
-    def is_cpu(self):
-        return False
-
-    def as_numpy(self):
-        raise RuntimeError("Tensor is stored in GPU and cannot be converted to NumPy.")
-
-    def to_dlpack(self):
-        return self.value.__dlpack__()
-
-
-@pytest.fixture
-def triton_io(monkeypatch):
-    """The module, with these tensors in the place of Triton's."""
-    backend = types.ModuleType("triton_python_backend_utils")
-    backend.Tensor = HostTensor
-    monkeypatch.setitem(sys.modules, backend.__name__, backend)
-    monkeypatch.delitem(sys.modules, "ensemble.triton_io", raising=False)
-    yield importlib.import_module("ensemble.triton_io")
-    sys.modules.pop("ensemble.triton_io", None)
-
-
-def test_values_on_the_host_are_read_where_they_are(triton_io):
+def test_values_on_the_host_are_read_where_they_are():
     values = np.arange(6.0).reshape(2, 3)
     assert triton_io.to_numpy(HostTensor("pred_logits", values), "sam3_decoder") is values
 
 
-def test_output_on_the_gpu_without_cupy_says_what_to_install(triton_io, monkeypatch):
+def test_output_on_the_gpu_without_cupy_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(
         triton_io.CallError,
@@ -68,7 +25,7 @@ def test_output_on_the_gpu_without_cupy_says_what_to_install(triton_io, monkeypa
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
-def test_output_on_the_gpu_comes_to_the_host(triton_io, dtype):
+def test_output_on_the_gpu_comes_to_the_host(dtype):
     cupy = pytest.importorskip("cupy", exc_type=ImportError)
     try:
         cupy.cuda.runtime.getDeviceCount()
@@ -80,7 +37,7 @@ def test_output_on_the_gpu_comes_to_the_host(triton_io, dtype):
     np.testing.assert_array_equal(got, values)
 
 
-def test_inputs_are_wrapped_where_they_lie(triton_io):
+def test_inputs_are_wrapped_where_they_lie():
     class OnGpu:
         """Not a NumPy array."""
 

@@ -1,0 +1,222 @@
+"""The engine model outside Triton, with stand-ins for its sub-models: batches under way, failures, what is shared."""
+
+import json
+import logging
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ensemble import engine as engine_module
+from ensemble import pbtxt
+from ensemble.engine import UNDER_WAY, TritonPythonModel
+from ensemble.handover import pack_jobs, unpack_answers
+from ensemble.interfaces import engine
+from tests.ensemble.fake_triton import HostTensor, InferenceRequest, MetricFamily, TritonError
+from tests.ensemble.stand_ins import VARIANT, SubModels, job
+
+OTHER = replace(VARIANT, resolution=42)
+FRONTS = {variant.front_name: variant for variant in (VARIANT, OTHER)}
+ENGINES = {model.part: "onnxruntime" for model in VARIANT.sub_models}
+
+
+@pytest.fixture
+def sub_models(monkeypatch):
+    """One stand-in for all the sub-models; it counts which files were opened."""
+    made = SubModels()
+    made.opened = []
+    specs = {model.name: model for variant in FRONTS.values() for model in variant.sub_models}
+
+    def open_sub_model(name, path, device_id):
+        made.opened.append((name, path.parts[-3], path.name, device_id))
+        return lambda inputs, outputs: made(specs[path.parts[-3]], inputs, outputs)
+
+    monkeypatch.setattr(engine_module, "open_sub_model", open_sub_model)
+    return made
+
+
+@pytest.fixture
+def start(sub_models, tmp_path):
+    """Starts an engine model as Triton does; it is ended after the test."""
+    started, logger = [], logging.getLogger("ensemble")
+    before = logger.handlers, logger.level, logger.propagate
+
+    def begin(kind="CPU", device_id="0"):
+        fronts = {name: {"variant": variant.to_dict(), "engines": ENGINES} for name, variant in FRONTS.items()}
+        told = {"fronts": json.dumps(fronts), "preprocess": "cpu"}
+        parameters = {key: {"string_value": value} for key, value in told.items()}
+        model = TritonPythonModel()
+        model.initialize(
+            {
+                "model_name": "sam3_engine",
+                "model_config": json.dumps({"parameters": parameters}),
+                "model_repository": str(tmp_path),
+                "model_version": "1",
+                "model_instance_kind": kind,
+                "model_instance_device_id": device_id,
+            }
+        )
+        started.append(model)
+        return model
+
+    yield begin
+    for model in started:
+        if model._computing.is_alive():
+            model.finalize()
+    logger.handlers, logger.level, logger.propagate = before
+
+
+def request(*jobs, of="sam3_r28", resolution=28, **changes):
+    arrays = pack_jobs(of, jobs, resolution) | changes
+    return InferenceRequest(inputs=[HostTensor(name, array) for name, array in arrays.items()])
+
+
+def response(request):
+    (answered,) = request.sent
+    return answered
+
+
+def answers(request, *jobs):
+    arrays = {tensor.name: response(request).tensors[tensor.name].as_numpy() for tensor in engine().outputs}
+    return unpack_answers(arrays, jobs)
+
+
+def test_a_batch_is_answered(start):
+    model, jobs = start(), [job(1, ("aa", "bbb")), job(2, ("bbb",)), job(3, ("c", "bbb"), mask_format="bits")]
+    asked = request(*jobs)
+    assert model.execute([asked]) is None, "it answers later"
+    model.finalize()
+    found = answers(asked, *jobs)
+    assert [answer.class_ids.tolist() for answer in found] == [[0, 1, 1], [], [1, 1]]
+    assert [len(answer.mask_bits) for answer in found] == [0, 0, 2]
+    assert all(jobs[0].stage_ms[stage] >= 0 for stage in ("decode", "queue", "vision", "decoder", "pack"))
+    assert MetricFamily.told["sam3_sub_model_calls_total", "sam3_r28", "vision_encoder"] >= 1
+
+
+def test_sub_models_are_opened_once_and_where_the_links_lie(start, sub_models, tmp_path):
+    start()
+    text = ("onnxruntime", "sam3_text_encoder", "model.onnx", None)
+    assert sub_models.opened.count(text) == 1
+    assert len(sub_models.opened) == 1 + 2 * 4
+    assert {name for _, name, _, _ in sub_models.opened} == {m.name for v in FRONTS.values() for m in v.sub_models}
+
+
+def test_instances_of_a_gpu_open_on_their_own(start, sub_models):
+    start("GPU", "1")
+    assert {device_id for *_, device_id in sub_models.opened} == {1}
+
+
+def test_text_is_encoded_once_for_all_resolutions(start, sub_models):
+    model, small = start(), job(1, ("aa", "bbb"))
+    model.execute([request(small)])
+    large = replace(small, request=replace(small.request, frame=np.full((42, 42, 3), 1, np.uint8)))
+    model.execute([request(large, of="sam3_r42", resolution=42)])
+    model.finalize()
+    parts = [part for part, _, _ in sub_models.calls]
+    assert parts.count("vision_encoder") == 2
+    assert parts.count("text_encoder") == 1
+    assert MetricFamily.told["sam3_text_cache_total", "sam3_r42", "hit"] == 2
+
+
+@pytest.fixture
+def held(sub_models):
+    """Holds every batch in the vision encoder until it is set."""
+    let_go, entered = threading.Event(), threading.Semaphore(0)
+    encode = sub_models.vision_encoder
+
+    def wait(model, pixel_values):
+        entered.release()
+        let_go.wait()
+        return encode(model, pixel_values)
+
+    sub_models.vision_encoder = wait
+    let_go.entered = entered
+    yield let_go
+    let_go.set()
+
+
+def test_finalize_waits_for_the_batches_under_way(start, held):
+    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(UNDER_WAY)]
+    model.execute(asked)
+    ending = threading.Thread(target=model.finalize)
+    ending.start()
+    held.entered.acquire()
+    assert ending.is_alive(), "a batch is under way"
+    assert [one.sent for one in asked] == [[], []]
+    held.set()
+    ending.join()
+    assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2, 2]
+
+
+def test_no_more_batches_are_held_than_are_wanted(start, held):
+    """The next one waits in Triton's queue, where frames can still join it."""
+    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(UNDER_WAY + 1)]
+    taking = threading.Thread(target=model.execute, args=(asked,))
+    taking.start()
+    held.entered.acquire()
+    assert taking.is_alive()
+    assert not model._slots.acquire(blocking=False)
+    held.set()
+    taking.join()
+    model.finalize()
+    assert [len(one.sent) for one in asked] == [1] * len(asked)
+
+
+def test_nonsense_gets_an_error_and_the_next_batch_an_answer(start):
+    """More often than there are batches under way: an error gives its place back."""
+    model = start()
+    cases = [
+        ({"front": np.array([b"sam3_r1008"], object)}, "front: expected one of sam3_r28, sam3_r42, got 'sam3_r1008'"),
+        ({"front": np.array([b"\xff"], object)}, "front: expected one of"),
+        ({"names_per_frame": np.array([7], np.int32)}, "sam3_engine: expected input_ids (7, 5)"),
+        ({"input_ids": np.full((1, 5), 1 << 30, np.int32)}, "sam3_engine: expected input_ids of 0 to"),
+    ]
+    for changes, sentence in cases * UNDER_WAY:
+        bad, good = request(job(1, ("bbb",)), **changes), request(job(1, ("bbb",)))
+        model.execute([bad, good])
+        assert response(bad).error().message().startswith(sentence)
+        assert response(bad).error().code == TritonError.INVALID_ARG
+    model.finalize()
+    assert len(answers(good, job(1, ("bbb",)))[0].scores) == 2
+
+
+def test_a_sub_model_that_fails_is_told_to_its_batch_alone(start, sub_models):
+    decode = sub_models.decoder
+
+    def failing(model, **inputs):
+        if inputs["prompt_features"][0, 0, 0] == 4:
+            raise MemoryError("no room")
+        return decode(model, **inputs)
+
+    sub_models.decoder = failing
+    model, bad, good = start(), job(1, ("four",)), job(1, ("bbb",))
+    asked = [request(*jobs) for jobs in [(bad, bad), (good,)] * UNDER_WAY]
+    model.execute(asked)
+    model.finalize()
+    for failed, answered in zip(asked[0::2], asked[1::2], strict=True):
+        assert [str(answer) for answer in answers(failed, bad, bad)] == ["MemoryError: no room"] * 2
+        assert len(answers(answered, good)[0].scores) == 2
+
+
+def test_a_front_model_that_has_gone_does_not_stop_the_engine(start):
+    """Its answer cannot be sent; the next batch's can."""
+
+    class Gone(InferenceRequest):
+        def send(self, response, flags):
+            raise RuntimeError("the response sender has been closed")
+
+    model, jobs = start(), [job(1, ("bbb",))]
+    gone = Gone(inputs=request(*jobs).inputs())
+    bad = Gone(inputs=request(*jobs, of="nobody").inputs())
+    good = [request(*jobs) for _ in range(UNDER_WAY + 1)]
+    model.execute([gone, bad, *good])
+    model.finalize()
+    assert [len(answers(one, *jobs)[0].scores) for one in good] == [2] * len(good)
+
+
+def test_the_configuration_is_what_the_model_reads():
+    """`render_engine` writes what `initialize` takes, for the CPU and for two GPUs."""
+    fronts = {name: (variant, ENGINES) for name, variant in FRONTS.items()}
+    assert "kind: KIND_CPU, count: 1" in pbtxt.render_engine(fronts, [])
+    assert "kind: KIND_GPU, gpus: [ 0, 2 ], count: 1" in pbtxt.render_engine(fronts, [0, 2])
