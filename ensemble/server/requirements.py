@@ -13,6 +13,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+PYTHONS = ("3.10", "3.11", "3.12")
+
 
 class ServerError(RuntimeError):
     """The server cannot start or has stopped; the message says why and what to do."""
@@ -28,23 +30,20 @@ def check_repository(repository: Path) -> None:
 
 
 def find_triton() -> Path:
-    """The folder of the `pytriton` package, found without importing it. Raises ServerError where it is not
-    installed."""
+    """The folder of the `pytriton` package, found without importing it. Raises ServerError on another Python than
+    `PYTHONS`, and where it is not installed."""
+    if _python_version() not in PYTHONS:
+        raise ServerError(
+            f"expected Python {', '.join(PYTHONS)}, for which the embedded Triton and NumPy 1.26 have packages, this is"
+            f" {_python_version()}; make the environment with one of those"
+        )
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServerError(
             "expected the nvidia-pytriton package, which carries the Triton server; install it with pip install -e"
             ' ".[serve]"'
         )
-    package = Path(next(iter(spec.submodule_search_locations)))
-    stub = package / "tritonserver" / "python_backend_stubs" / _python_version()
-    if not stub.is_dir():
-        have = ", ".join(sorted(p.name for p in stub.parent.iterdir()))
-        raise ServerError(
-            f"expected Python {have} (nvidia-pytriton's stubs), this is {_python_version()}; make the environment with"
-            " one of those"
-        )
-    return package
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def check_numpy() -> None:

@@ -50,10 +50,16 @@ def test_no_shared_libpython(monkeypatch):
         preflight.find_libpython()
 
 
-def test_no_stub_for_this_python(monkeypatch):
-    monkeypatch.setattr(preflight, "_python_version", lambda: "3.77")
-    with pytest.raises(ServerError, match=r"expected Python 3.10, .* this is 3.77"):
+@pytest.mark.parametrize("version", ["3.13", "3.77"])
+def test_a_python_without_packages(monkeypatch, version):
+    monkeypatch.setattr(preflight, "_python_version", lambda: version)
+    with pytest.raises(ServerError, match=rf"expected Python 3.10, .* this is {version}"):
         preflight.find_triton()
+
+
+def test_every_python_that_is_promised_has_a_stub():
+    stubs = preflight.find_triton() / "tritonserver" / "python_backend_stubs"
+    assert set(preflight.PYTHONS) <= {path.name for path in stubs.iterdir()}
 
 
 def test_package_not_installed(monkeypatch):
