@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from rich.logging import RichHandler
-
 from ensemble.server import gpu
 from ensemble.server.embedded import EmbeddedServer, choose_ports
 from ensemble.server.memory import parse_mb
@@ -34,11 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Starts the embedded Triton on a repository and keeps it until Ctrl-C. Exit status 1: it cannot start, or cannot
     be kept."""
     options = _parser().parse_args(argv)
-    handler = RichHandler(show_path=False, show_time=False, markup=False)
-    handler.console.stderr = True
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", handlers=[handler]
-    )
+    level = logging.DEBUG if options.verbose else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server = EmbeddedServer(
@@ -111,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
     add("--resolution", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository")
     add("--gpus", type=_gpus, default=(0,), help="GPUs to serve on: all, or numbers as in 0,2; default: the first")
-    add("--gpu-memory", type=parse_mb, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
+    add("--gpu-memory", type=_megabytes, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
     add_front_options(parser)
     add("--sub-models", action="store_true", help="serve each sub-model as a Triton model too, to measure the parts")
     add(
@@ -131,6 +126,13 @@ def _gpus(text: str) -> str | tuple[int, ...]:
     if not all(part.isdigit() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"expected all, or numbers with commas between them as in 0,2; got {text!r}")
     return tuple(dict.fromkeys(map(int, text.split(","))))
+
+
+def _megabytes(text: str) -> float:
+    try:
+        return parse_mb(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _ports(address: str, given: Sequence[int | None]) -> list[int]:

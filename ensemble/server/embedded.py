@@ -34,7 +34,7 @@ from ensemble.server.requirements import (
     find_triton,
     lay_out_backends,
 )
-from ensemble.spec import is_front_name
+from ensemble.spec import Variant, is_front_name
 
 NO_METRICS = "--allow-metrics=false"
 PROBE_SIDE = 14
@@ -122,7 +122,8 @@ class EmbeddedServer:
         package = find_triton()
         check_numpy()
         libpython = find_libpython()
-        served, cards = self._served(), self._cards()
+        served = self._served()
+        cards = self._cards(served)
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             self._check(served, cards)
         # A GPU more is work for as many front models more.
@@ -131,10 +132,9 @@ class EmbeddedServer:
         try:
             self.root = repository.lay_out(wide, self._scratch, list(cards), self._sub_models)
             command = self._command(package, lay_out_backends(package, self._scratch))
-            # Models in one process hand over no GPU tensors: Triton's pools would be memory that nobody uses.
-            command += [
-                f"--cuda-memory-pool-byte-size={number}:{round(self._pool_mb(served) * MB)}" for number in cards
-            ]
+            pool = round(self._pool([s.variant for s in served]) * MB)
+            words = [f"{start_check.POOL_FLAG}{number}:" for number in cards]
+            command += [f"{word}{pool}" for word in words if not any(a.startswith(word) for a in self._arguments)]
             command += self._arguments
             self._process = ServerProcess(command, environment(package, libpython))
             self._wait_until_ready()
@@ -212,19 +212,21 @@ class EmbeddedServer:
         find_triton()
         check_numpy()
         find_libpython()
-        served, cards = self._served(), self._cards()
+        served = self._served()
+        cards = self._cards(served)
         self._check(served, cards)
-        return start_check.report(served, cards, self._pool_mb(served))
+        return start_check.report(served, cards, self._pool)
 
     def _served(self) -> list[repository.Served]:
         found = repository.read(self.repository)
         chosen = repository.choose(found, self._resolutions) if self._resolutions else found
+        repository.check_engines(chosen)
         return repository.adjusted(chosen, self._front)
 
-    def _cards(self) -> dict[int, gpu.Gpu | None]:
+    def _cards(self, served: Sequence[repository.Served]) -> dict[int, gpu.Gpu | None]:
         """The GPUs to serve on by number, None for one that NVML does not show: no GPU at all for models of the CPU.
         Raises ServerError for a number that is not there."""
-        if not any(s.on_gpu for s in self._served()):
+        if not any(s.on_gpu for s in served):
             return {}
         there = gpu.gpus()
         missing = [number for number in self._gpus if number >= len(there)]
@@ -235,11 +237,15 @@ class EmbeddedServer:
     def _check(self, served: Sequence[repository.Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
         for card in cards.values() or (None,):
             host = start_check.Host(card, stated_mb=self._gpu_memory_mb)
-            start_check.check(self.repository, served, host, lambda variants: self._pool_mb(served))
+            start_check.check(self.repository, served, host, self._pool)
 
-    def _pool_mb(self, served: Sequence[repository.Served]) -> float:
-        """Megabytes of Triton's pool on each GPU: models in one process hand over no GPU tensors, so none there."""
-        return pool_mb([s.variant for s in served]) if self._sub_models else 0.0
+    def _pool(self, variants: Sequence[Variant]) -> float:
+        """Megabytes of Triton's CUDA pool on each GPU: as in the further arguments; else what the sub-models hand over,
+        which is nothing where all are in one process."""
+        stated = start_check.stated_pool_mb(self._arguments)
+        if stated is not None:
+            return stated
+        return pool_mb(variants) if self._sub_models else 0.0
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None, "start() has made it"

@@ -141,21 +141,25 @@ def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Serv
         raise ServerError(str(error)) from None
 
 
+def check_engines(served: Sequence[Served]) -> None:
+    """Raises ServerError for an engine that only the container has."""
+    for artifact in (a for one in served for a in one.artifacts):
+        if artifact.config.backend not in ("python", ""):
+            raise ServerError(
+                f"{artifact.model} is a {artifact.config.backend} model, which the embedded server cannot run;"
+                " start it with docker compose up, or export for this server with sam3-export --engine onnxruntime"
+            )
+
+
 def lay_out(served: Sequence[Served], folder: Path, gpus: Sequence[int] = (), sub_models: bool = False) -> Path:
     """The repository that the embedded server loads, in `folder`, which it returns: the front models, and the engine
     model that holds their sub-models on each of `gpus`, or on the CPU where none is named.
 
     With `sub_models` each sub-model is a Triton model of its own instead, and the front models call them. Artifacts are
-    linked, never copied. Raises ServerError for an engine that only the container has.
+    linked, never copied.
     """
     root = folder / "repository"
     for one in served:
-        for artifact in one.artifacts:
-            if artifact.config.backend not in ("python", ""):
-                raise ServerError(
-                    f"{artifact.model} is a {artifact.config.backend} model, which the embedded server cannot run;"
-                    " start it with docker compose up, or export for this server with sam3-export --engine onnxruntime"
-                )
         front = pbtxt.write(one.variant.front, one.variant, one.engine, root, engine_model=not sub_models)
         text_encoder = next(a for a in one.artifacts if a.model == one.variant.text_encoder.name)
         _link(front / "1" / "tokenizer.json", text_encoder.folder / "1" / "tokenizer.json")

@@ -20,8 +20,8 @@ from ensemble.server.requirements import ServerError
 from ensemble.spec import RESOLUTIONS, Variant
 
 log = logging.getLogger(__name__)
-POOL_FLAG = "--cuda-memory-pool-byte-size=0:"
-"""Of the GPU that models are placed on, by the number that CUDA gives it here."""
+POOL_FLAG = "--cuda-memory-pool-byte-size="
+"""Followed by a GPU's number, as CUDA counts here, a colon and bytes."""
 Pool = Callable[[Sequence[Variant]], float]
 """Megabytes that Triton's pool has on the GPU where these variants are served."""
 
@@ -52,7 +52,7 @@ def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool) ->
     check_memory(placed, host, pool)
 
 
-def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool_mb: float) -> dict[str, Any]:
+def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool: Pool) -> dict[str, Any]:
     """What is served on what, and the memory that it is reckoned to take: `lines` for people, the rest for programs."""
     models = [
         {"model": s.variant.front_name, "engine": s.engine, "max_batch": s.variant.max_batch, "on_gpu": s.on_gpu}
@@ -60,7 +60,7 @@ def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool_m
     ]
     lines = [f"{m['model']}: {m['engine']}, batches of up to {m['max_batch']} frames" for m in models]
     placed = [s for s in served if s.on_gpu]
-    needed = need_of(placed, lambda variants: pool_mb) if placed else None
+    needed = need_of(placed, pool) if placed else None
     found = []
     for number, card in cards.items():
         free = card.free_mb if card else None
@@ -152,7 +152,7 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool) -> None:
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
         f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}."
-        f" {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory-mb, or"
+        f" {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory, or"
         " SAM3_GPU_MEMORY_MB in the container"
     )
 
@@ -173,7 +173,7 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
         if rest.total <= free_mb:
             names = " ".join(str(s.variant.resolution) for s in served[first:])
             return (
-                f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolutions, or"
+                f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolution, or"
                 " SAM3_RESOLUTIONS in the container"
             )
     last, weights = served[-1], need_of(served[-1:], pool).weights
@@ -201,9 +201,10 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
 
 
 def stated_pool_mb(arguments: Sequence[str]) -> float | None:
-    """The pool in tritonserver's arguments, the last word of several; None where there is none, which means
+    """The first GPU's pool in tritonserver's arguments, the last word of several; None where there is none, which means
     `DEFAULT_POOL_MB`."""
-    sizes = [int(word.removeprefix(POOL_FLAG)) for word in arguments if word.startswith(POOL_FLAG)]
+    flag = f"{POOL_FLAG}0:"
+    sizes = [int(word.removeprefix(flag)) for word in arguments if word.startswith(flag)]
     return sizes[-1] / MB if sizes else None
 
 

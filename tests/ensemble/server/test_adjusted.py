@@ -48,7 +48,7 @@ def test_smaller_batches_on_one_instance(repository: Path) -> None:
 
     changed = {"max_batch": 2, "front_instances": 1, "queue_delay_us": 700}
     with EmbeddedServer(repository, resolutions=[140], front=changed) as server:
-        written = server._root.joinpath("sam3_r140", "config.pbtxt").read_text()
+        written = server.root.joinpath("sam3_r140", "config.pbtxt").read_text()
         assert "max_batch_size: 2" in written
         assert "max_queue_delay_microseconds: 700" in written
         small = asyncio.run(ask(server.grpc_url))

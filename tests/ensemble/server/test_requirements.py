@@ -7,12 +7,9 @@ import sys
 import numpy
 import pytest
 
-from ensemble import pbtxt
-from ensemble.server import cli as serve
 from ensemble.server import embedded as server
 from ensemble.server import requirements as preflight
 from ensemble.server.requirements import ServerError
-from ensemble.spec import Variant
 
 
 def test_a_folder_without_models(tmp_path):
@@ -20,20 +17,6 @@ def test_a_folder_without_models(tmp_path):
         preflight.check_repository(tmp_path)
     with pytest.raises(ServerError, match="expected a model repository at"):
         preflight.check_repository(tmp_path / "nowhere")
-
-
-def test_a_python_model_without_model_py(tmp_path):
-    variant = Variant(resolution=28)
-    (pbtxt.write(variant.decoder, variant, "onnxruntime", tmp_path) / "1" / "model.py").unlink()
-    with pytest.raises(ServerError, match=r"sam3_decoder_r28_q200: expected .*model.py; write it with sam3-export"):
-        preflight.check_repository(tmp_path)
-
-
-def test_a_repository_of_plans(tmp_path):
-    variant = Variant(resolution=28)
-    pbtxt.write(variant.decoder, variant, "tensorrt", tmp_path)
-    with pytest.raises(ServerError, match=r"TensorRT plan, .* docker compose up"):
-        preflight.check_repository(tmp_path)
 
 
 def test_numpy_2(monkeypatch):
@@ -80,20 +63,3 @@ def test_a_port_that_is_taken(tmp_path):
 def test_free_ports_are_three_different_ones(tmp_path):
     made = server.EmbeddedServer(tmp_path)
     assert len({made.http_port, made.grpc_port, made.metrics_port}) == 3
-
-
-def test_the_command_says_what_is_missing(tmp_path, capsys):
-    assert serve.main(["--repository", str(tmp_path), "--http-port", "0"]) == 1
-    assert "found no */config.pbtxt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("line", "level", "text"),
-    [
-        ('E1121 13:04:17.672863 3657 pb_stub.cc:714] "it failed"', "error", "13:04:17 error it failed"),
-        ('I1121 13:03:26.896135 3657 grpc_server.cc:2558] "Started"', "info", "13:03:26 info Started"),
-        ("| front | 1 | READY |", "", "| front | 1 | READY |"),
-    ],
-)
-def test_log_lines_become_readable(line, level, text):
-    assert server._readable(line) == (level, text)

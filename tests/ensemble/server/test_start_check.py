@@ -3,61 +3,41 @@ memory. No GPU is needed: it is described."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from ensemble import pbtxt
-from ensemble.server import container as start
-from ensemble.server import gpu, start_check
+from ensemble.server import embedded, gpu, start_check
 from ensemble.server import repository as placement
-from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.gpu import Gpu, decode_tensorrt
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.requirements import ServerError
 from ensemble.server.start_check import Host
-from ensemble.spec import ENGINES, Variant
+from ensemble.spec import Variant
+from tests.ensemble.server.repositories import write
 
 H200 = Gpu("NVIDIA H200", "9.0", 143_771, 143_000)
 FULL = Gpu("NVIDIA H200", "9.0", 143_771, 3_000)
 CARD = Gpu("NVIDIA GeForce RTX 4060", "8.9", 8_188, 7_800)
 BUILT_FOR = {"tensorrt": "10.7.0.23", "gpu": "NVIDIA H200", "compute_capability": "9.0"}
-ARTIFACT_MB = {"vision_encoder": 880, "text_encoder": 680, "geometry_encoder": 20, "decoder": 60, "mask_head": 10}
 
 
-def write(
-    root: Path, resolutions: Sequence[int], engine: str = "tensorrt", *, built_for: dict | None = None, **limits: int
-) -> Path:
-    """A repository with artifacts of the real sizes, which are holes: they take no room."""
-    for resolution in resolutions:
-        variant = Variant(resolution=resolution, **limits)
-        for model in (*variant.sub_models, variant.front):
-            folder = pbtxt.write(model, variant, engine, root)
-            if model.part == "front":
-                continue
-            with (folder / "1" / ENGINES[engine].artifact).open("wb") as file:
-                file.truncate(ARTIFACT_MB[model.part] << 20)
-            if built_for is not None:
-                data = {"checkpoint": {"name": "facebook/sam3"}, "built_for": built_for}
-                (folder / placement.MANIFEST).write_text(json.dumps(data))
-    return root
+@pytest.fixture
+def check(caplog):
+    """Checks a repository on a host: returns the warnings, or raises ServerError where the server must not start."""
 
+    def run(root: Path, host: Host) -> list[str]:
+        caplog.clear()
+        start_check.check(root, placement.read(root), host, pool_mb)
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
-def check(root: Path, host: Host, **kind: object) -> list[str]:
-    """What is said; raises ServerError where the server must not start."""
-    said: list[str] = []
-    start_check.check(root, placement.read(root), host, pool_mb, said.append)
-    return said
+    return run
 
 
 # ---- memory
-def test_the_figures_and_what_does_fit(tmp_path):
+def test_the_figures_and_what_does_fit(check, tmp_path):
     write(tmp_path, [1008], built_for={})
     with pytest.raises(ServerError) as refused:
         check(tmp_path, Host(CARD))
@@ -81,7 +61,7 @@ def test_the_figures_and_what_does_fit(tmp_path):
         pytest.param([560], {}, 4_000, "560 exported with --max-batch", id="no lower resolution"),
     ],
 )
-def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentence):
+def test_the_nearest_that_fits(check, tmp_path, resolutions, limits, megabytes, sentence):
     write(tmp_path, resolutions, **limits)
     with pytest.raises(
         ServerError, match=r"modelled \(fitted by sam3-perf to .*\); the GPU has .* as stated"
@@ -90,15 +70,15 @@ def test_the_nearest_that_fits(tmp_path, resolutions, limits, megabytes, sentenc
     assert sentence in str(refused.value)
 
 
-def test_packages_need_no_export_for_smaller_batches(tmp_path):
+def test_packages_need_no_export_for_smaller_batches(check, tmp_path):
     write(tmp_path, [1008], "aoti")
     with pytest.raises(ServerError, match=r"What fits: 1008 served with --max-batch 5 \("):
         check(tmp_path, Host(None, stated_mb=14_000))
     found = placement.adjusted(placement.read(tmp_path), {"max_batch": 5})
-    start_check.check(tmp_path, found, Host(None, stated_mb=14_000), pool_mb, print)
+    start_check.check(tmp_path, found, Host(None, stated_mb=14_000), pool_mb)
 
 
-def test_what_is_proposed_is_accepted(tmp_path):
+def test_what_is_proposed_is_accepted(check, tmp_path):
     """The sentence is no guess: the variant that it names passes the check that it comes from."""
     write(tmp_path / "five", [1008], max_batch=5)
     assert check(tmp_path / "five", Host(CARD))
@@ -107,7 +87,7 @@ def test_what_is_proposed_is_accepted(tmp_path):
         check(tmp_path / "six", Host(CARD))
 
 
-def test_a_stated_amount_is_taken_in_place_of_what_is_free(tmp_path):
+def test_a_stated_amount_is_taken_in_place_of_what_is_free(check, tmp_path):
     write(tmp_path, [1008])
     check(tmp_path, Host(CARD, stated_mb=11_000))
     with pytest.raises(ServerError, match="the GPU has 9,000 MB, as stated"):
@@ -121,34 +101,47 @@ def test_a_stated_amount_is_taken_in_place_of_what_is_free(tmp_path):
         pytest.param([FULL, H200], True, id="room on the second"),
     ],
 )
-def test_the_first_of_several_gpus_decides(tmp_path, monkeypatch, cards, refused):
+def test_the_first_of_several_gpus_decides(check, tmp_path, monkeypatch, cards, refused):
     write(tmp_path, [672], built_for=BUILT_FOR)
     monkeypatch.setattr(gpu, "gpus", lambda: cards)
     with pytest.raises(ServerError, match="3,000 of them free") if refused else nullcontext():
         check(tmp_path, Host.here())
 
 
-def test_the_embedded_server_asks_for_one_pool(tmp_path, monkeypatch):
-    """On the GPU that its models are placed on, whatever the others are; a pool of the caller's own stays the only
-    one."""
+@pytest.fixture
+def pools(tmp_path, monkeypatch):
+    """The pools in the command with which a server of packages would be started, on a machine with two GPUs."""
     root = write(tmp_path, [672], "aoti", built_for=BUILT_FOR)
-    monkeypatch.setattr(gpu, "gpus", lambda: [H200, CARD])
+    monkeypatch.setattr(gpu, "gpus", lambda: [H200, H200])
 
-    def pools(*arguments: str) -> list[str]:
+    def words(*arguments: str, **options) -> list[str]:
         commands: list[list[str]] = []
 
-        def live(server, command, environment, started):
+        def start(command, environment):
             commands.append(command)
-            started.set_exception(OSError("not started here"))
+            raise OSError("not started here")
 
-        monkeypatch.setattr(EmbeddedServer, "_live", live)
+        monkeypatch.setattr(embedded, "ServerProcess", start)
         with pytest.raises(OSError, match="not started here"):
-            EmbeddedServer(root, arguments=arguments).start()
-        return [word for word in commands[0] if "memory-pool" in word]
+            embedded.EmbeddedServer(root, arguments=arguments, **options).start()
+        return [word.removeprefix("--cuda-memory-pool-byte-size=") for word in commands[0] if "memory-pool" in word]
 
+    return words
+
+
+def test_the_embedded_server_asks_for_one_pool(pools):
+    """On the GPU that its models are placed on, whatever the others are; a pool of the caller's own stays the only
+    one."""
     needed = round(pool_mb([Variant(resolution=672)]) * MB)
-    assert pools() == [f"--cuda-memory-pool-byte-size=0:{needed}"]
-    assert pools("--cuda-memory-pool-byte-size=0:1000") == ["--cuda-memory-pool-byte-size=0:1000"]
+    assert pools(sub_models=True) == [f"0:{needed}"]
+    assert pools("--cuda-memory-pool-byte-size=0:1000", sub_models=True) == ["0:1000"]
+
+
+def test_the_engine_model_needs_no_pool(pools):
+    """Its sub-models hand over nothing through Triton: Triton's own 64 MB would be nobody's."""
+    assert pools() == ["0:0"]
+    assert pools(gpus=[0, 1]) == ["0:0", "1:0"]
+    assert pools("--cuda-memory-pool-byte-size=1:1000", gpus=[0, 1]) == ["0:0", "1:1000"]
 
 
 def test_a_pool_of_another_gpu_is_not_the_models():
@@ -163,24 +156,24 @@ def test_shared_weights_count_once(tmp_path):
     assert weights == pytest.approx(2 * (880 + 20 + 60 + 10) + 680)
 
 
-def test_without_a_gpu_the_sentence_says_so(tmp_path):
+def test_without_a_gpu_the_sentence_says_so(check, tmp_path):
     assert any("memory is not checked" in line for line in check(write(tmp_path, [1008]), Host(None)))
 
 
-def test_models_for_the_cpu_are_not_checked(tmp_path):
+def test_models_for_the_cpu_are_not_checked(check, tmp_path):
     root = write(tmp_path, [1008], "onnxruntime")
     assert check(root, Host(CARD, stated_mb=1.0)) == []
 
 
 def test_the_embedded_server_refuses_before_anything_runs(tmp_path):
-    server = EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=6_000)
+    server = embedded.EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=6_000)
     with pytest.raises(ServerError, match=r"sam3_r1008: needs .* the GPU has 6,000 MB, as stated"):
         server.start()
     assert server.pid is None
 
 
 # ---- what was built
-def test_artifacts_that_were_never_built(tmp_path):
+def test_artifacts_that_were_never_built(check, tmp_path):
     """The committed repository as it comes: configurations and no plans."""
     committed = Path(__file__).parents[3] / "model_repository"
     for path in committed.glob("*/config.pbtxt"):
@@ -226,7 +219,7 @@ def test_the_command_repeats_what_is_not_usual(tmp_path):
         ),
     ],
 )
-def test_artifacts_of_another_machine(tmp_path, engine, built_for, card, tensorrt, sentence):
+def test_artifacts_of_another_machine(check, tmp_path, engine, built_for, card, tensorrt, sentence):
     root = write(tmp_path, [672], engine, built_for=built_for)
     if sentence is None:
         assert check(root, Host(card, tensorrt)) == []
@@ -241,7 +234,7 @@ def test_artifacts_of_another_machine(tmp_path, engine, built_for, card, tensorr
     assert ("docker compose run --rm build" in text) == (engine == "tensorrt")
 
 
-def test_what_cannot_be_compared_is_said(tmp_path):
+def test_what_cannot_be_compared_is_said(check, tmp_path):
     said = check(write(tmp_path, [672], built_for=BUILT_FOR), Host(H200, None))
     assert said == ["not compared with this TensorRT, since its library (libnvinfer) cannot be loaded here"]
     said = check(write(tmp_path / "old", [672]), Host(H200, "10.7.0"))
@@ -254,99 +247,3 @@ def test_what_cannot_be_compared_is_said(tmp_path):
 )
 def test_tensorrt_counts_its_version_in_two_ways(number, version):
     assert decode_tensorrt(number) == version
-
-
-# ---- the container's first process
-def begin(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m ensemble.server.container` as the container runs it, with another program in the server's place."""
-    words = [sys.executable, "-m", "ensemble.server.container", *command]
-    return subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, check=False, timeout=60)
-
-
-def test_the_process_becomes_the_server(tmp_path):
-    write(tmp_path, [672], built_for={})
-    done = begin("echo", f"--model-repository={tmp_path}", "--exit-on-error=true")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"--model-repository={tmp_path} --exit-on-error=true\n"
-
-
-def test_the_server_does_not_start_where_it_cannot_fit(tmp_path):
-    write(tmp_path, [672])
-    pool = f"--cuda-memory-pool-byte-size=0:{2 << 30}"
-    done = begin("echo", f"--model-repository={tmp_path}", pool, SAM3_GPU_MEMORY_MB="4000")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "memory pool 2,048" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("environment", "links"),
-    [
-        pytest.param({}, {"sam3_r672"}, id="what is built"),
-        pytest.param({"SAM3_RESOLUTIONS": "672"}, {"sam3_r672"}, id="what is asked for"),
-    ],
-)
-def test_only_some_resolutions(tmp_path, environment, links):
-    write(tmp_path, [672])
-    variant = Variant(resolution=1008)
-    for model in (*variant.sub_models, variant.front):
-        pbtxt.write(model, variant, "tensorrt", tmp_path)
-    done = begin("sh", "-c", 'ls "${0#--model-repository=}"', f"--model-repository={tmp_path}", **environment)
-    assert done.returncode == 0, done.stderr
-    served = set(done.stdout.split())
-    assert {name for name in served if name.startswith("sam3_r")} == links
-    assert {"sam3_text_encoder", "sam3_decoder_r672_q200"} <= served
-    assert ("not served, since not built: sam3_r1008" in done.stderr) == (not environment)
-    assert ("--resolution 1008" in done.stderr) == (not environment)
-
-
-def test_other_batches_than_exported(tmp_path):
-    """The server gets a configuration of its own; the repository, which the container cannot write, stays as it is."""
-    write(tmp_path, [672])
-    settings = {"SAM3_MAX_BATCH": "4", "SAM3_FRONT_INSTANCES": "1", "SAM3_QUEUE_DELAY_US": "0"}
-    shown = 'cat "${0#--model-repository=}"/sam3_r672/config.pbtxt'
-    done = begin("sh", "-c", shown, f"--model-repository={tmp_path}", **settings)
-    assert done.returncode == 0, done.stderr
-    for line in ("max_batch_size: 4", "count: 1", "max_queue_delay_microseconds: 0"):
-        assert line in done.stdout
-    assert "max_batch_size: 8" in (tmp_path / "sam3_r672" / "config.pbtxt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("command", "environment", "status", "sentence"),
-    [
-        pytest.param([], {}, 2, "expected the server's command", id="no command"),
-        pytest.param(["echo"], {}, 1, "expected --model-repository=FOLDER", id="no repository"),
-        pytest.param(
-            ["echo", "--model-repository=/nowhere"], {}, 1, "found none; write one with sam3-export", id="nothing there"
-        ),
-        pytest.param(
-            ["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "big"}, 2, "are numbers with spaces", id="no number"
-        ),
-        pytest.param(
-            ["echo", "--model-repository=R"], {"SAM3_RESOLUTIONS": "840"}, 1, "(672), got 840", id="not there"
-        ),
-        pytest.param(
-            ["echo", "--model-repository=R"], {"SAM3_MAX_BATCH": "9"}, 1, "got 9; export it with", id="large batches"
-        ),
-        pytest.param(
-            ["echo", "--model-repository=R"],
-            {"SAM3_QUEUE_DELAY_US": "soon"},
-            2,
-            "SAM3_QUEUE_DELAY_US one number each",
-            id="no delay",
-        ),
-    ],
-)
-def test_refusals(tmp_path, command, environment, status, sentence):
-    write(tmp_path, [672])
-    done = begin(*(word.replace("=R", f"={tmp_path}") for word in command), **environment)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert sentence in done.stderr
-
-
-def test_a_front_model_of_someone_else(tmp_path):
-    (tmp_path / "sam3_r672").mkdir()
-    (tmp_path / "sam3_r672" / "config.pbtxt").write_text('name: "sam3_r672"\n')
-    with pytest.raises(ServerError, match="names no variant; write the repository again"):
-        start.prepare(["tritonserver", f"--model-repository={tmp_path}"], [], None, {})

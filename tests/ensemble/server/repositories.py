@@ -1,0 +1,31 @@
+"""Model repositories with artifacts of the real sizes, for tests that load nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ensemble import pbtxt
+from ensemble.server import repository
+from ensemble.spec import ENGINES, Variant
+
+ARTIFACT_MB = {"vision_encoder": 880, "text_encoder": 680, "geometry_encoder": 20, "decoder": 60, "mask_head": 10}
+
+
+def write(
+    root: Path, resolutions: Sequence[int], engine: str = "tensorrt", *, built_for: dict | None = None, **limits: int
+) -> Path:
+    """Writes a repository whose artifacts are holes: they take no room."""
+    for resolution in resolutions:
+        variant = Variant(resolution=resolution, **limits)
+        for model in (*variant.sub_models, variant.front):
+            folder = pbtxt.write(model, variant, engine, root)
+            if model.part == "front":
+                continue
+            with (folder / "1" / ENGINES[engine].artifact).open("wb") as file:
+                file.truncate(ARTIFACT_MB[model.part] << 20)
+            if built_for is not None:
+                data = {"checkpoint": {"name": "facebook/sam3"}, "built_for": built_for}
+                (folder / repository.MANIFEST).write_text(json.dumps(data))
+    return root
