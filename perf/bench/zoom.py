@@ -39,7 +39,7 @@ EXAMPLES = """example:
   sam3-perf bench zoom --repository build/repository --low sam3_r140 --high sam3_r252"""
 
 
-class Tally:
+class Comparison:
     """Ground truth of the scenes, and what each way found in them and took for it."""
 
     def __init__(self) -> None:
@@ -88,9 +88,9 @@ class Tally:
         return rows
 
 
-async def measure(server: EmbeddedServer, low_model: str, high_model: str, scenes: int, shrink: float) -> Tally:
+async def measure(server: EmbeddedServer, low_model: str, high_model: str, scenes: int, shrink: float) -> Comparison:
     """Looks at `scenes` held-out scenes, their objects shrunk to `shrink` of their size, in every way."""
-    tally = Tally()
+    compared = Comparison()
     async with (
         AsyncClient(server.grpc_url, model=low_model) as low,
         AsyncClient(server.grpc_url, model=high_model) as high,
@@ -102,7 +102,7 @@ async def measure(server: EmbeddedServer, low_model: str, high_model: str, scene
             classes = sorted({f"{i.colour} {i.shape}" for i in rendering.instances})
             if not classes:
                 continue
-            ids, jpeg = tally.scene(rendering, classes), to_jpeg(rendering.frame)
+            ids, jpeg = compared.scene(rendering, classes), to_jpeg(rendering.frame)
 
             async def ask(crop: bytes, classes: list[str] = classes) -> Detections:
                 return await high.detect(crop, classes, threshold=FLOOR)
@@ -115,11 +115,11 @@ async def measure(server: EmbeddedServer, low_model: str, high_model: str, scene
                     frame, await first(), Zoom(high_model, suspect=0.1, crops=crops, least=0.35), ask
                 )
 
-            await tally.look(f"{low_model} alone", ids, first)
-            await tally.look(f"{high_model} alone", ids, partial(ask, jpeg))
+            await compared.look(f"{low_model} alone", ids, first)
+            await compared.look(f"{high_model} alone", ids, partial(ask, jpeg))
             for crops in CROPS:
-                await tally.look(f"zoom, {crops} crops", ids, partial(closer, crops))
-    return tally
+                await compared.look(f"zoom, {crops} crops", ids, partial(closer, crops))
+    return compared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,11 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         with EmbeddedServer(options.repository) as server:
-            tally = asyncio.run(measure(server, options.low, options.high, options.scenes, options.shrink))
+            compared = asyncio.run(measure(server, options.low, options.high, options.scenes, options.shrink))
     except (ServerError, Sam3ServerError) as error:
         return refuse(parser.prog, error)
-    side = round(float(np.median([np.sqrt(entry["area"]) for entry in tally.truth])), 1)
-    counts = {"scenes": len(tally.images), "objects": len(tally.truth), "median_side_px": side}
+    side = round(float(np.median([np.sqrt(entry["area"]) for entry in compared.truth])), 1)
+    counts = {"scenes": len(compared.images), "objects": len(compared.truth), "median_side_px": side}
     title = f"{counts['scenes']} scenes, {counts['objects']} objects"
-    record.publish(options.output, record.new(parser.prog, argv) | counts | {"rows": tally.rows()}, title)
+    record.publish(options.output, record.new(parser.prog, argv) | counts | {"rows": compared.rows()}, title)
     return 0
