@@ -54,7 +54,7 @@ def films(folder: Path, cameras: int, frames: int, size: str, seed: int) -> list
     stamp = folder / "request.json"
     if not stamp.is_file() or json.loads(stamp.read_text()) != request:
         options = [word for name, value in request.items() for word in (f"--{name}", str(value))]
-        run("export.tiny.videos", "--out", str(folder), *options)
+        run("export.tiny.videos", "--output", str(folder), *options)
         stamp.write_text(json.dumps(request))
     paths = [folder / f"camera_{i + 1}.mp4" for i in range(cameras)]
     return [

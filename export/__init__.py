@@ -1,2 +1,2 @@
-"""From a SAM3 checkpoint to what an engine runs: five sub-models, exported, checked against the checkpoint itself, and
+"""The export of a SAM3 checkpoint: five sub-models, built for an engine, checked against the checkpoint itself, and
 laid out as a Triton repository."""

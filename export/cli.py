@@ -37,6 +37,14 @@ Every artifact is measured against the checkpoint itself before it enters the re
 are kept. The last line of standard output is one JSON object."""
 
 ANYWHERE = next(engine.name for engine in ENGINES.values() if not engine.on_gpu)
+COUNTS = {
+    "max_batch": "most frames in one vision-encoder call",
+    "max_pairs": "most (image, class) pairs in one decoder call",
+    "max_boxes": "most exemplar boxes of one class",
+    "max_picks": "most masks of one mask-head row",
+    "front_instances": "front models side by side; changing it rewrites configurations only",
+}
+"""Fields of a variant that are options of their own, and their help."""
 STEPS = 8
 """Steps of `export_variant` when everything is built."""
 
@@ -68,13 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--engine", default=ANYWHERE, help=f"one of {', '.join(ENGINES)}; default %(default)s")
     add("--precision", help=f"fp32 or fp16; default: {precisions}")
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
-    for name, what in {
-        "max_batch": "most frames in one vision-encoder call",
-        "max_pairs": "most (image, class) pairs in one decoder call",
-        "max_boxes": "most exemplar boxes of one class",
-        "max_picks": "most masks of one mask-head row",
-        "front_instances": "front models side by side; changing it rewrites configurations only",
-    }.items():
+    for name, what in COUNTS.items():
         option = f"--{name.replace('_', '-')}"
         add(option, type=int, default=getattr(usual, name), help=f"{what}; default %(default)s")
     add("--frames", type=Path, help="folder of images to verify with; default: drawn scenes")
@@ -156,21 +158,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
         source = load(arguments.checkpoint)
-    variants = [
-        Variant(
-            resolution=resolution,
-            queries=source.record.num_queries if arguments.queries is None else arguments.queries,
-            precision=precision,
-            max_batch=arguments.max_batch,
-            max_pairs=arguments.max_pairs,
-            max_boxes=arguments.max_boxes,
-            max_picks=arguments.max_picks,
-            front_instances=arguments.front_instances,
-            checkpoint=source.record,
-        )
-        for resolution in dict.fromkeys(arguments.resolution)
-    ]
-    return source, variants
+    queries = source.record.num_queries if arguments.queries is None else arguments.queries
+    counts = {name: getattr(arguments, name) for name in COUNTS}
+    resolutions = dict.fromkeys(arguments.resolution)
+    return source, [Variant(r, queries, precision, checkpoint=source.record, **counts) for r in resolutions]
 
 
 def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Variant]) -> list[Written]:

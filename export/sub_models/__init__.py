@@ -1,1 +1,1 @@
-"""The five sub-models as torch modules, written the way an ONNX runtime or TensorRT runs them fastest."""
+"""The five sub-models of SAM3 as torch modules, written the way that ONNX Runtime or TensorRT runs them fastest."""

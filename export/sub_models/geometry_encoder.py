@@ -1,5 +1,5 @@
-"""Exemplar boxes to prompt features: the coarsest feature map and the boxes of each (image, class) pair in, one token
-for each box and a class token out.
+"""The geometry encoder of SAM3: encodes the exemplar boxes of each (image, class) pair as prompt features, one token
+for each box and a class token.
 
 transformers puts the class token right behind the last real box; here it is first. Attention does not depend on the
 order of tokens, so every token's value is the same and nothing needs to be scattered. Keys and values of the image are
@@ -30,9 +30,8 @@ class GeometryEncoder(nn.Module):
         source, config = model.geometry_encoder, model.config.vision_config
         self.patches: int = config.image_size // config.backbone_config.patch_size
         self.roi_size: int = source.roi_size
-        self.register_buffer(
-            "positions", sine_map(model.vision_encoder.neck.position_encoding, source.hidden_size, self.patches)
-        )
+        positions = sine_map(model.vision_encoder.neck.position_encoding, source.hidden_size, self.patches)
+        self.register_buffer("positions", positions)
         self.sine = BoxSine(source.hidden_size // 2)
         self.labels, self.class_token = source.label_embed, source.cls_embed
         self.box_projection, self.position_projection = source.boxes_direct_project, source.boxes_pos_enc_project
@@ -53,12 +52,11 @@ class GeometryEncoder(nn.Module):
         return layer_norm(self.norm, x)
 
     def embed_boxes(self, image: Tensor, image_index: Tensor, boxes: Tensor, box_labels: Tensor) -> Tensor:
-        """Sum of four codes of a box: its coordinates, what the image shows in it, the sine code of its centre, its
-        label. [N,K,C]"""
+        """Sum of four codes of a box [N,K,C]: its coordinates, the image inside it, the sine code of its centre, its
+        label."""
         p, dtype = self.patches, image.dtype
-        normed = (
-            layer_norm(self.vision_norm, image.float()).transpose(1, 2).unflatten(2, (p, p))
-        )  # [B,C,p,p], fp32 as the boxes are
+        normed = layer_norm(self.vision_norm, image.float()).transpose(1, 2)  # fp32 as the boxes are
+        normed = normed.unflatten(2, (p, p))  # [B,C,p,p]
         corners = box_cxcywh_to_xyxy(boxes) * p  # in feature-map pixels
         index = image_index.to(boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
         regions = torch.cat([index, corners], -1).flatten(0, 1)  # [N*K,5]
@@ -77,12 +75,8 @@ class GeometryLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(layer.self_attn, ("qkv",), form)
         self.image_attention = Attention(layer.cross_attn, ("q", "k", "v"), form)
-        self.norm1, self.norm2, self.norm3, self.mlp = (
-            layer.layer_norm1,
-            layer.layer_norm2,
-            layer.layer_norm3,
-            layer.mlp,
-        )
+        self.norm1, self.norm2, self.norm3 = layer.layer_norm1, layer.layer_norm2, layer.layer_norm3
+        self.mlp = layer.mlp
 
     def forward(self, x: Tensor, bias: Tensor, image: Tensor, positioned: Tensor, image_index: Tensor) -> Tensor:
         x = x + self.self_attention(layer_norm(self.norm1, x), bias=bias)

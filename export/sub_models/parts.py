@@ -17,13 +17,13 @@ from export.sub_models.precision import in_precision, spell_group_norms
 from export.sub_models.text_encoder import TextEncoder
 from export.sub_models.vision_encoder import VisionEncoder
 
-WITHOUT_UPSAMPLING = {
+BUILDERS = {
     "vision_encoder": VisionEncoder,
     "text_encoder": TextEncoder,
     "geometry_encoder": GeometryEncoder,
     "decoder": Decoder,
 }
-PARTS = (*WITHOUT_UPSAMPLING, "mask_head")
+PARTS = (*BUILDERS, "mask_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.M
     and copies otherwise."""
     if style.kernels and precision == "fp16":
         return make_fused_part(part, model, precision, "gpu")
-    if part == "mask_head":
+    if part == "mask_head":  # the only one that upsamples
         module: nn.Module = MaskHead(model, style.attention, style.upsampling)
     else:
-        module = WITHOUT_UPSAMPLING[part](model, style.attention)
+        module = BUILDERS[part](model, style.attention)
     if style.spelled_norms:
         spell_group_norms(module)
     if precision == "fp32" and style.attention == "fused":

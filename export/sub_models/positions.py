@@ -1,9 +1,8 @@
-"""Everything about positions that depends on the resolution alone: computed once in fp32, baked into the sub-models as
-constants.
+"""Position encodings of a checkpoint that depend on the resolution alone: constants of the sub-models, computed once.
 
-In: patches a side, widths and frequencies of a checkpoint. Out: the tiled absolute positions and the RoPE tables of the
-image transformer, the sine positions of the feature map, and the sine code of a box. Half precision would spoil them if
-they were computed in it, so they are cast at the very end.
+They are the tiled absolute positions and the RoPE tables of the image transformer, the sine positions of the feature
+map, and the frequencies of a box's sine code. In half precision they would be inaccurate, so they are computed in fp32
+and cast at the very end.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ def tiled_positions(table: Tensor, patches: int) -> Tensor:
 
 
 def halves_order(width: int) -> Tensor:
-    """Permutation [width] from rotary pairs (0,1),(2,3),... to first members, then second members: rotating becomes a
-    swap of halves."""
+    """Permutation [width] from rotary pairs (0,1),(2,3),... to all first members, then all second members, so that
+    rotating swaps halves."""
     return torch.cat([torch.arange(0, width, 2), torch.arange(1, width, 2)])
 
 

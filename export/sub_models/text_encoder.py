@@ -1,8 +1,7 @@
-"""Prompts to text features: token ids in, one feature for each of the 32 tokens out; the same for every resolution and
-cached by the server.
+"""The text encoder of SAM3: encodes prompts as one feature for each of their 32 tokens, the same for every resolution.
 
-Attention is causal and prompts are padded on the right, so real tokens never see padding and no attention mask is
-needed; the features of padding tokens mean nothing and are masked by whoever reads them.
+Attention is causal and prompts are padded on the right, so real tokens never attend to padding and need no attention
+mask; the features of padding tokens mean nothing and are masked where they are read.
 """
 
 from __future__ import annotations

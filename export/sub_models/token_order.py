@@ -1,9 +1,7 @@
-"""In which order the image transformer's tokens stand: a map and a window's side in, runs of tokens and the ways
-between map and row out.
+"""The order of the image transformer's tokens, window by window, and the way from a map to it and back.
 
-Tokens stand window by window, so that a window is a run of tokens and needs no partition. Where windows do not fill the
-map, those at the right and the bottom have fewer tokens; what SAM3 pads them with is told apart (`padding`), for
-attention alone.
+In this order a window is a run of tokens and needs no partition. Where windows do not fill the map, those at the right
+and the bottom have fewer tokens; SAM3 pads them, which `padding` describes for attention alone.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ class TokenOrder:
 
     def padding(self) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
         """Positions in their windows of padded tokens [P], and of each window (first token, tokens, first padded,
-        padded). Windows of the same shape share."""
+        padded). Windows of the same shape have the same padded tokens."""
         shapes = list(dict.fromkeys((rows, columns) for _, _, rows, columns in self.tiles))
         places = []
         for rows, columns in shapes:
@@ -53,7 +51,7 @@ class TokenOrder:
         return torch.cat(places), runs
 
     def slots(self) -> tuple[Tensor, Tensor]:
-        """Where windows stand one after the other, padded: the place of each token [p*p], and the token in each place
+        """For windows that are padded and one after another: the place of each token [p*p], and the token in each place
         [windows*w*w], p*p for padding."""
         lengths = torch.tensor([rows * columns for _, _, rows, columns in self.tiles])
         own = torch.arange(len(lengths)).repeat_interleave(lengths) * self.window**2 + self.places()
@@ -68,9 +66,8 @@ class TokenOrder:
         """[B,3,R,R] -> [B,p*p,3*patch*patch] in this order."""
         if self.filled:
             g, w = self.side, self.window
-            tiles = pixels.reshape(-1, 3, g, w, patch, g, w, patch).permute(
-                0, 2, 5, 3, 6, 1, 4, 7
-            )  # B gy gx wy wx 3 y x
+            tiles = pixels.reshape(-1, 3, g, w, patch, g, w, patch)  # B 3 gy wy y gx wx x
+            tiles = tiles.permute(0, 2, 5, 3, 6, 1, 4, 7)  # B gy gx wy wx 3 y x
             return tiles.reshape(-1, self.patches**2, 3 * patch * patch)
         rows = []
         for y, x, height, width in self.tiles:

@@ -1,4 +1,4 @@
-"""The small SAM3: how its scenes are drawn, how it was trained, how it is judged, and the checkpoint itself."""
+"""The small SAM3: the checkpoint itself, the scenes it knows, and how it was trained and evaluated."""
 
 from pathlib import Path
 

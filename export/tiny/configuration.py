@@ -1,6 +1,8 @@
-"""The shape of the small checkpoint: a `Sam3Config` flows out in which every spatial number is a quarter of the
-original's, and a freshly initialised `Sam3Model`. Classes and code path are transformers' own, so whatever exports or
-serves this checkpoint exports and serves the original."""
+"""The small checkpoint's configuration, in which every spatial number is a quarter of the original's, and a model with
+fresh weights.
+
+Classes and code path are transformers' own, so what exports or serves this checkpoint exports and serves the original.
+"""
 
 import json
 from pathlib import Path
@@ -10,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Model, Sam3Processor
 
+from ensemble.spec import check_resolution
+
 RESOLUTIONS = (252, 210, 168, 140)  # stand for 1008, 840, 672, 560
-FULL_SCALE = 4  # one pixel here stands for this many pixels of the original
 PATCH = 14
 QUERIES = 50  # stand for 200
 QUERY_GRID = (10, 5)
@@ -20,12 +23,10 @@ QUERY_GRID = (10, 5)
 def tiny_config(vocab_size: int, bos_token_id: int, eos_token_id: int, image_size: int = RESOLUTIONS[0]) -> Sam3Config:
     """The configuration: about 9 million parameters. Raises ValueError where `image_size` is no multiple of the
     patch."""
-    if image_size % PATCH:
-        nearest = round(image_size / PATCH) * PATCH
-        raise ValueError(f"image_size must be a multiple of {PATCH}, got {image_size}; nearest: {nearest}")
+    check_resolution(image_size, PATCH)
     side = RESOLUTIONS[0] // PATCH
     width = dict(hidden_size=128, num_attention_heads=4)
-    detr = dict(**width, intermediate_size=512, dropout=0.0)  # every picture is new, there is nothing to overfit
+    detr = dict(**width, intermediate_size=512, dropout=0.0)  # every image is new, there is nothing to overfit
     return Sam3Config(
         vision_config=dict(
             fpn_hidden_size=128,
@@ -67,9 +68,9 @@ def tiny_config(vocab_size: int, bos_token_id: int, eos_token_id: int, image_siz
 def build_model(tokenizer: CLIPTokenizer, seed: int = 0) -> Sam3Model:
     """A model with weights that can be trained from scratch.
 
-    transformers initialises for loading a checkpoint, not for training one: its standard deviation of 0.02 all but
-    silences the path from image and text to the queries, and every query starts at the same place. Linear layers get
-    Xavier, convolutions Kaiming weights, queries a grid of reference boxes.
+    transformers initialises weights to be overwritten by a checkpoint: with its standard deviation of 0.02 hardly
+    anything passes from image and text to the queries, and every query starts at the same place. Here linear layers get
+    Xavier weights, convolutions Kaiming weights, and queries a grid of reference boxes.
     """
     torch.manual_seed(seed)
     config = tiny_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -97,11 +98,10 @@ def build_model(tokenizer: CLIPTokenizer, seed: int = 0) -> Sam3Model:
 
 @torch.no_grad()
 def normalise_pyramid(model: Sam3Model, pixel_values: torch.Tensor) -> list[float]:
-    """Scale each FPN level so that it leaves with standard deviation 1 on `pixel_values` [B, 3, R, R]; returns what it
-    was.
+    """Scales each FPN level so that its standard deviation is 1 on `pixel_values` [B, 3, R, R]; returns what it was.
 
-    The DETR encoder is pre-norm: whatever stands on its residual stream at the start drowns what the text adds, if it
-    is much larger than 1. Without this step training stays at the majority class.
+    The DETR encoder normalises before each layer: if its input is much larger than 1, what the text adds to it has no
+    effect. Without this step training stays at the majority class.
     """
     levels = model.vision_encoder(pixel_values).fpn_hidden_states
     deviations = [float(level.float().std()) for level in levels]
@@ -111,15 +111,14 @@ def normalise_pyramid(model: Sam3Model, pixel_values: torch.Tensor) -> list[floa
 
 
 def set_resolution(model: Sam3Model, resolution: int) -> None:
-    """Make the model ready for `resolution` x `resolution` pixels, in place.
+    """Changes the model, in place, to take `resolution` x `resolution` pixels. Raises ValueError where that is no
+    multiple of the patch.
 
     Only the rotary positions of the global layers depend on it; they become what `from_pretrained` makes when
     `config.image_size` is set first.
     """
+    check_resolution(resolution, PATCH)
     backbone = model.vision_encoder.backbone
-    if resolution % PATCH:
-        nearest = round(resolution / PATCH) * PATCH
-        raise ValueError(f"resolution must be a multiple of {PATCH}, got {resolution}; nearest: {nearest}")
     model.config.image_size = resolution
     backbone.config.image_size = resolution
     for layer in backbone.layers:
@@ -129,24 +128,22 @@ def set_resolution(model: Sam3Model, resolution: int) -> None:
 
 
 def save_checkpoint(model: Sam3Model, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write config, weights (fp16 on disk, half the size; loaded as fp32), tokenizer and processor in Hugging Face
-    format."""
+    """Writes configuration, weights (fp16 on disk, loaded as fp32), tokenizer and processor in Hugging Face format."""
     folder.mkdir(parents=True, exist_ok=True)
     set_resolution(model, RESOLUTIONS[0])
     weights = {name: value.detach().half().cpu().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = ["Sam3Model"]
     model.config.save_pretrained(folder)
-    _say_float32(folder / "config.json")
+    _name_float32(folder / "config.json")
     size = {"height": RESOLUTIONS[0], "width": RESOLUTIONS[0]}
     side = RESOLUTIONS[0] // PATCH * 4
     images = Sam3ImageProcessor(size=size, mask_size={"height": side, "width": side})
     Sam3Processor(images, tokenizer, target_size=RESOLUTIONS[0]).save_pretrained(folder)
 
 
-def _say_float32(path: Path) -> None:
-    # transformers loads in the dtype that config.json names; fp16 is how these weights travel, not how they are meant
-    # to be used.
+def _name_float32(path: Path) -> None:
+    # transformers loads in the dtype that config.json names, and these weights are fp16 on disk only.
     config = json.loads(path.read_text())
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         if "dtype" in part or part is config:

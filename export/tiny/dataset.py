@@ -1,7 +1,8 @@
-"""Training seeds flow in, batches flow out: pictures at one resolution, prompts as token ids and example boxes, and the
-answers as compact indices. Every scene is drawn once, by a loader process, and asked several questions: pictures cost
-processor time, prompts hardly any. Masks travel as one small map of object indices a scene, not as a stack of
-pictures."""
+"""Training batches: images at one resolution, prompts as token ids and example boxes, and the answers as indices.
+
+Every scene is drawn once, by a loader process, and asked several questions, because images cost processor time and
+prompts hardly any. The masks of a scene are one small map of object indices.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -54,7 +55,7 @@ class Batch:
 
 
 def to_square(frame: np.ndarray, resolution: int) -> np.ndarray:
-    """uint8 RGB [H, W, 3] to [R, R, 3]: the plain stretch, bilinear with antialiasing, that serving does."""
+    """uint8 RGB [H, W, 3] to [R, R, 3]: stretched as in serving, bilinear with antialiasing."""
     return np.asarray(Image.fromarray(frame).resize((resolution, resolution), Image.Resampling.BILINEAR))
 
 
@@ -81,7 +82,7 @@ def _tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_batch(seeds: list[int], resolution: int) -> Batch:
-    """Draw one batch: one scene and PROMPTS questions per seed."""
+    """Draws one batch: one scene and PROMPTS questions for each seed."""
     count, side = len(seeds), 2 * 4 * resolution // PATCH
     pixels = np.empty((count, resolution, resolution, 3), np.uint8)
     maps = np.empty((count, side, side), np.uint8)
@@ -110,9 +111,11 @@ def draw_batch(seeds: list[int], resolution: int) -> Batch:
 
 
 class SceneBatches(IterableDataset):
-    """An endless stream of batches of `size` scenes, each at one of RESOLUTIONS. `run` starts another stream. Of
-    `ranks` training processes each draws scenes of its own, as does every loader process of each; the order of the
-    resolutions is the same for all, so that none waits for another's larger pictures."""
+    """An endless stream of batches of `size` scenes, each at one of RESOLUTIONS; every `run` is another stream.
+
+    Each of `ranks` training processes draws scenes of its own, as does every loader process of each. The order of the
+    resolutions is the same for all, so that none waits for another's larger images.
+    """
 
     def __init__(self, size: int, run: int = 0, rank: int = 0, ranks: int = 1) -> None:
         self.size, self.run, self.rank, self.ranks = size, run, rank, ranks

@@ -1,8 +1,10 @@
-"""A way to predict flows in (this checkpoint in PyTorch by default, any engine through `evaluate`), held-out scenes and
-questions are drawn, and COCO's figures flow out: average precision of boxes and masks by object size, and how often
-presence was judged rightly. A (scene, prompt) pair counts as one COCO image with one category, so that detections for
-absent prompts cost precision. Areas are given in pixels of the original's scale (4 x 252 = 1008), so that COCO's
-borders between small, medium and large (32 and 96 pixels squared) mean what they mean there."""
+"""The evaluation on held-out scenes: COCO's average precision of boxes and masks by object size, and how often presence
+was predicted rightly.
+
+The command evaluates a checkpoint in PyTorch; `evaluate` takes any engine. A (scene, prompt) pair counts as one COCO
+image with one category, so that detections for absent prompts cost precision. Areas are in pixels of the original's
+scale (4 x 252 = 1008).
+"""
 
 import argparse
 import contextlib
@@ -34,7 +36,7 @@ from export.tiny.scenes import Rendering, frame_size, render
 Predict = Callable[[np.ndarray, Sequence[Prompt]], list[Detections]]  # frame uint8 RGB [H, W, 3]
 FRAME_PIXELS = 640 * 360
 FULL_SIDE = 1008
-SMALL, LARGE = 64, 128  # sides in 1008-equivalent pixels; COCO's own 32 and 96 would leave no drawn object small
+SMALL, LARGE = 64, 128  # sides in pixels at 1008; with COCO's own 32 and 96 no drawn object would be small
 TEXT_QUESTIONS = 4
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -64,13 +66,11 @@ def held_out(scenes: int) -> Iterator[Case]:
 
 
 def full_masks(masks: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Masks [n, h, w], logits or bool, as decisions at frame size, bool [n, H, W]: enlarged bilinearly, then cut at the
+    """Masks [n, h, w], logits or bool, at frame size, bool [n, H, W]: enlarged bilinearly, then thresholded in the
     middle."""
     edge = 0.5 if masks.dtype == bool else 0.0
-    enlarged = [
-        np.asarray(Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)) > edge
-        for mask in masks
-    ]
+    images = (Image.fromarray(mask.astype(np.float32)) for mask in masks)
+    enlarged = [np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)) > edge for image in images]
     return np.array(enlarged, bool).reshape(-1, height, width)
 
 
@@ -85,8 +85,8 @@ def _annotation(number: int, image: int, box: Sequence[float], mask: np.ndarray,
     return dict(id=number, image_id=image, category_id=1, iscrowd=0, **shape, **more)
 
 
-class Tally:
-    """Collects pairs of answers and detections, and judges them with COCO's evaluation code."""
+class Evaluation:
+    """Questions with their answers and detections, and COCO's figures of them."""
 
     def __init__(self) -> None:
         self.pairs, self.right = 0, 0
@@ -141,26 +141,25 @@ class Tally:
 
 
 def judge(answered: Iterable[tuple[Case, Sequence[Detections]]]) -> dict:
-    """{"text": figures, "exemplar": figures} (see `Tally.figures`) of held-out scenes, each with one `Detections` a
-    question."""
-    tallies = {"text": Tally(), "exemplar": Tally()}
+    """{"text": figures, "exemplar": figures} (see `Evaluation.figures`) of held-out scenes, with one `Detections` for
+    each question."""
+    evaluations = {"text": Evaluation(), "exemplar": Evaluation()}
     for case, answers in answered:
         for question, detections in zip(case.questions, answers, strict=True):
-            tallies["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
-    return {name: tally.figures() for name, tally in tallies.items()}
+            evaluations["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
+    return {name: evaluation.figures() for name, evaluation in evaluations.items()}
 
 
 def evaluate(predict: Predict, scenes: int = 500, progress: Callable[[int], None] | None = None) -> dict:
-    """Judge `predict` on held-out scenes.
+    """Evaluates `predict` on held-out scenes.
 
     Args:
-        predict: called once a scene with its frame, uint8 RGB [H, W, 3], and its prompts; returns one `Detections` a
-        prompt, low scores included
-            (0.01 and up: average precision wants the whole curve).
+        predict: called once for each scene with its frame, uint8 RGB [H, W, 3], and its prompts; returns one
+            `Detections` for each prompt, with low scores too (from 0.01: average precision needs the whole curve).
         scenes: how many; the same number means the same scenes and questions.
-        progress: called with the number of scenes done.
+        progress: called with the number of scenes done, for a progress line.
 
-    Returns {"scenes", "text": figures, "exemplar": figures}; see `Tally.figures`.
+    Returns {"scenes", "text": figures, "exemplar": figures}; see `Evaluation.figures`.
     """
 
     def answered() -> Iterator[tuple[Case, Sequence[Detections]]]:
@@ -185,11 +184,10 @@ def table(results: dict[int, dict]) -> str:
 
 
 def circumstances(options: argparse.Namespace) -> dict:
-    """What someone needs who wants to measure the same again: command, machine, date, versions."""
-    command = (
-        f"python -m export.tiny.evaluate --checkpoint {os.path.relpath(options.checkpoint)} --scenes {options.scenes}"
-    )
-    command += f" --resolutions {' '.join(map(str, options.resolutions))} --device {options.device}"
+    """What repeating the measurement takes: command, machine, date, versions."""
+    checkpoint, resolutions = os.path.relpath(options.checkpoint), " ".join(map(str, options.resolution))
+    command = f"python -m export.tiny.evaluate --checkpoint {checkpoint} --scenes {options.scenes}"
+    command += f" --resolution {resolutions} --device {options.device}"
     machine = f"one {torch.cuda.get_device_name()}" if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     names = ("torch", "torchvision", "transformers", "numpy", "pillow", "pycocotools")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
@@ -197,24 +195,21 @@ def circumstances(options: argparse.Namespace) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Command line; see the module's text. The last line of stdout is one JSON object."""
+    """The command line. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser(
         prog="python -m export.tiny.evaluate",
-        description="Judge a checkpoint on held-out scenes.",
-        epilog=(
-            "example: python -m export.tiny.evaluate --checkpoint export/tiny/checkpoint --scenes 100 --resolutions 252"
-        ),
+        description="Evaluate a checkpoint on held-out scenes.",
+        epilog="example: python -m export.tiny.evaluate --checkpoint build/tiny --scenes 100 --resolution 252",
     )
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--scenes", type=int, default=500)
-    parser.add_argument("--resolutions", type=int, nargs="+", default=list(RESOLUTIONS))
-    parser.add_argument("--device", default="cpu", help='"cpu" or "cuda"')
-    parser.add_argument(
-        "--out", type=Path, help="also write figures, command, machine, date and versions to this JSON file"
-    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
+    add("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
+    add("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="pixels a side; default %(default)s")
+    add("--device", default="cpu", help="cpu or cuda; default %(default)s")
+    add("--output", type=Path, help="also write figures, command, machine, date and versions to this JSON file")
     options = parser.parse_args(argv)
     results = {}
-    for resolution in options.resolutions:
+    for resolution in options.resolution:
         predict = TorchPredictor(*load_model(options.checkpoint, resolution, options.device), resolution)
         show = lambda done, r=resolution: print(f"\r{r}: {done}/{options.scenes}", end="", file=sys.stderr)  # noqa: E731
         results[resolution] = evaluate(predict, options.scenes, show)
@@ -224,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
         "checkpoint": os.path.relpath(options.checkpoint),
         "results": {str(r): result for r, result in results.items()},
     }
-    if options.out:
-        options.out.write_text(json.dumps({**circumstances(options), **summary}, indent=1) + "\n")
+    if options.output:
+        options.output.write_text(json.dumps({**circumstances(options), **summary}, indent=1) + "\n")
     print(json.dumps(summary))
     return summary
 

@@ -1,7 +1,9 @@
-"""Predictions and answers flow in, one number to minimise and its parts flow out. Queries are matched to objects layer
-by layer (Carion et al. 2020, DETR: the cheapest assignment under class, box and overlap costs); matched queries learn
-class, box and, in the last layer, mask. Presence is learnt by every pair, and a dense map of all named pixels ties text
-and picture together from the first step on: without it the text never reaches the queries."""
+"""The training loss and its parts.
+
+Queries are matched to objects layer by layer (Carion et al. 2020, DETR: the cheapest assignment under class, box and
+overlap costs). Matched queries learn class, box and, in the last layer, mask; every pair learns presence. A dense map
+of all named pixels connects text and image from the first step on: without it the text has no effect on the queries.
+"""
 
 from dataclasses import dataclass
 
@@ -14,8 +16,15 @@ from export.tiny.dataset import Batch
 from export.tiny.network import Predictions
 
 WEIGHTS = {
-    "class": 4.0, "l1": 5.0, "giou": 2.0, "presence": 2.0, "dice": 3.0, "mask": 10.0, "semantic": 10.0, "semantic_dice": 3.0,
-}  # fmt: skip
+    "class": 4.0,
+    "l1": 5.0,
+    "giou": 2.0,
+    "presence": 2.0,
+    "dice": 3.0,
+    "mask": 10.0,
+    "semantic": 10.0,
+    "semantic_dice": 3.0,
+}
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 
 
@@ -68,8 +77,7 @@ def giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def matching_costs(predictions: Predictions, targets: Targets) -> torch.Tensor:
-    """Costs [L, N, Q, G] of giving each object to each query, in pinned memory where there is a GPU: read it after
-    synchronising."""
+    """Costs [L, N, Q, G] of assigning each object to each query."""
     p = predictions.logits.sigmoid()
     positive = -FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * torch.log(p + 1e-6)
     negative = -(1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * torch.log(1 - p + 1e-6)
@@ -113,11 +121,11 @@ def losses(
     named = targets.counts.sum().clamp(min=1).float()
     present = (targets.counts > 0).float()
     got, wanted = predictions.boxes[layer, pair, query], targets.boxes[pair, target]
-    # The score is to say how well the box fits, not only that there is something: precision at high overlaps lives on
-    # that order.
+    # The score should say how well the box fits, not only that there is something: precision at high overlaps depends
+    # on that order.
     hits = torch.zeros_like(predictions.logits)
     hits[layer, pair, query] = iou(got, wanted).detach().sqrt()
-    # Whether anything is there at all is the presence token's business: absent prompts do not push the queries down.
+    # Whether anything is there at all is for the presence token to learn: absent prompts do not lower queries' scores.
     parts = {"class": (_focal(predictions.logits, hits) * present[None, :, None]).sum() / named}
     parts["l1"] = (got - wanted).abs().sum() / named
     parts["giou"] = (1 - giou(got, wanted)).sum() / named

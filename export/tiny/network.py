@@ -1,7 +1,9 @@
-"""A batch flows in, what every decoder layer says about every (image, prompt) pair flows out. `Sam3Model.forward`
-returns the last layer only and pairs one prompt with one image; training wants all layers, several prompts an image,
-and no waiting for the GPU on the way. So the same modules are called here one by one, in the order in which
-`Sam3Model.forward` calls them; a test holds the two to equal results."""
+"""The forward pass of training: the predictions of every decoder layer for every (image, prompt) pair of a batch.
+
+`Sam3Model.forward` returns the last layer only and pairs one prompt with one image; training needs all layers and
+several prompts for an image, and must not wait for the GPU in between. So the same modules are called here one by one,
+in the order in which `Sam3Model.forward` calls them; a test checks that the results are equal.
+"""
 
 from dataclasses import dataclass
 
@@ -25,8 +27,8 @@ class Predictions:
 
 
 class Positions:
-    """Sine positions of the coarsest level, [1, C, p, p] in fp32, kept per size: under autocast the model would make
-    them in bf16, and every time anew."""
+    """Sine positions of the coarsest level, [1, C, p, p] in fp32, computed once for each size: under autocast the model
+    would compute them in bf16, and every time again."""
 
     def __init__(self, model: Sam3Model) -> None:
         self.encoding = model.vision_encoder.neck.position_encoding
@@ -50,7 +52,7 @@ def pyramid(model: Sam3Model, pixel_values: torch.Tensor) -> list[torch.Tensor]:
 def encode_prompts(
     model: Sam3Model, batch: Batch, level: torch.Tensor, position: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text and example boxes to prompt features [N, 32 + K + 1, C] and their mask, True where valid."""
+    """Prompt features [N, 32 + K + 1, C] of text and example boxes, and their mask, True where valid."""
     b, p, length = batch.input_ids.shape
     mask = batch.attention_mask.flatten(0, 1)
     text = model.get_text_features(input_ids=batch.input_ids.flatten(0, 1), attention_mask=mask, return_dict=True)
@@ -80,9 +82,7 @@ def forward_all_layers(model: Sam3Model, batch: Batch, positions: Positions) -> 
     prompt, mask = encode_prompts(model, batch, levels[2], position)
     repeats = batch.input_ids.shape[1]
     levels = [level.repeat_interleave(repeats, 0) for level in levels]
-    wide = mask[
-        :, None, None
-    ]  # a mask of four axes is taken as it is; one of two would be inspected, and the GPU waited for
+    wide = mask[:, None, None]  # a mask of two axes would be inspected, and the GPU waited for
     position = position.expand(prompt.shape[0], -1, -1, -1)
     encoded = model.detr_encoder(
         vision_features=[levels[2]], text_features=prompt, vision_pos_embeds=[position], text_mask=wide

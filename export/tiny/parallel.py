@@ -1,6 +1,9 @@
-"""Gradients of several GPUs flow in, their mean flows out. Started by `torchrun`, every process learns from scenes of
-its own and they take each step together; started plainly, there is one process and nothing to do. The model is small:
-one flat all-reduce a step costs less than a wrapper around the modules would."""
+"""Training on several GPUs: the mean of the gradients of all processes.
+
+Started by `torchrun`, every process learns from scenes of its own and they take each step together; started plainly,
+there is one process and nothing to do. The model is small: one flat all-reduce a step costs less than a wrapper around
+the modules would.
+"""
 
 import os
 from collections.abc import Sequence
@@ -22,11 +25,12 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this process judges, saves and reports."""
+        """Whether this process evaluates, saves and logs."""
         return self.rank == 0
 
     def agree(self, value: float) -> float:
-        """The first process's value: clocks differ, and one that stopped alone would leave the others waiting."""
+        """The first process's value, for all: clocks differ, and a process that stopped alone would leave the others
+        waiting."""
         if self.size == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64)
@@ -35,19 +39,17 @@ class Team:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the team, in place."""
+        """Replaces every gradient by its mean over the team, in place."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         flat /= self.size
-        torch._foreach_copy_(
-            gradients,
-            [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
-        )
+        parts = flat.split([g.numel() for g in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def leave(self) -> None:
-        """Say goodbye to the others."""
+        """Ends the group of processes."""
         if self.size > 1:
             dist.destroy_process_group()

@@ -1,5 +1,5 @@
-"""A training curve's JSON file flows in, a small picture of it flows out: the loss, and what held-out scenes said, over
-the steps of all runs that led to the checkpoint."""
+"""The plot of a training curve: the loss, and the figures on held-out scenes, over the steps of all runs that led to
+the checkpoint."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ FIGURES = (("box", "AP50"), ("mask", "AP50"), ("box", "AP"), ("mask", "AP"))
 
 
 def points_of(runs: Sequence[dict]) -> list[dict]:
-    """The points of all runs in a row, each with its step counted from the beginning of the first."""
+    """The points of all runs one after another, with steps counted from the beginning of the first."""
     points, offset = [], 0
     for run in runs:
         points += [{**point, "step": point["step"] + offset} for point in run["points"]]
@@ -26,7 +26,7 @@ def points_of(runs: Sequence[dict]) -> list[dict]:
 
 
 def plot(curve: Path, picture: Path) -> dict:
-    """Draw `curve` (what the trainer writes) as `picture` (PNG); returns the last point."""
+    """Draws `curve` (the file that the trainer writes) as `picture` (PNG); returns the last point."""
     runs = json.loads(curve.read_text())["runs"]
     points = points_of(runs)
     steps = [point["step"] for point in points]
@@ -37,12 +37,8 @@ def plot(curve: Path, picture: Path) -> dict:
     for kind, name in FIGURES:
         values = [point["validation"]["252"]["text"][kind][name] for point in judged]
         right.plot([p["step"] for p in judged], values, "-" if name == "AP50" else "--", label=f"{kind} {name}")
-    right.plot(
-        [p["step"] for p in judged],
-        [p["validation"]["252"]["text"]["presence_accuracy"] for p in judged],
-        ":",
-        label="presence",
-    )
+    presence = [point["validation"]["252"]["text"]["presence_accuracy"] for point in judged]
+    right.plot([point["step"] for point in judged], presence, ":", label="presence")
     right.set(xlabel="steps", ylim=(0, 1), title="held-out scenes at 252, prompts in words")
     right.legend(fontsize=7, loc="lower right")
     for axes in (left, right):
@@ -55,17 +51,17 @@ def plot(curve: Path, picture: Path) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Command line; see the module's text. The last line of stdout is one JSON object."""
+    """The command line. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser(
         prog="python -m export.tiny.plot",
         description="Draw the training curve.",
         epilog="example: python -m export.tiny.plot",
     )
     parser.add_argument("--curve", type=Path, default=HERE / "training_curve.json")
-    parser.add_argument("--out", type=Path, default=HERE / "training_curve.png")
+    parser.add_argument("--output", type=Path, default=HERE / "training_curve.png")
     options = parser.parse_args(argv)
-    last = plot(options.curve, options.out)
-    print(json.dumps({"picture": str(options.out), "steps": last["step"], "loss": last["loss"]}))
+    last = plot(options.curve, options.output)
+    print(json.dumps({"output": str(options.output), "steps": last["step"], "loss": last["loss"]}))
     return last
 
 

@@ -1,5 +1,5 @@
-"""A frame and prompts flow in, detections flow out, through transformers' own `Sam3Model.forward`: the reference that
-every other engine is compared with, written against the same small interface (`Predict` in `evaluate.py`)."""
+"""Detections by transformers' own `Sam3Model.forward`: the reference that engines are compared with, behind the same
+interface as theirs (`Predict` in `evaluate.py`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from export.tiny.prompts import Prompt
 from export.tiny.tokenizer import encode
 
 FLOOR, TOP = 0.01, 12
-"""Least score and most detections of a prompt: average precision wants the whole curve, and no scene has as many
+"""Lowest score and most detections of a prompt: average precision needs the whole curve, and no scene has that many
 objects."""
 
 
@@ -51,13 +51,8 @@ class TorchPredictor:
         floor: float = FLOOR,
         top: int = TOP,
     ) -> None:
-        self.model, self.tokenizer, self.resolution, self.floor, self.top = (
-            model,
-            tokenizer,
-            resolution,
-            floor,
-            top,
-        )
+        self.model, self.tokenizer, self.resolution = model, tokenizer, resolution
+        self.floor, self.top = floor, top
 
     @torch.inference_mode()
     def __call__(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Detections]:

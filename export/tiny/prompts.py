@@ -1,10 +1,10 @@
-"""What is asked of a scene, and the right answer. A scene's visible instances flow in; prompts flow out, each with the
-instances that it names: words ("red circle", "triangle", "blue object"), words for things that are not there, example
-boxes to include, and example boxes to exclude. The rules are stated once, here, and serve training, evaluation and the
-videos' ground truth alike:
+"""The questions that are asked of a scene, and the right answers.
 
-- words name every instance that has the named colour and shape; "object" and "thing" stand for any shape, a colour may
-be missing;
+A prompt is words ("red circle", "triangle", "blue object"), words for things that are not there, example boxes to
+include, or example boxes to exclude. Training, evaluation and the videos' ground truth share these rules:
+
+- words name every instance that has the named colour and shape; "object" and "thing" mean any shape, a colour may be
+  missing;
 - a positive box alone (text "visual") names every instance of the boxed one's colour and shape;
 - with words as well, the words decide and positive boxes are examples of what they mean;
 - a negative box takes away every instance of the boxed one's colour and shape.
@@ -22,12 +22,12 @@ from export.tiny.shapes import COLOURS, SHAPES
 VISUAL = "visual"  # the text that stands beside boxes without words, as in the original model
 MAX_BOXES = 3
 ANY_SHAPE = ("object", "thing")
-# Words that never name anything drawn here: the model must answer "absent" to what it does not know.
+# Words that never name anything drawn here: the model must learn to answer "absent" to what it does not know.
 FOREIGN_COLOURS = ("black", "brown", "orange", "pink", "grey", "golden")
 FOREIGN_NOUNS = (
-    "person", "car", "dog", "cat", "bus", "bottle", "chair", "forklift", "helmet", "pallet", "tree", "bicycle", "hexagon", "arrow",
-    "heart", "moon", "leaf", "house", "truck", "bird",
-)  # fmt: skip
+    *("person", "car", "dog", "cat", "bus", "bottle", "chair", "forklift", "helmet"),
+    *("pallet", "tree", "bicycle", "hexagon", "arrow", "heart", "moon", "leaf", "house", "truck", "bird"),
+)
 T = TypeVar("T")
 _ALPHABET = np.array(list("abcdefghijklmnopqrstuvwxyz"))
 
@@ -82,8 +82,7 @@ def _alike(one: Instance, other: Instance) -> bool:
 
 
 def answer(prompt: Prompt, instances: tuple[Instance, ...], boxed: tuple[Instance, ...] = ()) -> tuple[int, ...]:
-    """Positions of the instances that the prompt names; `boxed` are the instances that its boxes were drawn around, in
-    order."""
+    """Positions of the instances that the prompt names; its boxes were drawn around the instances `boxed`."""
     examples = list(zip(boxed, prompt.labels, strict=True))
     if prompt.text == VISUAL:
         hits = [k for k, i in enumerate(instances) if any(_alike(i, b) for b, label in examples if label == 1)]
@@ -120,8 +119,8 @@ def present_text(rng: np.random.Generator, instances: tuple[Instance, ...], plai
 
 
 def absent_text(rng: np.random.Generator, instances: tuple[Instance, ...], plain: bool = False) -> str:
-    """A text that names none of the instances: near misses (right colour, wrong shape) most of all, now and then a
-    foreign word."""
+    """A text that names none of the instances: mostly near misses (right colour, wrong shape), sometimes a foreign
+    word."""
     for _ in range(20):
         kind = rng.random()
         colour: str | None = _pick(rng, list(COLOURS))
@@ -167,14 +166,13 @@ def _hand_drawn(rng: np.random.Generator, box: Box, jitter: float) -> Box:
 
 
 def exemplar_question(rng: np.random.Generator, instances: tuple[Instance, ...], jitter: float = 0.06) -> Question:
-    """A question with example boxes, drawn as unsteadily as a hand would. Falls back to words where nothing can be
-    boxed."""
+    """A question with example boxes, as inexact as drawn by hand; in words where there is nothing to draw around."""
     if not instances:
         return text_question(rng, instances)
     target = _pick(rng, instances)
     kind, text, boxed, labels = rng.random(), VISUAL, [target], [1]
     others = [i for i in instances if not _alike(i, target)]
-    if kind < 0.75:  # boxes alone: one or two examples, now and then a counter-example
+    if kind < 0.75:  # boxes alone: one or two examples, sometimes a counter-example
         twins = [i for i in instances if _alike(i, target) and i is not target]
         if twins and rng.random() < 0.3:
             boxed, labels = [*boxed, _pick(rng, twins)], [1, 1]

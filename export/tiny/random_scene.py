@@ -1,6 +1,7 @@
-"""A seed flows in, a `Scene` flows out: this module holds the distribution that the small checkpoint is trained on,
-judged on and shown with. Training and validation use disjoint ranges of seeds, so a held-out scene is one that no
-training run can have seen."""
+"""Random scenes: the distribution that the small checkpoint is trained on, evaluated on and shown with.
+
+Training and validation use disjoint ranges of seeds, so that no training run can have seen a held-out scene.
+"""
 
 import math
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def _random_place(
 
 
 def random_scene(seed: int, aspect: float | None = None, moving: bool = False, count: int | None = None) -> Scene:
-    """Draw a scene from its seed. The same arguments give the same scene.
+    """The scene of a seed; the same arguments give the same scene.
 
     Args:
         seed: any integer >= 0; see `validation_seeds` and `training_seeds`.

@@ -1,11 +1,11 @@
-"""A seed flows in, a picture with its ground truth flows out. A `Scene` is a frozen record of a background, a light and
-a few coloured shapes that may move; `render` draws it at any size and any moment, together with a map that says which
-pixel belongs to which object. Training, evaluation and the demonstration videos all draw from here, so that they share
-one distribution and the ground truth is exact by construction.
+"""Scenes of coloured shapes, and their images with exact ground truth.
 
-Coordinates: positions are fractions of the frame's width and height, sizes are fractions of sqrt(width * height), times
-are seconds. Shapes stay undistorted in the frame; the stretch to the network's square input comes later, as it does in
-serving.
+A `Scene` is a frozen record of a background, a light and a few shapes that may move; `render` draws it at any size and
+any moment, together with a map of which pixel belongs to which object. Training, evaluation and the demonstration
+videos share it.
+
+Positions are fractions of the frame's width and height, sizes are fractions of sqrt(width * height), times are seconds.
+Shapes are undistorted in the frame; the stretch to the network's square input comes later, as it does in serving.
 """
 
 import math
@@ -18,9 +18,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from export.tiny.shapes import SHAPES, UNIT_AREA
 
 SIZE_RANGE = (0.05, 0.42)  # diameter over sqrt(width * height)
-ASPECTS = (16 / 9, 16 / 9, 4 / 3, 3 / 2, 1.0, 3 / 4, 9 / 16)  # width / height; wide frames are the commonest
+ASPECTS = (16 / 9, 16 / 9, 4 / 3, 3 / 2, 1.0, 3 / 4, 9 / 16)  # width / height; 16 : 9 is drawn twice as often
 MAX_OBJECTS = 8
-MIN_VISIBLE_FRACTION = 0.2  # an object of which less can be seen is not ground truth: nobody could name it
+MIN_VISIBLE_FRACTION = 0.2  # an object of which less can be seen could not be named, so it is not ground truth
 MIN_VISIBLE_PIXELS = 6
 NOISE_TILE = 512
 
@@ -57,10 +57,12 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that a frame is made of; objects later in the tuple lie in front. `grid` is a coarse uint8 RGB picture
-    [h, w, 3] that is enlarged smoothly to become the background, `stripes` (period as a fraction of the diagonal,
-    angle, strength in grey levels) a texture on it, `blur` a radius in thousandths of sqrt(W * H), `noise` a standard
-    deviation in grey levels."""
+    """Everything that a frame is made of; objects later in the tuple lie in front.
+
+    `grid` is a coarse uint8 RGB image [h, w, 3] that is enlarged smoothly to become the background, `stripes` (period
+    as a fraction of the diagonal, angle, strength in grey levels) a texture on it, `blur` a radius in thousandths of
+    sqrt(W * H), `noise` a standard deviation in grey levels.
+    """
 
     seed: int
     aspect: float
@@ -74,7 +76,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One object that can be seen: its labels, its box (xyxy, fractions of the frame, around the visible part), visible
+    """One object that can be seen: its labels, the box around its visible part (xyxy, fractions of the frame), visible
     area in pixels, visible fraction, and `index`, its value in `Rendering.index_map`."""
 
     colour: str
@@ -100,14 +102,14 @@ class Rendering:
 
 
 def _bounce(start: float, speed: float, t: float, margin: float) -> float:
-    """Where a point that moves between two walls is at time t: a triangle wave over [margin, 1 - margin]."""
+    """Position at time t of a point that moves between two walls: a triangle wave over [margin, 1 - margin]."""
     span = max(1.0 - 2 * margin, 1e-6)
     phase = (start - margin + speed * t) % (2 * span)
     return margin + (phase if phase <= span else 2 * span - phase)
 
 
 def at_time(scene: Scene, t: float) -> Scene:
-    """The scene `t` seconds on: objects moved, bounced and turned, brightness changed. t = 0 gives an equal picture."""
+    """The scene `t` seconds later: objects have moved, bounced and turned, the brightness has changed."""
     if t == 0.0:
         return scene
     moved = []
@@ -137,8 +139,8 @@ def _noise_levels(sigma: int) -> np.ndarray:
 
 
 def _noise(scene: Scene, size: tuple[int, int], t: float) -> Image.Image:
-    # Drawing fresh noise would cost more than all the rest: a fixed tile is shifted by a number that depends on scene
-    # and moment.
+    # New noise would cost more than everything else: a fixed tile is shifted by a number that depends on scene and
+    # moment.
     key = (scene.seed * 7919 + round(t * 1000) * 104729) & 0xFFFFFFFF
     rows = (np.arange(size[1]) + key % NOISE_TILE) % NOISE_TILE
     columns = (np.arange(size[0]) + (key // NOISE_TILE) % NOISE_TILE) % NOISE_TILE
@@ -153,9 +155,8 @@ def _background(scene: Scene, size: tuple[int, int]) -> Image.Image:
         step = 2 * math.pi / (period * math.hypot(width, height))
         u = (np.arange(width, dtype=np.float32) * math.cos(angle) * step)[None]
         v = (np.arange(height, dtype=np.float32) * math.sin(angle) * step)[:, None]
-        wave = (128 + strength * (np.sin(u) * np.cos(v) + np.cos(u) * np.sin(v))).astype(
-            np.uint8
-        )  # sin(u + v), separable
+        wave = np.sin(u) * np.cos(v) + np.cos(u) * np.sin(v)  # sin(u + v), with fewer sines
+        wave = (128 + strength * wave).astype(np.uint8)
         image = ImageChops.add(image, Image.merge("RGB", [Image.fromarray(wave)] * 3), 1.0, -128)
     return image
 
@@ -177,11 +178,11 @@ def outline(o: SceneObject, size: tuple[int, int]) -> np.ndarray:
 
 
 def render(scene: Scene, height: int, width: int, t: float = 0.0, supersample: int = 1) -> Rendering:
-    """Draw the scene at `t` seconds.
+    """Draws the scene at `t` seconds.
 
     `supersample` 2 draws at twice the size and averages, which smooths edges as a camera does; 1 is for frames that are
-    reduced afterwards anyway. The same scene, size and moment give the same bytes. Raises ValueError for an empty
-    frame.
+    reduced afterwards anyway. The same scene, size and moment give the same bytes. Raises ValueError for a frame of
+    less than 2 x 2 pixels.
     """
     if height < 2 or width < 2:
         raise ValueError(f"a frame must be at least 2x2 pixels, got {width}x{height}; give a larger size")

@@ -1,6 +1,8 @@
-"""The vocabulary of the drawn world: colours by name, and shapes as outlines around the origin. Outlines rather than
-primitives, so that one polygon fill draws every shape at any size and angle, in the picture and in the map of who is
-where."""
+"""The colours and shapes that scenes are drawn with, by name.
+
+Shapes are outlines around the origin, so that one polygon fill draws each at any size and angle, in the image and in
+the map of its objects.
+"""
 
 import math
 
@@ -38,8 +40,7 @@ def _cross(length: float = 1.05, half: float = 0.37) -> np.ndarray:
 
 
 def _ring(outer: float = 1.08, inner: float = 0.55) -> np.ndarray:
-    # One outline that runs round the outside, crosses over and runs back round the hole: a polygon without a hole
-    # primitive.
+    # One outline that runs around the outside, crosses over and runs back around the hole.
     rim, hole = _ngon(40, outer), _ngon(40, inner)
     return np.concatenate([rim, rim[:1], hole[:1], hole[::-1]])
 

@@ -1,7 +1,9 @@
-"""Prompts flow in as text, token ids flow out. The small checkpoint has a tokenizer of its own, built here from the
-words of this project: byte-level BPE as in CLIP (lower-casing, an end-of-word mark, `<|startoftext|>` and
-`<|endoftext|>`), with all 256 bytes in its alphabet so that any text whatever can be encoded. It is a `CLIPTokenizer`,
-so the code that loads the tokenizer of the original checkpoint loads this one."""
+"""The small checkpoint's tokenizer, built from the words that scenes are described with.
+
+It is byte-level BPE as in CLIP (lower-casing, an end-of-word mark, `<|startoftext|>` and `<|endoftext|>`), with all 256
+bytes in its alphabet, so that any text can be encoded. It is a `CLIPTokenizer`, so the code that loads the original
+checkpoint's tokenizer loads this one.
+"""
 
 from collections import Counter
 from itertools import pairwise, product
@@ -48,7 +50,7 @@ def _join(symbols: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 def learn_merges(words: Counter[str], most: int) -> list[tuple[str, str]]:
     """Byte-pair merges, the most frequent pair first and the alphabetically first of equals, until `most` are found or
-    every pair is rare.
+    no pair occurs twice.
 
     The library's own trainer breaks ties in the order of a hash table, so it would learn another vocabulary every time.
     """
@@ -70,9 +72,9 @@ def learn_merges(words: Counter[str], most: int) -> list[tuple[str, str]]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """Learn the merges and return the tokenizer. The result is the same every time.
+    """The tokenizer, its merges learnt anew; the result is the same every time.
 
-    Ids: 256 bytes, 256 bytes that end a word, the merges, the two special tokens: the order of CLIP's own vocabulary.
+    Ids: 256 bytes, 256 bytes that end a word, the merges, the two special tokens, as in CLIP's own vocabulary.
     """
     merges = learn_merges(Counter(word for line in corpus() for word in line.split()), MERGES)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,10 +1,13 @@
-"""Nothing flows in but a number of minutes (or steps); a trained checkpoint and its curve flow out. Loader processes
-draw scenes without end, the GPU learns from each of them once, a slow-moving average of the weights is judged on
-held-out scenes now and then and is what gets saved."""
+"""The training of the small checkpoint, from fresh weights or from another checkpoint.
+
+Loader processes draw scenes without end, and the GPU learns from each of them once. A slow average of the weights is
+evaluated on held-out scenes from time to time, and saved with the training curve.
+"""
 
 import argparse
 import copy
 import json
+import logging
 import math
 import os
 import time
@@ -15,13 +18,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from export.tiny.configuration import (
-    RESOLUTIONS,
-    build_model,
-    normalise_pyramid,
-    save_checkpoint,
-    set_resolution,
-)
+from export.tiny.configuration import RESOLUTIONS, build_model, normalise_pyramid, save_checkpoint, set_resolution
 from export.tiny.dataset import Batch, SceneBatches, draw_batch, normalised
 from export.tiny.evaluate import evaluate
 from export.tiny.losses import losses, match, matching_costs, targets_of
@@ -31,12 +28,19 @@ from export.tiny.predictor import TorchPredictor, load_model
 from export.tiny.random_scene import FIRST_TRAINING_SEED
 from export.tiny.tokenizer import build_tokenizer
 
+log = logging.getLogger(__name__)
+
 CURVE = "training_curve.json"
+
+
+EXAMPLES = """examples:
+  python -m export.tiny.train --minutes 9 --output build/tiny
+  torchrun --nproc-per-node 4 -m export.tiny.train --minutes 9 --start-from build/tiny --output build/tiny-2"""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what is learnt, besides code and data."""
+    """The hyperparameters."""
 
     scenes: int = 96  # a batch and GPU; three prompts each
     learning_rate: float = 3e-4
@@ -77,8 +81,8 @@ class Trainer:
             layer.position_ids = table
 
     def step(self, batch: Batch, progress: float) -> dict[str, torch.Tensor]:
-        """Learn from a batch on the device; `progress` in 0..1 sets the learning rate (linear warm-up, then a cosine to
-        zero)."""
+        """Learns from a batch on the device; `progress` in 0..1 sets the learning rate (linear warm-up, then a cosine
+        to zero). Returns the loss, its parts and the gradient's norm."""
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -92,7 +96,7 @@ class Trainer:
         parts["gradient"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.optimiser.step()
         self.steps += 1
-        decay = min(self.recipe.average, self.steps / (self.steps + 20))  # short memory at first
+        decay = min(self.recipe.average, self.steps / (self.steps + 20))  # a short average at first
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
         return parts
@@ -104,7 +108,7 @@ class Trainer:
         rows = torch.from_numpy(rows).to(self.device, non_blocking=True)
         return losses(predictions, targets, batch.index_map, rows)
 
-    def judge(self, scenes: int, resolutions: Sequence[int]) -> dict[str, dict]:
+    def evaluate(self, scenes: int, resolutions: Sequence[int]) -> dict[str, dict]:
         """Figures of the averaged weights on held-out scenes, by resolution."""
         results = {}
         for resolution in resolutions:
@@ -116,14 +120,12 @@ class Trainer:
 def loader(recipe: Recipe, workers: int, team: Team) -> Iterator[Batch]:
     """Batches without end, drawn by `workers` processes (0: by this one)."""
     batches = SceneBatches(recipe.scenes, recipe.seed, team.rank, team.size)
-    ahead = dict(prefetch_factor=3) if workers else {}
-    return iter(
-        DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available(), **ahead)
-    )
+    how = dict(num_workers=workers, pin_memory=torch.cuda.is_available())
+    return iter(DataLoader(batches, batch_size=None, **how, **(dict(prefetch_factor=3) if workers else {})))
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> dict:
-    """Train until the time or the steps are used up; returns the curve that was written."""
+    """Trains until the time or the steps are used up. Returns the curve that was written."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     team = Team(options.device)
     batches = loader(recipe, options.workers, team)
@@ -144,11 +146,11 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
             mean = {name: round(float(torch.stack([w[name] for w in window]).mean()), 4) for name in window[0]}
             point: dict = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), **mean}
             if options.judge_scenes:
-                point["validation"] = trainer.judge(options.judge_scenes, options.judge_resolutions)
+                point["validation"] = trainer.evaluate(options.judge_scenes, options.judge_resolution)
             curve["points"].append(point)
-            report(point)
-            save_checkpoint(trainer.average, trainer.tokenizer, options.out)
-            (options.out / CURVE).write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+            log_point(point)
+            save_checkpoint(trainer.average, trainer.tokenizer, options.output)
+            (options.output / CURVE).write_text(json.dumps({"runs": runs}, indent=1) + "\n")
             window, last = [], time.monotonic()
     team.leave()
     return curve
@@ -163,7 +165,7 @@ def earlier_runs(start_from: Path | None) -> list[dict]:
 
 
 def recipe_of(recipe: Recipe, trainer: Trainer, options: argparse.Namespace) -> dict:
-    """What the curve's file says about how it came to be."""
+    """What the curve's file says of the run: hyperparameters, sizes, machine, version and start."""
     device = torch.cuda.get_device_name() if trainer.device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     size = sum(p.numel() for p in trainer.model.parameters())
@@ -177,49 +179,47 @@ def recipe_of(recipe: Recipe, trainer: Trainer, options: argparse.Namespace) -> 
     }
 
 
-def report(point: dict) -> None:
-    """One line for people."""
+def log_point(point: dict) -> None:
+    """Logs a point of the curve: a line for the loss, and one for each evaluation."""
     parts = " ".join(f"{k} {v:.3f}" for k, v in point.items() if isinstance(v, float) and k != "seconds")
-    print(f"{point['step']:6d} {point['seconds']:6.0f}s {parts}", flush=True)
+    log.info("%6d %6.0fs %s", point["step"], point["seconds"], parts)
     for resolution, result in point.get("validation", {}).items():
         for prompts in ("text", "exemplar"):
             r = result[prompts]
             figures = " ".join(f"{kind} {r[kind]['AP']:.3f}/{r[kind]['AP50']:.3f}" for kind in ("box", "mask"))
-            print(f"       {resolution} {prompts}: {figures} presence {r['presence_accuracy']:.3f}", flush=True)
+            log.info("       %s %s: %s presence %.3f", resolution, prompts, figures, r["presence_accuracy"])
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Command line; see the module's text. The last line of stdout is one JSON object."""
+    """The command line. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser(
         prog="python -m export.tiny.train",
-        description="Train the small checkpoint from nothing.",
-        epilog=(
-            "examples: python -m export.tiny.train --minutes 9 --out build/tiny; on four GPUs, going on from a"
-            " checkpoint: torchrun --nproc-per-node 4 -m export.tiny.train --minutes 9 --start-from"
-            " export/tiny/checkpoint --out build/tiny"
-        ),
+        description="Train the small checkpoint.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, default=9.0)
     length.add_argument("--steps", type=int, default=0, help="a number of steps instead of a time")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and its curve")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     workers = max(0, (os.cpu_count() or 1) // int(os.environ.get("WORLD_SIZE", 1)) - 1)
     parser.add_argument("--workers", type=int, default=workers, help="loader processes a GPU")
-    parser.add_argument("--start-from", type=Path, help="a checkpoint to go on from, with a fresh optimiser")
+    parser.add_argument("--start-from", type=Path, help="a checkpoint to continue from, with a fresh optimiser")
     parser.add_argument("--scenes", type=int, default=Recipe().scenes, help="scenes a batch and GPU")
     parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
     parser.add_argument("--warm-up", type=int, default=Recipe().warm_up, help="steps of linear warm-up")
     parser.add_argument("--seed", type=int, default=Recipe().seed, help="another number, other scenes")
-    parser.add_argument("--judge-every", type=float, default=60.0, help="seconds between looks at held-out scenes")
-    parser.add_argument("--judge-scenes", type=int, default=60)
-    parser.add_argument("--judge-resolutions", type=int, nargs="+", default=[RESOLUTIONS[0]])
+    parser.add_argument("--judge-every", type=float, default=60.0, help="seconds between evaluations")
+    parser.add_argument("--judge-scenes", type=int, default=60, help="held-out scenes of an evaluation, 0 for none")
+    parser.add_argument("--judge-resolution", type=int, nargs="+", default=[RESOLUTIONS[0]])
     options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = Recipe(options.scenes, options.learning_rate, options.warm_up, seed=options.seed)
     curve = train(recipe, options)
     if curve["points"]:  # the leading process's
         last = curve["points"][-1]
-        print(json.dumps({"out": str(options.out), "steps": last["step"], "last": last}))
+        print(json.dumps({"output": str(options.output), "steps": last["step"], "last": last}))
     return curve
 
 

@@ -1,6 +1,8 @@
-"""A seed flows in, videos with exact ground truth flow out: one moving scene a camera, drawn frame by frame, encoded as
-H.264, and beside it a JSON file that says for every frame which object of which class is where. The demonstration plays
-them, and tests and measurements compare what the server says with what was drawn."""
+"""Videos of moving shapes with exact ground truth: the scene of each camera as H.264, and a JSON file with the objects
+of every frame.
+
+The demonstration plays them; tests and measurements compare the server's answers with what was drawn.
+"""
 
 import argparse
 import json
@@ -18,13 +20,13 @@ from export.tiny.random_scene import random_scene
 from export.tiny.scenes import Rendering, Scene, render
 from export.tiny.shapes import COLOURS, SHAPES
 
-CLASSES = 4  # a camera; the last one is not in its scene
 MIN_OBJECTS, MAX_TRIES = 4, 50
+EXAMPLE = "example: python -m export.tiny.videos --output build/videos --cameras 8 --frames 150"
 FIRST_SEED = 500_000  # in the range of held-out seeds, behind those of the evaluation
 
 
 def camera_scene(seed: int, camera: int, aspect: float) -> Scene:
-    """The moving scene that camera `camera` of a recording looks at: at least MIN_OBJECTS objects of at least two
+    """The moving scene of the recording's camera number `camera`: at least MIN_OBJECTS objects of at least two
     classes."""
     for attempt in range(MAX_TRIES):
         number = FIRST_SEED + ((seed * 64 + camera) * MAX_TRIES + attempt) % 400_000
@@ -35,7 +37,7 @@ def camera_scene(seed: int, camera: int, aspect: float) -> Scene:
 
 
 def class_list(scene: Scene, seed: int) -> tuple[str, ...]:
-    """CLASSES different prompts for a scene: a colour with a shape, a shape, a colour with "object" (all present), and
+    """Four different prompts for a scene: a colour with a shape, a shape, a colour with "object" (all present), and
     one that is absent."""
     rng = np.random.default_rng((4, seed, scene.seed))
     order = [scene.objects[k] for k in rng.permutation(len(scene.objects))]
@@ -50,8 +52,8 @@ def class_list(scene: Scene, seed: int) -> tuple[str, ...]:
 
 
 def ground_truth(rendering: Rendering, classes: Sequence[str]) -> list[dict]:
-    """One record an object and class that names it: class, bbox (xyxy as fractions of the frame), area (pixels), mask
-    (COCO RLE at frame size, counts as text)."""
+    """A record for each object and each class that names it: class, bbox (xyxy as fractions of the frame), area
+    (pixels), mask (COCO RLE at frame size, counts as text)."""
     records = []
     for name in classes:
         for k in named_by(name, rendering.instances):
@@ -70,15 +72,11 @@ def drawn_frames(scene: Scene, frames: int, fps: int, height: int, width: int) -
 
 
 def write_video(path: Path, frames: Iterator[Rendering], fps: int, height: int, width: int) -> Iterator[Rendering]:
-    """Encode frames as they come (H.264, yuv420p, one packet a frame in order) and hand each on. The same frames give
+    """Encodes frames as they come (H.264, yuv420p, one packet a frame in order) and yields each. The same frames give
     the same file."""
     with av.open(str(path), "w") as container:
-        options = {
-            "crf": "16",
-            "preset": "veryfast",
-            "threads": "1",
-            "bf": "0",
-        }  # one thread: the same bytes every time
+        # One thread: the same bytes every time.
+        options = {"crf": "16", "preset": "veryfast", "threads": "1", "bf": "0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, fps)
@@ -90,8 +88,8 @@ def write_video(path: Path, frames: Iterator[Rendering], fps: int, height: int, 
         container.mux(stream.encode())
 
 
-def record_camera(out: Path, camera: int, frames: int, fps: int, height: int, width: int, seed: int) -> dict:
-    """Write `camera_<n>.mp4` and `camera_<n>.json` into `out`; returns what the JSON file says, without the frames.
+def record_camera(folder: Path, camera: int, frames: int, fps: int, height: int, width: int, seed: int) -> dict:
+    """Writes `camera_<n>.mp4` and `camera_<n>.json` into `folder`; returns what the JSON file says, without the frames.
 
     Raises ValueError for odd sizes, which yuv420p cannot hold.
     """
@@ -101,39 +99,38 @@ def record_camera(out: Path, camera: int, frames: int, fps: int, height: int, wi
         )
     scene = camera_scene(seed, camera, width / height)
     classes = class_list(scene, seed)
-    video = out / f"camera_{camera + 1}.mp4"
+    video = folder / f"camera_{camera + 1}.mp4"
     drawn = write_video(video, drawn_frames(scene, frames, fps, height, width), fps, height, width)
     head = {"video": video.name, "classes": list(classes), "fps": fps, "width": width, "height": height}
     records = [ground_truth(rendering, classes) for rendering in drawn]
-    (out / f"camera_{camera + 1}.json").write_text(json.dumps({**head, "frames": records}) + "\n")
+    video.with_suffix(".json").write_text(json.dumps({**head, "frames": records}) + "\n")
     return head
 
 
 def main(argv: Sequence[str] | None = None) -> dict:
-    """Command line; see the module's text. The last line of stdout is one JSON object."""
-    parser = argparse.ArgumentParser(
-        prog="python -m export.tiny.videos",
-        description="Draw videos of moving shapes with exact ground truth.",
-        epilog="example: python -m export.tiny.videos --out build/videos --cameras 8 --frames 150",
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cameras", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--fps", type=int, default=15)
-    parser.add_argument("--size", default="640x360", help="width x height, both even")
-    parser.add_argument("--seed", type=int, default=0)
+    """The command line. The last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser("python -m export.tiny.videos", description=__doc__, epilog=EXAMPLE)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    for name, default, what in (
+        ("cameras", 8, "one video each"),
+        ("frames", 150, "of each camera"),
+        ("fps", 15, "frames a second"),
+        ("seed", 0, "another number, other scenes"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what}; default %(default)s")
+    parser.add_argument("--size", default="640x360", help="width x height, both even; default %(default)s")
     options = parser.parse_args(argv)
     try:
         width, height = (int(part) for part in options.size.lower().split("x"))
     except ValueError:
         parser.error(f'--size must look like "640x360", got "{options.size}"')
-    options.out.mkdir(parents=True, exist_ok=True)
+    options.output.mkdir(parents=True, exist_ok=True)
     cameras = []
     for camera in range(options.cameras):
         print(f"\rcamera {camera + 1}/{options.cameras}", end="", file=sys.stderr)
-        cameras.append(record_camera(options.out, camera, options.frames, options.fps, height, width, options.seed))
+        cameras.append(record_camera(options.output, camera, options.frames, options.fps, height, width, options.seed))
     print(file=sys.stderr)
-    summary = {"out": str(options.out), "frames": options.frames, "cameras": cameras}
+    summary = {"output": str(options.output), "frames": options.frames, "cameras": cameras}
     print(json.dumps(summary))
     return summary
 

@@ -19,32 +19,20 @@ LOG2E = tl.constexpr(1.4426950408889634)  # the GPU raises two to a power, not e
 
 @triton.jit
 def attention_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q_ptr, k_ptr, v_ptr,  # [N,heads,tokens,WIDTH], any strides of the first three
     out_ptr,  # [N,queries,heads,WIDTH]
     key_bias_ptr,  # fp32 [N,keys], or unused
     cos_ptr,  # [queries,WIDTH/2], or unused
     sin_ptr,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    heads,
-    queries,
-    keys,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    heads, queries, keys,
     WIDTH: tl.constexpr,  # of a head
     QUERIES: tl.constexpr,  # of a block
     KEYS: tl.constexpr,
     WHOLE: tl.constexpr,  # the number of keys is a multiple of a block
     KEY_BIAS: tl.constexpr,
     ROTARY: tl.constexpr,
-):
+):  # fmt: skip
     """One block of queries of one head of one batch entry."""
     batch, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
@@ -107,19 +95,9 @@ def launch_attention(
     query_block, key_block, warps, stages = blocks or block_sizes(width, keys)
     out = torch.empty(batch, queries, heads, width, dtype=q.dtype, device=q.device)
     traced(attention_kernel)[(triton.cdiv(queries, query_block), batch * heads)](
-        q,
-        k,
-        v,
-        out,
-        q if key_bias is None else key_bias,
-        q if cos is None else cos,
-        q if sin is None else sin,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        heads,
-        queries,
-        keys,
+        *(q, k, v, out, *(q if extra is None else extra for extra in (key_bias, cos, sin))),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+        *(heads, queries, keys),
         WIDTH=width,
         QUERIES=query_block,
         KEYS=key_block,

@@ -18,28 +18,16 @@ from export.fused.kernels.launch import traced
 
 @triton.jit
 def box_attention_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q_ptr, k_ptr, v_ptr,  # [N,heads,tokens,WIDTH], any strides of the first three
     out_ptr,  # [N,queries,heads,WIDTH]
     rows_ptr,  # [N,heads,queries-1,grid]
     columns_ptr,
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    heads,
-    queries,
-    grid,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    heads, queries, grid,
     WIDTH: tl.constexpr,  # of a head
     QUERIES: tl.constexpr,  # of a block
     COLUMNS: tl.constexpr,  # grid, rounded up to a power of two
-):
+):  # fmt: skip
     """One block of queries of one head of one batch entry."""
     batch, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
     query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
@@ -84,18 +72,9 @@ def launch_box_attention(
     query_block, warps, stages = blocks
     out = torch.empty(batch, queries, heads, width, dtype=q.dtype, device=q.device)
     traced(box_attention_kernel)[(triton.cdiv(queries, query_block), batch * heads)](
-        q,
-        k,
-        v,
-        out,
-        rows,
-        columns,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        heads,
-        queries,
-        grid,
+        *(q, k, v, out, rows, columns),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+        *(heads, queries, grid),
         WIDTH=width,
         QUERIES=query_block,
         COLUMNS=max(16, triton.next_power_of_2(grid)),

@@ -16,37 +16,26 @@ from torch import Tensor
 from export.fused.kernels.attention import LOG2E
 from export.fused.kernels.launch import traced
 
-QUERIES, KEYS, WARPS, STAGES = 64, 64, 4, 3
+BLOCK = dict(QUERIES=64, KEYS=64, num_warps=4, num_stages=3)
 """Block sizes, those of `attention` for windows."""
 
 
 @triton.jit
 def window_attention_kernel(
-    q_ptr,
-    k_ptr,
-    v_ptr,
+    q_ptr, k_ptr, v_ptr,  # [N,heads,tokens,WIDTH], any strides of the first three
     out_ptr,  # [N,tokens,heads,WIDTH]
     key_bias_ptr,  # [heads,WIDTH]
     value_bias_ptr,
     cos_ptr,  # [tokens+padded,WIDTH/2]
     sin_ptr,
     windows_ptr,  # int32 [windows,4]: first token, tokens, first padded, padded
-    q_batch,
-    q_head,
-    q_token,
-    k_batch,
-    k_head,
-    k_token,
-    v_batch,
-    v_head,
-    v_token,
-    heads,
-    tokens,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    heads, tokens,
     WIDTH: tl.constexpr,  # of a head
     QUERIES: tl.constexpr,  # of a block
     KEYS: tl.constexpr,
     BLOCKS: tl.constexpr,  # of the longest window
-):
+):  # fmt: skip
     """One block of queries of one head in one window of one batch entry."""
     window, offset = windows_ptr + 4 * (tl.program_id(0) // BLOCKS), (tl.program_id(0) % BLOCKS) * QUERIES
     first, count, padded, pads = tl.load(window), tl.load(window + 1), tl.load(window + 2), tl.load(window + 3)
@@ -121,28 +110,14 @@ def window_attention(
     keys of the P padded ones; the tokens' own keys come turned. The result is contiguous and has the dtype of q.
     """
     batch, heads, tokens, width = q.shape
-    parts = triton.cdiv(longest, QUERIES)
+    parts = triton.cdiv(longest, BLOCK["QUERIES"])
     out = torch.empty(batch, tokens, heads, width, dtype=q.dtype, device=q.device)
     traced(window_attention_kernel)[(windows.shape[0] * parts, batch * heads)](
-        q,
-        k,
-        v,
-        out,
-        key_bias,
-        value_bias,
-        cos,
-        sin,
-        windows,
-        *q.stride()[:3],
-        *k.stride()[:3],
-        *v.stride()[:3],
-        heads,
-        tokens,
+        *(q, k, v, out, key_bias, value_bias, cos, sin, windows),
+        *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
+        *(heads, tokens),
         WIDTH=width,
-        QUERIES=QUERIES,
-        KEYS=KEYS,
         BLOCKS=parts,
-        num_warps=WARPS,
-        num_stages=STAGES,
+        **BLOCK,
     )
     return out.flatten(2)

@@ -97,6 +97,6 @@ def test_masks_of_any_size_become_decisions_at_frame_size(kind: type) -> None:
 
 
 def test_the_command_line_ends_in_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = main(["--scenes", "1", "--resolutions", "140"])
+    summary = main(["--scenes", "1", "--resolution", "140"])
     assert set(summary["results"]) == {"140"}
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith('{"checkpoint"')

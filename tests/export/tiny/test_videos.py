@@ -18,7 +18,8 @@ FRAMES, WIDTH, HEIGHT = 6, 320, 180
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("videos")
-    main(["--out", str(out), "--cameras", "2", "--frames", str(FRAMES), "--size", f"{WIDTH}x{HEIGHT}", "--seed", "3"])
+    size = f"{WIDTH}x{HEIGHT}"
+    main(["--output", str(out), "--cameras", "2", "--frames", str(FRAMES), "--size", size, "--seed", "3"])
     return out
 
 
@@ -63,4 +64,4 @@ def test_every_camera_has_its_own_classes_and_one_is_absent() -> None:
 
 def test_odd_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be even"):
-        main(["--out", str(tmp_path), "--size", "321x180", "--frames", "1", "--cameras", "1"])
+        main(["--output", str(tmp_path), "--size", "321x180", "--frames", "1", "--cameras", "1"])
