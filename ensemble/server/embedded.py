@@ -144,10 +144,11 @@ class EmbeddedServer:
             raise
         return self
 
-    def stop(self) -> None:
-        """Ends the server and what it left in shared memory; may be called twice."""
+    def stop(self, patience: float = 20.0) -> None:
+        """Ends the server in order, or after `patience` seconds at once, and what it left in shared memory; may be
+        called twice."""
         if self._process is not None:
-            self._process.stop()
+            self._process.stop(patience)
         for leftover in Path("/dev/shm").glob(f"{self.identity}*"):
             leftover.unlink(missing_ok=True)
         if self._scratch is not None:

@@ -54,7 +54,7 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
-    def stop(self, patience: float = 20.0) -> None:
+    def stop(self, patience: float) -> None:
         """Ends it in order, or after `patience` seconds at once; may be called twice."""
         if not self.running:
             return

@@ -15,6 +15,8 @@ RESTARTS, PER_SECONDS = 5, 600.0
 """More restarts than that in that time mean that starting again does not help."""
 PATIENCE = 2
 """Failed probes in a row before a restart: one may be a burst of work."""
+LAST_FRAMES_S = 3.0
+"""A broken server's time to answer what it still can. Triton waits much longer for a process that is not there."""
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ def supervise(server: EmbeddedServer, interval: float, ended: threading.Event | 
             )
         restarts.append(time.monotonic())
         log.warning("%s\nstarting Triton again", reason)
-        server.stop()
+        server.stop(LAST_FRAMES_S)
         server.start()
         log.warning("ready again")
 
@@ -44,7 +46,7 @@ def _until_broken(server: EmbeddedServer, interval: float, ended: threading.Even
         try:
             server.wait(interval)
         except ServerError as error:
-            return str(error)
+            return None if ended.is_set() else str(error)  # whoever ends the supervision may stop the server
         try:
             server.probe()
             failed = 0

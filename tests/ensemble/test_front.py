@@ -9,15 +9,14 @@ import zlib
 
 import numpy as np
 import pytest
-import tritonclient.grpc
-import tritonclient.http
 from PIL import Image
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from clients.connection import AsyncClient, Client
 from clients.errors import InvalidRequest, ModelNotFound
 from export.tiny.random_scene import random_scene, validation_seeds
 from export.tiny.scenes import render
+from tests.ensemble.real_server import infer
 
 pytestmark = pytest.mark.server
 
@@ -65,20 +64,6 @@ def picture(data):
     return {"image": text(data), "frame": np.zeros((1, 0, 0, 3), np.uint8)}
 
 
-def infer(server, protocol, request, model=MODEL):
-    """Straight through tritonclient, so that nothing of ours stands between the bad input and the server."""
-    module = {"grpc": tritonclient.grpc, "http": tritonclient.http}[protocol]
-    client = module.InferenceServerClient(server.grpc_url if protocol == "grpc" else server.http_url)
-    try:
-        inputs = [
-            module.InferInput(n, list(a.shape), np_to_triton_dtype(a.dtype)).set_data_from_numpy(a)
-            for n, a in request.items()
-        ]
-        return client.infer(model, inputs)
-    finally:
-        client.close()
-
-
 JPEG = encoded(FRAME, "JPEG", quality=90)
 BAD = {
     "not an image": (picture(b"hello there, camera"), "expected a JPEG, PNG, WEBP file"),
@@ -105,12 +90,12 @@ BAD = {
 @pytest.mark.parametrize(("changes", "sentence"), BAD.values(), ids=BAD)
 def test_bad_input_gets_one_clear_error(server, protocol, changes, sentence):
     with pytest.raises(InferenceServerException) as caught:
-        infer(server, protocol, arrays(**changes))
+        infer(server, protocol, arrays(**changes), MODEL)
     message = caught.value.message()
     assert sentence in message
     assert "Traceback" not in message
     assert len(message) < 500
-    assert infer(server, protocol, arrays()).as_numpy("scores").shape[0] == 1  # the server goes on
+    assert infer(server, protocol, arrays(), MODEL).as_numpy("scores").shape[0] == 1  # the server goes on
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -113,9 +113,9 @@ def test_a_program_that_is_not_there():
 def test_stop_is_final_and_may_come_twice():
     running = started("import time; print('up', flush=True); time.sleep(600)")
     until(lambda: running._tail)
-    running.stop()
+    running.stop(patience=60)
     assert not running.running
-    running.stop()
+    running.stop(patience=60)
 
 
 def test_what_does_not_end_is_killed():

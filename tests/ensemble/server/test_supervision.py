@@ -1,81 +1,161 @@
-"""A server whose python processes are killed is noticed by a real inference, which Triton's own readiness is not, and
-started again on the same ports."""
+"""A server whose processes are killed, idle or under load: it is noticed, started again on the same ports, and every
+frame of every camera gets an answer or an error."""
 
-import contextlib
+import logging
 import os
 import signal
 import threading
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clients.connection import Client
-from ensemble.server import cli as serve
+from clients.errors import InvalidRequest, Sam3ServerError
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
+from ensemble.server.supervision import supervise
+from tests.ensemble.real_server import stubs
 
 pytestmark = pytest.mark.server
 
 FRAME = np.zeros((28, 28, 3), np.uint8)
+FRONT = "sam3_r140"
+CAMERAS = 4
+PATIENCE_S = 300.0
+"""What must come has this long, however slow the machine."""
 
 
 @pytest.fixture
 def own_server(repository):
     """A server of this test's own, since it is going to be hurt."""
-    with EmbeddedServer(repository) as running:
+    with EmbeddedServer(repository, resolutions=[140]) as running:
         yield running
 
 
-def stubs(server, model):
-    """Process ids of a model's python instances; a stub is told its server's shared-memory prefix."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            if any(w.startswith(server.identity) for w in words) and any(f"/{model}/" in w for w in words):
-                found.append(int(path.parent.name))
-    return found
+@pytest.fixture
+def logged(caplog):
+    """Messages of the supervision so far."""
+    caplog.set_level(logging.INFO, "ensemble.server.supervision")
+    return lambda: [r.getMessage() for r in caplog.records if r.name == "ensemble.server.supervision"]
+
+
+@pytest.fixture
+def supervised(own_server, logged):
+    """The server with a supervision that probes rarely: what it notices, it notices by the processes."""
+    ended = threading.Event()
+    thread = threading.Thread(target=supervise, args=(own_server, PATIENCE_S, ended), daemon=True)
+    thread.start()
+    yield own_server
+    ended.set()
+    own_server.stop()
+    thread.join()
+
+
+def until(true):
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_healthy_server_passes_the_probe(own_server):
     own_server.probe()
     assert own_server.running
+    own_server.wait(0)
 
 
-def test_a_killed_sub_model_fails_the_probe_while_triton_says_ready(own_server):
-    pids = stubs(own_server, "sam3_vision_encoder_r252")
-    assert len(pids) == 1
-    os.kill(pids[0], signal.SIGKILL)
-    time.sleep(1)
-    with pytest.raises(ServerError, match="sam3_r252 does not answer"):
+@pytest.mark.parametrize("model", [FRONT, "sam3_engine"])
+def test_a_killed_process_fails_the_probe_while_triton_says_ready(own_server, model):
+    for pid in stubs(own_server, model):
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ServerError, match=f"{model}: its process has ended"):
+        own_server.wait(PATIENCE_S)
+    with pytest.raises(ServerError, match="sam3_r140 does not answer"):
         own_server.probe()
     with urllib.request.urlopen(f"http://{own_server.http_url}/v2/health/ready") as answer:
-        assert answer.status == 200  # why the probe exists
+        assert answer.status == 200  # why the processes are watched
 
 
-def test_a_broken_server_is_started_again_on_the_same_ports(own_server):
-    said, ended = [], threading.Event()
-    thread = threading.Thread(target=serve.supervise, args=(own_server, 0.5, said.append, ended), daemon=True)
+def test_one_process_has_all_sub_models(own_server):
+    """And each instance of a front model has one: nothing else runs Python."""
+    assert len(stubs(own_server, "sam3_engine")) == 1
+    assert 1 <= len(stubs(own_server, FRONT)) <= 4
+    assert stubs(own_server, "sam3_vision_encoder_r140") == []
+
+
+@pytest.mark.parametrize("model", [FRONT, "sam3_engine"])
+def test_a_broken_server_is_started_again_on_the_same_ports(supervised, logged, model):
+    with Client(supervised.grpc_url, model=FRONT) as client:
+        client.detect(FRAME, ("object",))
+        os.kill(stubs(supervised, model)[0], signal.SIGKILL)
+        until(lambda: "ready again" in logged())
+        assert f"{model}: its process has ended" in logged()[0]
+        client.detect(FRAME, ("object",))
+
+
+def test_a_server_that_hangs_is_started_again(own_server, logged):
+    """A stopped process is there and answers nobody: only the probe tells."""
+    ended = threading.Event()
+    own_server.probe = lambda ask=own_server.probe: ask(timeout=2.0)
+    thread = threading.Thread(target=supervise, args=(own_server, 0.1, ended), daemon=True)
+    os.kill(stubs(own_server, "sam3_engine")[0], signal.SIGSTOP)
     thread.start()
-    with Client(own_server.grpc_url, model="sam3_r252") as client:
-        client.detect(FRAME, ("object",))
-        os.kill(stubs(own_server, "sam3_vision_encoder_r252")[0], signal.SIGKILL)
-        deadline = time.monotonic() + 60
-        while "ready again" not in said and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert "ready again" in said
-        assert "sam3_r252 does not answer" in said[0]
-        client.detect(FRAME, ("object",))
+    until(lambda: "ready again" in logged())
+    assert "sam3_r140 does not answer" in logged()[0]
     ended.set()
-    thread.join(30)
-    assert not thread.is_alive()
+    thread.join()
+    with Client(own_server.grpc_url, model=FRONT, timeout=PATIENCE_S) as client:
+        client.detect(FRAME, ("object",))
+
+
+class Camera(threading.Thread):
+    """Sends frames one after the other until it is told to end, and counts what came of them."""
+
+    def __init__(self, url):
+        super().__init__(daemon=True)
+        self._url, self.sent, self.outcomes, self.ending = url, 0, Counter(), threading.Event()
+
+    def run(self):
+        with Client(self._url, model=FRONT, timeout=PATIENCE_S) as client:
+            while not self.ending.is_set():
+                self.sent += 1
+                try:
+                    client.detect(FRAME, ("red circle", "object"))
+                    self.outcomes["answered"] += 1
+                except Sam3ServerError as error:
+                    self.outcomes[type(error).__name__] += 1
+                    time.sleep(0.05)  # nobody there: do not spin
+
+
+@pytest.mark.parametrize("model", [FRONT, "sam3_engine"])
+def test_a_process_killed_under_load(supervised, logged, model):
+    cameras = [Camera(supervised.grpc_url) for _ in range(CAMERAS)]
+    for camera in cameras:
+        camera.start()
+    until(lambda: all(camera.outcomes["answered"] >= 3 for camera in cameras))
+    os.kill(stubs(supervised, model)[0], signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: "ready again" in logged())
+    print(f"{model}: ready again after {time.monotonic() - killed:.1f} s")
+    before = [camera.outcomes["answered"] for camera in cameras]
+    until(lambda: all(c.outcomes["answered"] >= n + 3 for c, n in zip(cameras, before, strict=True)))
+    for camera in cameras:
+        camera.ending.set()
+    for camera in cameras:
+        camera.join()
+    assert f"{model}: its process has ended" in logged()[0]
+    assert logged().count("ready again") == 1
+    for camera in cameras:
+        assert camera.sent == sum(camera.outcomes.values()), "every frame has an answer or an error"
+        assert camera.outcomes[InvalidRequest.__name__] == 0, "no frame is called wrong because the server was"
 
 
 def test_stopping_leaves_nothing_behind(repository):
-    with EmbeddedServer(repository) as running:
+    with EmbeddedServer(repository, resolutions=[140]) as running:
         identity, pid = running.identity, running.pid
         assert list(Path("/dev/shm").glob(f"{identity}*"))
     assert not list(Path("/dev/shm").glob(f"{identity}*"))
