@@ -24,7 +24,7 @@ from ensemble.engines.aoti import SIGNATURE, AotiRunner
 from ensemble.records import ModelSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.engine import Engine, EngineError, Tool
-from export.engines.onnx import sample_inputs
+from export.engines.onnx import TORCH_DTYPES, sample_inputs
 from export.engines.tensorrt.settings import TensorRT
 from export.gate.reference import Arrays
 from export.gate.verify import Run
@@ -114,7 +114,7 @@ def dynamic_shapes(model: ModelSpec, samples: dict[str, torch.Tensor]) -> dict[s
 
 def check_outputs(program: torch.export.ExportedProgram, model: ModelSpec) -> None:
     """Raises ValueError unless the program's outputs are the record's: number, dtypes, fixed sizes, contiguous."""
-    names = {torch.float32: "FP32", torch.float16: "FP16", torch.uint8: "UINT8", torch.int32: "INT32"}
+    names = {dtype: name for name, dtype in TORCH_DTYPES.items()}
     found = []
     for node in program.graph.output_node().args[0]:
         value = node.meta["val"]

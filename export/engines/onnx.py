@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import nn
 
-from ensemble.records import Axis, ModelSpec
+from ensemble.records import NUMPY_DTYPES, Axis, ModelSpec
 
 OPSET = 18
 """LayerNormalization keeps its fp32 statistics (17) and the exporter writes nothing lower (18)."""
@@ -25,7 +25,7 @@ SINGLE_FILE_BYTES = 1_500_000_000
 """A protobuf ends at 2 GiB and the exporter stops short of it; more weights than this go to `model.onnx.data` beside
 the graph."""
 
-TORCH_DTYPES = {"UINT8": torch.uint8, "INT32": torch.int32, "FP32": torch.float32, "FP16": torch.float16}
+TORCH_DTYPES = {name: getattr(torch, dtype) for name, dtype in NUMPY_DTYPES.items()}
 
 
 def sample_inputs(model: ModelSpec) -> dict[str, torch.Tensor]:

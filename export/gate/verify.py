@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensemble.records import NUMPY_DTYPES
 from ensemble.spec import Variant
 from export.gate.detections import DetectionCheck, check_detections, merged, threshold_of
 from export.gate.limits import Limits, limits_of
@@ -20,8 +21,6 @@ from export.gate.reference import Arrays, Sample, scores
 
 Run = Callable[[Arrays], dict[str, np.ndarray]]
 """A sub-model as a function from inputs by name to outputs by name."""
-
-NUMPY_DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
 
 
 class GateError(RuntimeError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ensemble.records import ModelSpec
+from ensemble.records import NUMPY_DTYPES, ModelSpec
 from ensemble.spec import Variant
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.network import PlanError
@@ -25,8 +25,7 @@ from export.engines.tensorrt.version import version_of
 if TYPE_CHECKING:
     from torch import nn
 
-DTYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
-DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {np.dtype(dtype): name for name, dtype in NUMPY_DTYPES.items()}
 
 
 def build_plan(module: nn.Module, model: ModelSpec, variant: Variant, path: Path, settings: TensorRT) -> dict[str, Any]:
@@ -69,7 +68,7 @@ class PlanProcess:
 
     def __call__(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         _, outputs = self._ask({"do": "run"}, arrays)
-        return {name: np.frombuffer(a.data, DTYPES[a.dtype]).reshape(a.shape) for name, a in outputs.items()}
+        return {name: np.frombuffer(a.data, NUMPY_DTYPES[a.dtype]).reshape(a.shape) for name, a in outputs.items()}
 
     def time(self, arrays: Mapping[str, np.ndarray], warm_up: int = 10, repeats: int = 30) -> dict[str, Any]:
         """`ms` (median by CUDA events), `spread_ms`, `activation_mb` and `resident_mb` of executions on these

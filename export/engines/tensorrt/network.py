@@ -65,12 +65,16 @@ def check_names(network: Any, model: ModelSpec) -> None:
             )
 
 
+def dtype_names(trt: Any) -> dict[Any, str]:
+    """TensorRT's dtypes -> the specification's names."""
+    return {trt.float32: "FP32", trt.float16: "FP16", trt.int32: "INT32", trt.uint8: "UINT8"}
+
+
 def check_dtypes(trt: Any, engine: Any, model: ModelSpec) -> None:
     """Raises PlanError where a dtype of the plan is not the record's: Triton compares them with the configuration's."""
-    kinds = {"FP32": trt.float32, "FP16": trt.float16, "INT32": trt.int32, "UINT8": trt.uint8}
     for tensor in (*model.inputs, *model.outputs):
         got = engine.get_tensor_dtype(tensor.name)
-        if got != kinds[tensor.dtype]:
+        if dtype_names(trt).get(got) != tensor.dtype:
             raise PlanError(
                 f"{model.name}: expected {tensor.name} as {tensor.dtype}, the plan has {got}; this TensorRT changed the"
                 " graph's types"

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 from ensemble.spec import MB
 from export.engines.tensorrt import wire
 from export.engines.tensorrt.cuda_driver import CudaError, Device, DeviceMemory, Event, Stream
-from export.engines.tensorrt.network import PlanError, built_for, import_tensorrt
+from export.engines.tensorrt.network import PlanError, built_for, dtype_names, import_tensorrt
 from export.engines.tensorrt.version import version_of
 from export.engines.tensorrt.wire import Array
 
@@ -83,9 +83,8 @@ class PlanRunner:
                 " --max-batch or --max-pairs"
             )
         self.stream = Stream(self.device)
-        kinds = {trt.float32: "FP32", trt.float16: "FP16", trt.int32: "INT32", trt.uint8: "UINT8"}
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        self.dtypes = {name: kinds[self.engine.get_tensor_dtype(name)] for name in names}
+        self.dtypes = {name: dtype_names(trt)[self.engine.get_tensor_dtype(name)] for name in names}
         self.inputs = [n for n in names if self.engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self.outputs = [n for n in names if n not in self.inputs]
         self.facts: dict[str, Any] = {"built_for": here, "activation_mb": round(activations, 1)}

@@ -32,7 +32,8 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import numpy as np
 from export.engines.onnxruntime import onnx_session
-from export.engines.tensorrt.host import DTYPES, DTYPE_NAMES
+from ensemble.records import NUMPY_DTYPES
+from export.engines.tensorrt.host import DTYPE_NAMES
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.worker import serve
 from export.engines.tensorrt.wire import Array
@@ -43,7 +44,7 @@ class Runner:
     def run(self, inputs):
         if inputs["input_ids"].shape[1] != 32: raise PlanError("input_ids is outside the profile")
         if np.frombuffer(inputs["input_ids"].data, np.int32).max() == 7: sys.exit("struck by lightning")
-        arrays = {n: np.frombuffer(a.data, DTYPES[a.dtype]).reshape(a.shape) for n, a in inputs.items()}
+        arrays = {n: np.frombuffer(a.data, NUMPY_DTYPES[a.dtype]).reshape(a.shape) for n, a in inputs.items()}
         found = self.session(arrays).items()
         return {n: Array(DTYPE_NAMES[a.dtype], a.shape, bytearray(a.tobytes())) for n, a in found}
 
