@@ -1,5 +1,5 @@
-"""Where artifacts are built: `torch.export` survives one thread of a process, and two resolutions are two rounds of
-builds."""
+"""The thread in which artifacts are built: `torch.export` crashes the process in a second one, and two resolutions are
+built one after another."""
 
 import threading
 

@@ -111,21 +111,21 @@ class PlanProcess:
         try:
             wire.send(cast(Any, self._process.stdin), header, tensors)
         except wire.WireError as error:
-            raise PlanError(self._obituary()) from error
+            raise PlanError(self._how_it_ended()) from error
         return self._reply()
 
     def _reply(self) -> tuple[dict[str, Any], dict[str, wire.Array]]:
         try:
             message = wire.receive(cast(Any, self._process.stdout))
         except wire.WireError as error:
-            raise PlanError(f"{error}; {self._obituary()}") from error
+            raise PlanError(f"{error}; {self._how_it_ended()}") from error
         if message is None:
-            raise PlanError(self._obituary())
+            raise PlanError(self._how_it_ended())
         if "error" in message[0]:
             raise PlanError(message[0]["error"])
         return message
 
-    def _obituary(self) -> str:
+    def _how_it_ended(self) -> str:
         self._process.kill()
         self._process.wait()
         self._log.seek(0)

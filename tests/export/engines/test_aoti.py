@@ -94,7 +94,7 @@ def test_token_order_is_a_permutation_that_maps_back(patches: int, window: int, 
     assert torch.equal(order.patches_of(pixels, 2)[0].float(), cut)
 
 
-def test_windows_know_what_they_lack() -> None:
+def test_padding_of_windows_that_do_not_fill_the_map() -> None:
     """A map of 5 x 5 with windows of 3: places in a window of 3 x 3 are 0 to 8."""
     order = TokenOrder(5, 3)
     places, runs = order.padding()

@@ -43,7 +43,7 @@ class Runner:
     def __init__(self, path): self.session = onnx_session(path, 1)
     def run(self, inputs):
         if inputs["input_ids"].shape[1] != 32: raise PlanError("input_ids is outside the profile")
-        if np.frombuffer(inputs["input_ids"].data, np.int32).max() == 7: sys.exit("struck by lightning")
+        if np.frombuffer(inputs["input_ids"].data, np.int32).max() == 7: sys.exit("out of memory")
         arrays = {n: np.frombuffer(a.data, NUMPY_DTYPES[a.dtype]).reshape(a.shape) for n, a in inputs.items()}
         found = self.session(arrays).items()
         return {n: Array(DTYPE_NAMES[a.dtype], a.shape, bytearray(a.tobytes())) for n, a in found}
@@ -80,12 +80,12 @@ def test_a_refused_request_is_an_error_and_the_next_is_answered(process):
     assert process({"input_ids": np.ones((1, 32), np.int32)})["text_features"].shape[:2] == (1, 32)
 
 
-def test_a_process_that_dies_leaves_its_last_words(process):
-    with pytest.raises(PlanError, match="ended with status 1; it said last: struck by lightning"):
+def test_a_process_that_ends_is_an_error_with_its_last_lines(process):
+    with pytest.raises(PlanError, match="ended with status 1; it said last: out of memory"):
         process({"input_ids": np.full((1, 32), 7, np.int32)})
 
 
-def test_a_process_that_never_starts_leaves_its_last_words():
+def test_a_process_that_never_starts_is_an_error_with_its_last_lines():
     with pytest.raises(PlanError, match="no such plan"):
         PlanProcess([sys.executable, "-c", "import sys; sys.exit('no such plan')"])
 
@@ -135,9 +135,7 @@ def test_the_interpreter_is_named_by_option_then_by_variable(monkeypatch):
 def test_what_runs_beside_tensorrt_imports_nothing_else(tmp_path):
     """An interpreter without site packages, started in another folder, gets as far as importing TensorRT."""
     command = TensorRT().command("about")
-    done = subprocess.run(
-        [command[0], "-I", "-S", *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([command[0], "-I", "-S", *command[1:]], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "No module named 'tensorrt'" in done.stdout
 

@@ -1,4 +1,4 @@
-"""Boxes of two runs: how far apart they may be and still be the same."""
+"""Detections of two runs: how far apart boxes may be and still count as equal, and what random weights are held to."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_small_box_may_be_a_fraction_of_a_pixel_off(shift: float, margin: floa
     assert overlap == (1.0 if same else pytest.approx(1 - shift / SIDE))
 
 
-def test_detections_of_random_weights_are_measured_and_fail_nothing_but_outputs_do(exported, source):
+def test_random_weights_fail_the_gate_by_their_outputs_and_not_by_their_detections(exported, source):
     export = exported(112)
     samples = gate_samples(drawn_frames(1, 112), source.tokenizer, export.variant)
     truths = [expected_outputs(export.model, sample) for sample in samples]

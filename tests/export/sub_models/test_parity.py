@@ -1,4 +1,4 @@
-"""Every output of every ONNX file against `Sam3Model.forward` itself, run once for each (image, class) pair."""
+"""Every output of every ONNX file beside that of `Sam3Model.forward` itself, run once for each (image, class) pair."""
 
 from __future__ import annotations
 

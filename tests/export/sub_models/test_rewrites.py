@@ -1,4 +1,4 @@
-"""Each exact rewrite alone, in PyTorch, against the transformers code that it stands for."""
+"""Each exact rewrite by itself, in PyTorch, beside the code of transformers that it replaces."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_mask_stage_equals_upsample_add_convolve(sized, error, upsampling):
 
 @pytest.mark.parametrize("upsampling", ["plain", "subpixel"])
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
-def test_mask_head_makes_only_what_is_picked(sized, error, resolution, upsampling):
+def test_mask_head_draws_the_picked_queries(sized, error, resolution, upsampling):
     model, p = sized(resolution), resolution // 14
     features = [torch.randn(2, 64, k * p, k * p) for k in (4, 2, 1)]
     memory, queries, prompt, mask = (
@@ -228,7 +228,7 @@ def test_fp16_copy_leaves_the_checkpoint_alone_and_keeps_its_islands(sized, part
 
 
 @pytest.mark.parametrize("scale", [pytest.param(1.0, id="as drawn"), pytest.param(300.0, id="large")])
-def test_group_normalisation_spelled_out(error, scale):
+def test_group_normalisation_as_sums_and_products(error, scale):
     norm = torch.nn.GroupNorm(8, 64)
     torch.nn.init.normal_(norm.weight)
     torch.nn.init.normal_(norm.bias)

@@ -141,7 +141,7 @@ def test_words_name_what_they_say(text: str, named: tuple[int, ...]) -> None:
         ("circle", (0,), (1,), (0, 2, 3)),  # the words decide
     ],
 )
-def test_boxes_add_and_take_away(
+def test_boxes_include_and_exclude(
     text: str, boxed: tuple[int, ...], labels: tuple[int, ...], named: tuple[int, ...]
 ) -> None:
     prompt = Prompt(text, tuple(THINGS[k].box for k in boxed), labels)

@@ -1,5 +1,4 @@
-"""The checkpoint that ships: it loads as any SAM3 folder does, finds what it should, and the evaluation judges
-rightly."""
+"""The small checkpoint: it loads as any SAM3 folder does and finds what it should, and its evaluation is right."""
 
 import numpy as np
 import pytest
@@ -76,7 +75,7 @@ def oracle(frame: np.ndarray, prompts: list[Prompt]) -> list[Detections]:
     return found
 
 
-def test_the_truth_scores_one_and_silence_nothing() -> None:
+def test_the_ground_truth_scores_one_and_no_detections_score_zero() -> None:
     result = evaluate(oracle, 6)
     for prompts in ("text", "exemplar"):
         assert result[prompts]["box"]["AP"] == result[prompts]["mask"]["AP"] == 1.0

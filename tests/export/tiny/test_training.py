@@ -1,5 +1,5 @@
-"""Training: matching and losses on values known beforehand, the training path equal to the model's own forward, and a
-step that learns."""
+"""Training: matching and losses of known values, a forward pass equal to the model's own, and steps that lower the
+loss."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_giou(a: tuple, b: tuple, value: float) -> None:
     assert giou(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(value, abs=1e-4)
 
 
-def test_match_takes_the_cheapest_whole() -> None:
+def test_match_takes_the_cheapest_assignment() -> None:
     costs = np.full((1, 2, 3, 2), 9.0)
     costs[0, 1, :, 0] = 1.0, 2.0, 9.0  # the first query is best for both objects,
     costs[0, 1, :, 1] = 0.0, 9.0, 9.0  # so object 0 goes to the second
@@ -71,7 +71,7 @@ def test_right_and_certain_answers_cost_nothing() -> None:
         ("semantic", "semantic", torch.zeros(2, 6, 6)),
     ],
 )
-def test_each_part_sees_its_own_mistake(part: str, field: str, value: torch.Tensor) -> None:
+def test_each_part_of_the_loss_grows_with_its_own_mistake(part: str, field: str, value: torch.Tensor) -> None:
     predictions, targets, index_map = perfect()
     setattr(predictions, field, value)
     parts = losses(predictions, targets, index_map, torch.tensor([[0, 0, 0, 0]]))

@@ -1,4 +1,4 @@
-"""Videos: what is decoded is what was drawn, frame by frame, and the JSON beside says what is in it."""
+"""Videos: decoded frames are the ones that were drawn, and the JSON file beside them has their objects."""
 
 import json
 from pathlib import Path
