@@ -7,23 +7,43 @@ its batch go on without it.
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from ensemble import pipeline
 from ensemble.pipeline import Job, Pipeline
 from ensemble.postprocess import Detections
-from ensemble.preprocess.cpu import Preprocessor
+from ensemble.preprocess.cpu import Preprocessor, attempt
 
+log = logging.getLogger(__name__)
 Prepared = Job | Exception
 """One frame of a batch: its job, or why it cannot be answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch whose features are under way: its items, the jobs among them, their pixels, and the pipeline's state or
+    why it has none."""
+
+    batch: Sequence[Prepared]
+    jobs: Sequence[Job]
+    pixel_values: Any
+    pipeline: Any
 
 
 class Detector:
     """One variant's frames to detections. `read` and `detect` of different batches may run in two threads at once."""
 
-    def __init__(self, pipeline: Pipeline, preprocess: Preprocessor) -> None:
-        self.pipeline, self._preprocess = pipeline, preprocess
+    def __init__(
+        self, pipeline: Pipeline, preprocess: Preprocessor, release: Callable[[], None] = lambda: None
+    ) -> None:
+        """`release` gives back memory that is kept for the next calls."""
+        self.pipeline, self._preprocess, self._release = pipeline, preprocess, release
 
     def read(self, batch: list[Prepared]) -> Any:
         """Pixels uint8 [B,3,R,R] of the frames that can be read; in `batch`, a job whose frame cannot be read gives its
@@ -42,10 +62,60 @@ class Detector:
         return pixel_values
 
     def detect(self, batch: Sequence[Prepared], pixel_values: Any) -> list[Detections | Exception]:
-        """The answer to each item of `batch`, in order. What the pipeline raises is the answer to all its frames."""
+        """The answer to each item of `batch`, in order; see `complete`."""
+        return self.complete(self.begin(batch, pixel_values))
+
+    def begin(self, batch: Sequence[Prepared], pixel_values: Any) -> Begun:
+        """Starts a batch: on a GPU, work is launched and not waited for. `complete` comes before the next `begin`."""
         jobs = [item for item in batch if isinstance(item, Job)]
-        try:
-            found = iter(self.pipeline.run(jobs, pixel_values) if jobs else [])
-        except Exception as error:  # the GPU or a sub-model failed: say so to the frames of this call, keep serving
-            return [error if isinstance(item, Job) else item for item in batch]
-        return [next(found) if isinstance(item, Job) else item for item in batch]
+        begun = attempt(self.pipeline.begin, jobs, pixel_values) if jobs else None
+        return Begun(batch, jobs, pixel_values, begun)
+
+    def complete(self, begun: Begun) -> list[Detections | Exception]:
+        """The answer to each item of the batch, in order. What the pipeline raises is the answer to all its frames;
+        where memory runs out, the batch is halved, and where a single frame's does, its decoder calls."""
+        if isinstance(begun.pipeline, pipeline.Begun):
+            found = attempt(self.pipeline.complete, begun.pipeline)
+        else:
+            found = begun.pipeline
+        if isinstance(found, Exception):
+            found = self._failed(begun.jobs, begun.pixel_values, found)
+        rest = iter(found or ())
+        return [next(rest) if isinstance(item, Job) else item for item in begun.batch]
+
+    def _run(self, jobs: Sequence[Job], pixel_values: Any) -> Sequence[Detections | Exception]:
+        found = attempt(self.pipeline.run, jobs, pixel_values)
+        return self._failed(jobs, pixel_values, found) if isinstance(found, Exception) else found
+
+    def _failed(self, jobs: Sequence[Job], pixel_values: Any, error: Exception) -> Sequence[Detections | Exception]:
+        """The answers after a failed call: the error to all its frames, and serving goes on; or, where memory ran out,
+        what smaller calls find."""
+        if not is_out_of_memory(error):
+            return [error] * len(jobs)
+        self._release()
+        half = len(jobs) // 2
+        if half:
+            log.warning("memory ran out for %d frames at once; they are computed in halves", len(jobs))
+            return [*self._run(jobs[:half], pixel_values[:half]), *self._run(jobs[half:], pixel_values[half:])]
+        if self.pipeline.max_pairs > 1:
+            self.pipeline.max_pairs //= 2
+            log.warning("memory ran out for one frame; decoder calls have %d pairs now", self.pipeline.max_pairs)
+            return self._run(jobs, pixel_values)
+        resolution = self.pipeline.variant.resolution
+        return [MemoryError(f"there is no memory for one frame at {resolution}; serve a lower resolution")]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a call failed for lack of memory, whichever library says so."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def joined(pixel_values: Sequence[Any]) -> Any:
+    """Several batches of pixels as one: NumPy's, or CuPy's on their GPU."""
+    if len(pixel_values) == 1:
+        return pixel_values[0]
+    if isinstance(pixel_values[0], np.ndarray):
+        return np.concatenate(pixel_values)
+    import cupy
+
+    return cupy.concatenate(pixel_values)

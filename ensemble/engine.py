@@ -1,10 +1,10 @@
 """The engine model: every sub-model of a server in one process, one such process a GPU, or one for the CPU.
 
-Front models hand over batches (`ensemble/handover.py`). `execute` returns at once: while one thread computes a batch,
-the calling thread already reads the next one's pixels, and no more than `UNDER_WAY` batches are held, so that what
-waits longer waits in the dynamic batcher, where it becomes fuller batches. Python's lock is the reason for just one
-computing thread and for fronts in processes of their own: a thread that launches kernels waits whenever another one
-runs Python.
+Front models hand over batches (`ensemble/handover.py`). The calling thread reads their pixels and returns at once; one
+thread computes. Whatever has come meanwhile becomes its next batch, so that no frame waits for others while the GPU is
+free, and batches are as full as the load makes them. Answers are packed and sent while the next batch's features are
+under way on the GPU. One computing thread, and fronts in processes of their own, because of Python's lock: a thread
+that launches kernels waits for it whenever another one runs Python.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from __future__ import annotations
 import json
 import logging
 import os
-import queue
 import threading
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ensemble import handover, nvtx_ranges, triton_io
-from ensemble.detector import Detector, Prepared
-from ensemble.engines import SubModel, open_sub_model
+from ensemble.detector import Detector, Prepared, joined
+from ensemble.engines import SubModel, open_sub_model, release_memory
 from ensemble.metrics import PipelineMetrics
 from ensemble.pipeline import Call, Job, Pipeline
+from ensemble.postprocess import Detections
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptCache
 from ensemble.request import RequestError
 from ensemble.spec import Variant, find_engine
 
-UNDER_WAY = 2
-"""Batches that an engine model holds: one that is computed and one that is ready."""
 log = logging.getLogger(__name__)
 
 
@@ -51,8 +52,8 @@ class Front:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One request under way: whose it is, its frames, and where the answer goes."""
+class Part:
+    """One front model's batch: whose it is, its frames, their pixels, and where the answer goes."""
 
     front: Front
     jobs: list[Job]
@@ -74,31 +75,29 @@ class TritonPythonModel:
         self._readers = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         mode = parameters["preprocess"]["string_value"]
         self.fronts = open_fronts(folder, fronts, device_id, mode, self._readers)
-        self._slots = threading.Semaphore(UNDER_WAY)
-        self._batches: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._waiting = WaitingParts()
+        self._overlaps = device_id is not None  # on the CPU, features are there when the call returns
         self._computing = threading.Thread(target=self._compute, name="compute")
         self._computing.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Reads the batches' pixels and leaves the rest to the computing thread, which answers."""
         for request in requests:
-            self._slots.acquire()
             sender = request.get_response_sender()
             try:
-                self._batches.put(self._read(request, sender))
+                self._waiting.put(self._read(request, sender))
             except Exception as error:
-                self._slots.release()
                 invalid = isinstance(error, RequestError)
                 message = str(error) if invalid else f"{type(error).__name__}: {error}"
                 triton_io.send(sender, triton_io.error_response(message, invalid))
 
     def finalize(self) -> None:
         """Waits for the batches under way."""
-        self._batches.put(None)
+        self._waiting.close()
         self._computing.join()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, request: Any, sender: Any) -> Batch:
+    def _read(self, request: Any, sender: Any) -> Part:
         # Copied: the memory is Triton's again as soon as `execute` returns.
         arrays = {name: array.copy() for name, array in triton_io.request_arrays(request).items()}
         name = bytes(arrays["front"].item(0)).decode(errors="replace")
@@ -108,24 +107,87 @@ class TritonPythonModel:
         jobs = handover.unpack_jobs(arrays, front.variant)
         prepared: list[Prepared] = list(jobs)
         pixel_values = front.detector.read(prepared)
-        return Batch(front, jobs, prepared, pixel_values, time.perf_counter(), sender)
+        return Part(front, jobs, prepared, pixel_values, time.perf_counter(), sender)
 
     def _compute(self) -> None:
-        """The thread that runs the sub-models; ends at a None."""
-        while (batch := self._batches.get()) is not None:
-            try:
-                waited = (time.perf_counter() - batch.ready) * 1e3
-                for job in batch.jobs:
-                    job.add_ms("queue", waited)
-                answers = batch.front.detector.detect(batch.prepared, batch.pixel_values)
-                packed = handover.pack_answers(batch.jobs, answers, batch.front.empty_masks)
-                response = triton_io.response(packed)
-                batch.front.metrics.update(batch.front.detector.pipeline)
-            except Exception as error:
-                log.exception("a batch failed")
-                response = triton_io.error_response(f"{type(error).__name__}: {error}")
-            self._slots.release()
-            triton_io.send(batch.sender, response)
+        """The thread that runs the sub-models. A batch is answered when the next one's features are under way, or at
+        once where none is waiting."""
+        answered: Callable[[], None] = lambda: None  # noqa: E731
+        while parts := self._waiting.take():
+            detector = parts[0].front.detector
+            now = time.perf_counter()
+            for part in parts:
+                for job in part.jobs:
+                    job.add_ms("queue", (now - part.ready) * 1e3)
+            begun = detector.begin(
+                [item for part in parts for item in part.prepared],
+                joined([part.pixel_values for part in parts if len(part.pixel_values)] or [parts[0].pixel_values]),
+            )
+            answered()
+            answered = partial(answer, parts, detector.complete(begun))
+            if not self._overlaps or self._waiting.empty:
+                answered()
+                answered = lambda: None  # noqa: E731
+        answered()
+
+
+class WaitingParts:
+    """Parts that wait to be computed, in the order of coming."""
+
+    def __init__(self) -> None:
+        self._parts: deque[Part] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def empty(self) -> bool:
+        return not self._parts
+
+    def put(self, part: Part) -> None:
+        with self._changed:
+            self._parts.append(part)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """`take` returns what is there, and after that nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def take(self) -> list[Part]:
+        """The oldest part, and as many of the same front model as fit in its largest batch with it. Blocks until there
+        is one; empty after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._parts or self._closed)
+            taken: list[Part] = []
+            left: deque[Part] = deque()
+            frames = 0
+            for part in self._parts:
+                fits = not taken or (
+                    part.front is taken[0].front and frames + len(part.jobs) <= part.front.variant.max_batch
+                )
+                (taken if fits else left).append(part)
+                frames += len(part.jobs) if fits else 0
+            self._parts = left
+            return taken
+
+
+def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception]) -> None:
+    """Sends every part its share of the answers, each exactly once whatever fails."""
+    rest = iter(answers)
+    for part in parts:
+        own = [next(rest) for _ in part.jobs]
+        try:
+            response = triton_io.response(handover.pack_answers(part.jobs, own, part.front.empty_masks))
+        except Exception as error:
+            log.exception("an answer could not be packed")
+            response = triton_io.error_response(f"{type(error).__name__}: {error}")
+        try:
+            triton_io.send(part.sender, response)
+        except Exception:
+            log.exception("an answer could not be sent")
+    front = parts[0].front
+    front.metrics.update(front.detector.pipeline)
 
 
 def open_fronts(
@@ -156,5 +218,5 @@ def open_fronts(
         prompts[text_encoder] = pipeline.prompts
         preprocess = open_preprocessor(mode, variant.resolution, readers, device_id or 0)
         empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
-        made[name] = Front(Detector(pipeline, preprocess), PipelineMetrics(name), empty)
+        made[name] = Front(Detector(pipeline, preprocess, release_memory), PipelineMetrics(name), empty)
     return made

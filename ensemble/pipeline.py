@@ -50,6 +50,16 @@ class Pair:
     prompt: Prompt
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A batch between the two halves of `Pipeline.run`."""
+
+    jobs: Sequence[Job]
+    pairs: list[Pair]
+    features: dict[str, Any]
+    times: dict[str, float]
+
+
 class Pipeline:
     """One variant's flow. Not for two threads at once. `prompts` is shared by all pipelines of one text encoder; one of
     its own is made where none is given."""
@@ -63,6 +73,8 @@ class Pipeline:
     ) -> None:
         self.variant, self._call, self._annotate = variant, call, annotate
         self.prompts = prompts or PromptCache(self._encode_text)
+        self.max_pairs = variant.max_pairs
+        """Pairs of one decoder call: fewer where memory is short."""
         self.calls: dict[str, int] = {}
         """Calls of each sub-model so far, by part."""
         self.hits = self.misses = 0
@@ -74,6 +86,11 @@ class Pipeline:
 
         `pixel_values` is the batch of all jobs, uint8 [B,3,R,R]: an array, or whatever `call` takes for one on a GPU.
         """
+        return self.complete(self.begin(jobs, pixel_values))
+
+    def begin(self, jobs: Sequence[Job], pixel_values: Any) -> Begun:
+        """The first half of `run`: prompts and features. A `call` that only launches its work lets the caller do
+        something else meanwhile; `complete` of the same batch comes before the next batch's."""
         times: dict[str, float] = {}
         with self._timed(times, "text"):
             pairs = self._pairs(jobs)
@@ -81,11 +98,16 @@ class Pipeline:
             features = self._run(
                 self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2")
             )
+        return Begun(jobs, pairs, features, times)
+
+    def complete(self, begun: Begun) -> list[Detections]:
+        """The second half of `run`: from features to detections."""
+        jobs, pairs, features, times = begun.jobs, begun.pairs, begun.features, begun.times
         with self._timed(times, "geometry"):
             self._add_exemplars(jobs, pairs, features)
         found: list[list[Detections]] = [[] for _ in jobs]
         presence = [np.zeros(len(job.tokens), np.float32) for job in jobs]
-        for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.variant.max_pairs):
+        for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.max_pairs):
             self._decode(jobs, chunk, features, found, presence, times)
         with self._timed(times, "pack"):
             results = [self._finish(job, f, p) for job, f, p in zip(jobs, found, presence, strict=True)]
@@ -224,7 +246,7 @@ class Pipeline:
             if jobs[pair.image].request.mask_format != "none"
             for queries in _chunks(picks[pair_row], variant.max_picks)
         ]
-        for part in _chunks(rows, variant.max_pairs):
+        for part in _chunks(rows, self.max_pairs):
             width = max(len(queries) for _, queries in part)
             query_index = np.zeros((len(part), width), np.int32)
             for i, (_, queries) in enumerate(part):

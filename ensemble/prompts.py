@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ class PromptTokenizer:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._length = context_length
 
+    @lru_cache(maxsize=4096)  # noqa: B019  (one tokenizer lives as long as its process)
     def __call__(self, name: str) -> Tokens:
         """(ids int32 [L], mask int32 [L]). Raises RequestError where the name has more tokens than the text encoder
         reads."""

@@ -7,6 +7,7 @@ tensors, and are handed to the next sub-model as they are.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,14 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
         f"{path}: expected an engine that runs in this process (onnxruntime, aoti), got {find_engine(engine).name!r},"
         " which Triton runs; serve it with docker compose up"
     )
+
+
+def release_memory() -> None:
+    """Gives back the GPU memory that this process keeps for its next calls."""
+    if "torch" in sys.modules:
+        import torch
+
+        from ensemble.engines import cuda_graphs
+
+        cuda_graphs.drop_all()
+        torch.cuda.empty_cache()

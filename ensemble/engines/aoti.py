@@ -11,9 +11,16 @@ import numpy as np
 import torch
 import torchvision  # noqa: F401  (registers RoIAlign, which the geometry encoder's package calls by name)
 
+from ensemble.engines.cuda_graphs import CapturedCalls
+
 SIGNATURE = "sam3_signature"
 """Key of a package's metadata: names of inputs and outputs, and which outputs the pipeline reads; the compiled function
 itself knows no names."""
+
+
+SMALL = {"pixel_values": 2, "fpn_2": 2}
+"""First input of a sub-model -> images up to which its calls are captured as CUDA graphs: vision encoder, and decoder
+and geometry encoder. Shapes of the mask head change from frame to frame."""
 
 
 class AotiRunner:
@@ -25,8 +32,12 @@ class AotiRunner:
     def __init__(self, path: Path, device_id: int | None) -> None:
         self._device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it, but ten bits of mantissa are not fp32
-        self._run = torch._inductor.aoti_load_package(str(path), device_index=-1 if device_id is None else device_id)
-        metadata = self._run.get_metadata()
+        # One thread computes. With the locks of several, an event that a run waits for, and no CUDA graph.
+        self._package = torch._inductor.aoti_load_package(
+            str(path), run_single_threaded=True, device_index=-1 if device_id is None else device_id
+        )
+        self._captured = CapturedCalls(self._run)
+        metadata = self._package.get_metadata()
         if SIGNATURE not in metadata:
             raise ValueError(
                 f"{path}: expected a package that sam3-export wrote, got one without {SIGNATURE!r} in its metadata;"
@@ -45,14 +56,22 @@ class AotiRunner:
 
     def __call__(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """All outputs by name, on the device; `inputs` by name: NumPy arrays, or tensors on any device and in any
-        memory format."""
+        memory format. Where a CUDA graph is replayed, they are valid until the next call of the same shapes."""
         with torch.inference_mode():
             # The compiled function does not look at strides: it would read a channels-last map as if it were in C
             # order.
-            results = self._run(*(self._on_device(inputs[name]).contiguous() for name in self.inputs))
-        if isinstance(results, torch.Tensor):  # a package with one output returns it bare
-            results = [results]
+            ready = [self._on_device(inputs[name]).contiguous() for name in self.inputs]
+            results = self._captured(ready) if self._is_small(ready) else self._run(ready)
         return dict(zip(self.outputs, results, strict=True))
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        results = self._package(*inputs)
+        return [results] if isinstance(results, torch.Tensor) else list(results)  # a single output comes bare
+
+    def _is_small(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether the processor's launches take longer than the GPU's work. The first input's first axis are images, of
+        all sub-models but the text encoder, which runs once a word."""
+        return self._device.type == "cuda" and self.inputs[0] in SMALL and len(inputs[0]) <= SMALL[self.inputs[0]]
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         """`SubModel` of `ensemble/engines`: NumPy arrays of the outputs that the pipeline reads, finished; of the
