@@ -167,7 +167,7 @@ class Detections:
 
 def encode_rle(masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]]) -> tuple[dict[str, Any], ...]:
     """COCO's compressed run lengths of bool [D,H,W]; `counts` are bytes, as pycocotools expects them. Raises
-    ImportError, naming the package, if pycocotools is missing.
+    ImportError, naming the extra, if pycocotools is missing.
     """
     if not len(masks):
         return ()
@@ -180,5 +180,5 @@ def _coco_mask() -> Any:
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise ImportError("masks in COCO's format need the package pycocotools: pip install pycocotools") from error
+        raise ImportError("masks in COCO's format need pycocotools: pip install 'sam3-triton[coco]'") from error
     return mask

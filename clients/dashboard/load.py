@@ -14,9 +14,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from ensemble.spec import MB
+
 METRICS_PORT = 8002
 """Triton's usual port for metrics."""
-MB = 2**20
 FRESH_S = 2.0
 """Figures are read at most this often, however many browsers show them."""
 TIMEOUT_S = 2.0

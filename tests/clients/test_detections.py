@@ -82,7 +82,7 @@ def test_pycocotools_is_optional(detections, masks, monkeypatch):
     assert by_bits.masks_at(360, 640).any()
     assert detections(0).rle == ()
     for convert in (lambda: by_bits.rle, lambda: by_bits.to_coco(), lambda: by_rle.masks):
-        with pytest.raises(ImportError, match="pip install pycocotools"):
+        with pytest.raises(ImportError, match=r"sam3-triton\[coco\]"):
             convert()
 
 
