@@ -18,6 +18,7 @@ from ensemble.server.requirements import ServerError
 
 pytestmark = pytest.mark.server
 
+PATIENCE_S = 300.0
 OWNER = """
 import sys, time
 from ensemble.server.embedded import EmbeddedServer
@@ -44,11 +45,10 @@ def test_kill_9_leaves_no_server_behind(repository: Path):
         assert owner.stdout is not None
         pid, identity = owner.stdout.readline().split()
         running = processes_of(identity)
-        assert int(pid) in running
-        assert len(running) > 5, "the server and its models"
         owner.send_signal(signal.SIGKILL)
-        owner.wait()
-    deadline = time.monotonic() + 30
+    assert int(pid) in running
+    assert len(running) >= 3, "the server, the engine model and a front model"
+    deadline = time.monotonic() + PATIENCE_S
     while processes_of(identity) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(identity) == []
