@@ -99,7 +99,10 @@ class Detector:
             return [*self._run(jobs[:half], pixel_values[:half]), *self._run(jobs[half:], pixel_values[half:])]
         if self.pipeline.max_pairs > 1:
             self.pipeline.max_pairs //= 2
-            log.warning("memory ran out for one frame; decoder calls have %d pairs now", self.pipeline.max_pairs)
+            log.warning(
+                "memory ran out for one frame; from now on decoder calls take at most %d of its classes",
+                self.pipeline.max_pairs,
+            )
             return self._run(jobs, pixel_values)
         resolution = self.pipeline.variant.resolution
         return [MemoryError(f"there is no memory for one frame at {resolution}; serve a lower resolution")]

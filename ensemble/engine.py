@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 
 from ensemble import handover, nvtx_ranges, triton_io
-from ensemble.detector import Detector, Prepared, joined
+from ensemble.detector import Begun, Detector, Prepared, joined
 from ensemble.engines import SubModel, open_sub_model, release_memory
 from ensemble.metrics import PipelineMetrics
 from ensemble.pipeline import Call, Job, Pipeline
 from ensemble.postprocess import Detections
+from ensemble.preprocess.cpu import attempt
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptCache
 from ensemble.request import RequestError
@@ -114,17 +115,10 @@ class TritonPythonModel:
         once where none is waiting."""
         answered: Callable[[], None] = lambda: None  # noqa: E731
         while parts := self._waiting.take():
-            detector = parts[0].front.detector
-            now = time.perf_counter()
-            for part in parts:
-                for job in part.jobs:
-                    job.add_ms("queue", (now - part.ready) * 1e3)
-            begun = detector.begin(
-                [item for part in parts for item in part.prepared],
-                joined([part.pixel_values for part in parts if len(part.pixel_values)] or [parts[0].pixel_values]),
-            )
+            begun = attempt(begin, parts)
             answered()
-            answered = partial(answer, parts, detector.complete(begun))
+            failed = isinstance(begun, Exception)
+            answered = partial(answer, parts, begun if failed else attempt(parts[0].front.detector.complete, begun))
             if not self._overlaps or self._waiting.empty:
                 answered()
                 answered = lambda: None  # noqa: E731
@@ -172,8 +166,21 @@ class WaitingParts:
             return taken
 
 
-def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception]) -> None:
-    """Sends every part its share of the answers, each exactly once whatever fails."""
+def begin(parts: Sequence[Part]) -> Begun:
+    """Starts the parts, which are of one front model, as one batch."""
+    now = time.perf_counter()
+    for part in parts:
+        for job in part.jobs:
+            job.add_ms("queue", (now - part.ready) * 1e3)
+    pixel_values = [part.pixel_values for part in parts if len(part.pixel_values)] or [parts[0].pixel_values]
+    return parts[0].front.detector.begin([item for part in parts for item in part.prepared], joined(pixel_values))
+
+
+def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception] | Exception) -> None:
+    """Sends every part its share of the answers, or what failed for all, each exactly once whatever happens."""
+    if isinstance(answers, Exception):
+        log.error("a batch failed", exc_info=answers)
+        answers = [answers] * sum(len(part.jobs) for part in parts)
     rest = iter(answers)
     for part in parts:
         own = [next(rest) for _ in part.jobs]
@@ -182,10 +189,7 @@ def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception]) -> 
         except Exception as error:
             log.exception("an answer could not be packed")
             response = triton_io.error_response(f"{type(error).__name__}: {error}")
-        try:
-            triton_io.send(part.sender, response)
-        except Exception:
-            log.exception("an answer could not be sent")
+        triton_io.send(part.sender, response)
     front = parts[0].front
     front.metrics.update(front.detector.pipeline)
 

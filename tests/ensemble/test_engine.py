@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from ensemble import engine as engine_module
 from ensemble import pbtxt
-from ensemble.engine import UNDER_WAY, TritonPythonModel
+from ensemble.engine import TritonPythonModel
 from ensemble.handover import pack_jobs, unpack_answers
 from ensemble.interfaces import engine
 from tests.ensemble.fake_triton import HostTensor, InferenceRequest, MetricFamily, TritonError
@@ -137,34 +138,70 @@ def held(sub_models):
 
 
 def test_finalize_waits_for_the_batches_under_way(start, held):
-    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(UNDER_WAY)]
+    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(6)]
     model.execute(asked)
     ending = threading.Thread(target=model.finalize)
     ending.start()
     held.entered.acquire()
     assert ending.is_alive(), "a batch is under way"
-    assert [one.sent for one in asked] == [[], []]
+    assert [one.sent for one in asked] == [[]] * 6
     held.set()
     ending.join()
-    assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2, 2]
+    assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2] * 6
 
 
-def test_no_more_batches_are_held_than_are_wanted(start, held):
-    """The next one waits in Triton's queue, where frames can still join it."""
-    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(UNDER_WAY + 1)]
-    taking = threading.Thread(target=model.execute, args=(asked,))
-    taking.start()
+def test_what_waits_becomes_one_batch(start, sub_models, held):
+    """Of one front model, in the order of coming, as far as the largest batch goes; each gets its own answers."""
+    model, first = start(), request(job(1, ("bbb",)))
+    model.execute([first])
     held.entered.acquire()
-    assert taking.is_alive()
-    assert not model._slots.acquire(blocking=False)
+    jobs = [[job(1, ("aa",))], [job(3, ("bbb",)), job(2, ("bbb",))], [job(1, ("cccc",))], [job(3, ("aa",))] * 2]
+    waiting = [request(*own) for own in jobs]
+    large = job(1, ("aa",))
+    large.request = replace(large.request, frame=np.full((42, 42, 3), 1, np.uint8))
+    other = request(large, of="sam3_r42", resolution=42)
+    model.execute([waiting[0], other, *waiting[1:]])
     held.set()
-    taking.join()
     model.finalize()
-    assert [len(one.sent) for one in asked] == [1] * len(asked)
+    batches = [shapes["pixel_values"][:1] + shapes["pixel_values"][2:3] for _, shapes, _ in encoded(sub_models)]
+    assert batches == [(1, 28), (4, 28), (1, 42), (2, 28)], "four frames are the largest batch"
+    found = [[len(answer.scores) for answer in answers(one, *own)] for one, own in zip(waiting, jobs, strict=True)]
+    assert found == [[1], [2, 0], [3], [1, 1]]
+    assert answers(waiting[1], *jobs[1])[0].boxes[0, 0] == pytest.approx(0.3), "its own image"
+
+
+def encoded(sub_models):
+    return [call for call in sub_models.calls if call[0] == "vision_encoder"]
+
+
+def test_a_batch_that_cannot_be_joined(start, sub_models, held, monkeypatch):
+    """For lack of memory, say: its frames are told, and the next ones answered."""
+
+    def failing(pixel_values):
+        if len(pixel_values) > 1:
+            raise RuntimeError("no room to join them")
+        return pixel_values[0]
+
+    monkeypatch.setattr(engine_module, "joined", failing)
+    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(4)]
+    model.execute(asked[:1])
+    held.entered.acquire()
+    model.execute(asked[1:3])
+    held.set()
+    until_answered(asked[2])
+    model.execute(asked[3:])
+    model.finalize()
+    found = [answers(one, job(1, ("bbb",)))[0] for one in asked]
+    assert [str(found[1]), str(found[2])] == ["RuntimeError: no room to join them"] * 2
+    assert [len(found[0].scores), len(found[3].scores)] == [2, 2]
+
+
+def until_answered(request):
+    while not request.sent:
+        time.sleep(0.01)
 
 
 def test_nonsense_gets_an_error_and_the_next_batch_an_answer(start):
-    """More often than there are batches under way: an error gives its place back."""
     model = start()
     cases = [
         ({"front": np.array([b"sam3_r1008"], object)}, "front: expected one of sam3_r28, sam3_r42, got 'sam3_r1008'"),
@@ -172,7 +209,7 @@ def test_nonsense_gets_an_error_and_the_next_batch_an_answer(start):
         ({"names_per_frame": np.array([7], np.int32)}, "sam3_engine: expected input_ids (7, 5)"),
         ({"input_ids": np.full((1, 5), 1 << 30, np.int32)}, "sam3_engine: expected input_ids of 0 to"),
     ]
-    for changes, sentence in cases * UNDER_WAY:
+    for changes, sentence in cases:
         bad, good = request(job(1, ("bbb",)), **changes), request(job(1, ("bbb",)))
         model.execute([bad, good])
         assert response(bad).error().message().startswith(sentence)
@@ -186,16 +223,18 @@ def test_a_sub_model_that_fails_is_told_to_its_batch_alone(start, sub_models):
 
     def failing(model, **inputs):
         if inputs["prompt_features"][0, 0, 0] == 4:
-            raise MemoryError("no room")
+            raise RuntimeError("no kernel")
         return decode(model, **inputs)
 
     sub_models.decoder = failing
     model, bad, good = start(), job(1, ("four",)), job(1, ("bbb",))
-    asked = [request(*jobs) for jobs in [(bad, bad), (good,)] * UNDER_WAY]
-    model.execute(asked)
+    asked = [request(*jobs) for jobs in [(bad, bad), (good,)] * 2]
+    for one in asked:
+        model.execute([one])
+        until_answered(one)
     model.finalize()
     for failed, answered in zip(asked[0::2], asked[1::2], strict=True):
-        assert [str(answer) for answer in answers(failed, bad, bad)] == ["MemoryError: no room"] * 2
+        assert [str(answer) for answer in answers(failed, bad, bad)] == ["RuntimeError: no kernel"] * 2
         assert len(answers(answered, good)[0].scores) == 2
 
 
@@ -209,7 +248,7 @@ def test_a_front_model_that_has_gone_does_not_stop_the_engine(start):
     model, jobs = start(), [job(1, ("bbb",))]
     gone = Gone(inputs=request(*jobs).inputs())
     bad = Gone(inputs=request(*jobs, of="nobody").inputs())
-    good = [request(*jobs) for _ in range(UNDER_WAY + 1)]
+    good = [request(*jobs) for _ in range(3)]
     model.execute([gone, bad, *good])
     model.finalize()
     assert [len(answers(one, *jobs)[0].scores) for one in good] == [2] * len(good)

@@ -1,0 +1,120 @@
+"""A batch of parsed frames to answers: frames that cannot be read, and batches for which there is no memory."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from ensemble.detector import Detector, is_out_of_memory, joined
+from ensemble.pipeline import Job, Pipeline
+from ensemble.preprocess.cpu import CpuPreprocessor
+from ensemble.request import FrameRequest, RequestError
+from tests.ensemble.stand_ins import VARIANT, WORDS, SubModels, job
+
+
+@pytest.fixture
+def sub_models():
+    return SubModels()
+
+
+@pytest.fixture
+def released():
+    return []
+
+
+@pytest.fixture
+def detector(sub_models, released):
+    with ThreadPoolExecutor(2) as pool:
+        preprocess = CpuPreprocessor(28, pool)
+        yield Detector(Pipeline(VARIANT, sub_models), preprocess, lambda: released.append(1))
+
+
+def run(detector, batch):
+    return detector.detect(batch, detector.read(batch))
+
+
+def counts(answers):
+    """How much was found in each frame, or the error's kind."""
+    return [type(a).__name__ if isinstance(a, Exception) else len(a.scores) for a in answers]
+
+
+def short_of_memory(sub_models, part, fits):
+    """From now on that sub-model has room for calls of whose first axis `fits` is true."""
+    usual = getattr(sub_models, part)
+
+    def limited(model, **inputs):
+        if not fits(len(inputs["image_index"] if "image_index" in inputs else inputs["pixel_values"])):
+            raise RuntimeError("CUDA error: out of memory")
+        return usual(model, **inputs)
+
+    setattr(sub_models, part, limited)
+
+
+def test_a_frame_that_cannot_be_read_gets_its_own_answer(detector):
+    broken = Job(FrameRequest(("bbb",), image=b"junk"), [WORDS("bbb")])
+    batch = [job(1, ("bbb",)), broken, RequestError("classes: none"), job(3, ("aa",))]
+    answers = run(detector, batch)
+    assert counts(answers) == [2, "RequestError", "RequestError", 1]
+    assert "expected a JPEG, PNG, WEBP file" in str(answers[1])
+    assert str(answers[2]) == "classes: none"
+
+
+def test_nothing_that_can_be_read(detector, sub_models):
+    batch = [Job(FrameRequest(("bbb",), image=b"junk"), [WORDS("bbb")])]
+    assert counts(run(detector, batch)) == ["RequestError"]
+    assert sub_models.calls == []
+
+
+def test_what_a_sub_model_raises_is_the_answer_to_all(detector, sub_models, released):
+    def failing(*_, **__):
+        raise RuntimeError("no kernel")
+
+    sub_models.decoder = failing
+    batch = [job(1, ("bbb",)), RequestError("classes: none"), job(3, ("bbb",))]
+    assert counts(run(detector, batch)) == ["RuntimeError", "RequestError", "RuntimeError"]
+    assert released == []
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_a_batch_that_is_too_large_for_the_memory_is_halved(detector, sub_models, released, caplog, frames):
+    short_of_memory(sub_models, "vision_encoder", lambda size: size <= frames)
+    batch = [job(1, ("bbb",)), job(2, ("bbb",)), RequestError("none"), job(3, ("aa",)), job(1, ("aa",))]
+    answers = run(detector, batch)
+    assert counts(answers) == [2, 0, "RequestError", 1, 1]
+    assert len(released) >= 1
+    assert "memory ran out for 4 frames at once" in caplog.messages[0]
+
+
+def test_decoder_calls_become_smaller_where_one_frame_is_too_much(detector, sub_models, caplog):
+    short_of_memory(sub_models, "decoder", lambda size: size <= 1)
+    names = ("aa", "bbb", "cccc")
+    assert counts(run(detector, [job(1, names)])) == [6]
+    assert caplog.messages == ["memory ran out for one frame; from now on decoder calls take at most 1 of its classes"]
+    assert counts(run(detector, [job(1, names), job(3, names)])) == [6, 6]
+    assert len(caplog.messages) == 1, "it stays so"
+
+
+def test_no_memory_for_a_single_frame(detector, sub_models):
+    short_of_memory(sub_models, "vision_encoder", lambda size: False)
+    answers = run(detector, [job(1, ("bbb",)), job(2, ("bbb",))])
+    assert counts(answers) == ["MemoryError", "MemoryError"]
+    assert str(answers[0]) == "there is no memory for one frame at 28; serve a lower resolution"
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        pytest.param(MemoryError(), True, id="Python's"),
+        pytest.param(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True, id="PyTorch's"),
+        pytest.param(RuntimeError("cudaErrorMemoryAllocation: out of memory"), True, id="CuPy's"),
+        pytest.param(RuntimeError("device-side assert triggered"), False, id="another"),
+    ],
+)
+def test_errors_that_mean_a_lack_of_memory(error, memory):
+    assert is_out_of_memory(error) == memory
+
+
+def test_batches_are_joined_in_order():
+    one, two = np.zeros((1, 3, 2, 2), np.uint8), np.ones((2, 3, 2, 2), np.uint8)
+    assert joined([one]) is one, "not copied"
+    assert joined([one, two])[:, 0, 0, 0].tolist() == [0, 1, 1]
