@@ -26,7 +26,7 @@ import numpy as np
 
 from ensemble import handover, nvtx_ranges, triton_io
 from ensemble.detector import Begun, Detector, Prepared, joined
-from ensemble.engines import SubModel, open_sub_model, release_memory
+from ensemble.engines import SubModel, limit_memory, open_sub_model, release_memory
 from ensemble.metrics import PipelineMetrics
 from ensemble.pipeline import Call, Job, Pipeline
 from ensemble.postprocess import Detections
@@ -34,6 +34,8 @@ from ensemble.preprocess.cpu import attempt
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptCache
 from ensemble.request import RequestError
+from ensemble.server import gpu
+from ensemble.server.memory import TRITON_CONTEXT_MB
 from ensemble.spec import Variant, find_engine
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,13 @@ class TritonPythonModel:
         fronts = json.loads(parameters["fronts"]["string_value"])
         device_id = int(args["model_instance_device_id"] or 0) if args["model_instance_kind"] == "GPU" else None
         folder = Path(args["model_repository"]) / args["model_version"]
+        before_mb = gpu.used_mb(device_id) if device_id is not None else 0.0
         self._readers = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         mode = parameters["preprocess"]["string_value"]
         self.fronts = open_fronts(folder, fronts, device_id, mode, self._readers)
+        if device_id is not None and "gpu_memory_mb" in parameters:
+            stated_mb = float(parameters["gpu_memory_mb"]["string_value"])
+            limit_memory(device_id, stated_mb - (gpu.used_mb(device_id) - before_mb) - TRITON_CONTEXT_MB)
         self._waiting = WaitingParts()
         self._overlaps = device_id is not None  # on the CPU, features are there when the call returns
         self._computing = threading.Thread(target=self._compute, name="compute")

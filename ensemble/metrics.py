@@ -6,7 +6,10 @@ Every instance adds to the same series; Triton joins families of one name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
@@ -37,15 +40,26 @@ class FrontMetrics:
         self._detections = found.Metric(labels={"model": model})
         self._families = (seconds, batch, frames, found)  # a family that is collected takes its metrics with it
 
+        # Each figure is a message to the server and back: a thread tells them after the answer is on its way.
+        self._told: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._tell, name="metrics", daemon=True).start()
+
     def batch(self, frames: int) -> None:
-        self._batch.observe(float(frames))
+        self._told.put(partial(self._batch.observe, float(frames)))
 
     def frame(self, outcome: str, detections: int = 0, stage_ms: Mapping[str, float] | None = None) -> None:
+        self._told.put(partial(self._count, outcome, detections, dict(stage_ms or {})))
+
+    def _count(self, outcome: str, detections: int, stage_ms: Mapping[str, float]) -> None:
         self._frames[outcome].increment(1)
         if detections:
             self._detections.increment(detections)
-        for stage, milliseconds in (stage_ms or {}).items():
+        for stage, milliseconds in stage_ms.items():
             self._stages[stage].observe(milliseconds / 1e3)
+
+    def _tell(self) -> None:
+        while True:
+            self._told.get()()
 
 
 class PipelineMetrics:

@@ -21,6 +21,10 @@ _PARAMETER = re.compile(r'key: "(\w+)", value: { string_value: ("(?:[^"\\]|\\.)*
 _BACKEND = re.compile(r'^backend: "(\w+)"', re.MULTILINE)
 
 
+Fronts = Mapping[str, tuple[Variant, Mapping[str, str]]]
+"""Name of a front model -> its variant, and the engine of each of its sub-models by part."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """What this project reads of a `config.pbtxt` that it has written."""
@@ -53,12 +57,11 @@ def write(model: ModelSpec, variant: Variant, engine: str, repository: Path, eng
     return _write(repository / model.name, text, None if native else script)
 
 
-def write_engine(
-    fronts: Mapping[str, tuple[Variant, Mapping[str, str]]], gpus: Sequence[int], repository: Path
-) -> Path:
-    """Writes the engine model for these front models: name -> its variant and the engine of each sub-model, by part.
-    One instance on each of `gpus`, or one on the CPU where there are none. Returns the model's folder."""
-    return _write(repository / interfaces.ENGINE_MODEL, render_engine(fronts, gpus), "ensemble.engine")
+def write_engine(fronts: Fronts, gpus: Sequence[int], repository: Path, gpu_memory_mb: float | None = None) -> Path:
+    """Writes the engine model for these front models. One instance on each of `gpus`, or one on the CPU where there are
+    none; `gpu_memory_mb` is what the server may take of each. Returns the model's folder."""
+    text = render_engine(fronts, gpus, gpu_memory_mb)
+    return _write(repository / interfaces.ENGINE_MODEL, text, "ensemble.engine")
 
 
 def render(model: ModelSpec, variant: Variant, engine: str, engine_model: bool = False) -> str:
@@ -79,7 +82,7 @@ def render(model: ModelSpec, variant: Variant, engine: str, engine_model: bool =
     return _render(model, "python", place, {"engine": spec.name, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
 
 
-def render_engine(fronts: Mapping[str, tuple[Variant, Mapping[str, str]]], gpus: Sequence[int]) -> str:
+def render_engine(fronts: Fronts, gpus: Sequence[int], gpu_memory_mb: float | None = None) -> str:
     """The `config.pbtxt` of the engine model; see `write_engine`."""
     told = {
         name: {"variant": variant.to_dict(), "engines": dict(engines)} for name, (variant, engines) in fronts.items()
@@ -89,6 +92,8 @@ def render_engine(fronts: Mapping[str, tuple[Variant, Mapping[str, str]]], gpus:
         "fronts": json.dumps(told, separators=(",", ":")),
         "preprocess": modes.pop() if len(modes) == 1 else "cpu",
     }
+    if gpu_memory_mb is not None:
+        parameters["gpu_memory_mb"] = str(gpu_memory_mb)
     place = f"kind: KIND_GPU, gpus: [ {', '.join(map(str, gpus))} ], count: 1" if gpus else "kind: KIND_CPU, count: 1"
     return _render(interfaces.engine(), "python", place, parameters)
 

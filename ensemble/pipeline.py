@@ -23,6 +23,9 @@ from ensemble.request import FrameRequest
 from ensemble.spec import FLOAT_DTYPES, Variant
 
 Call = Callable[[ModelSpec, Mapping[str, Any], Sequence[str]], dict[str, Any]]
+MASK_ROWS = 16
+"""Rows of one mask-head call. Each has maps of a quarter of the resolution: more rows would be most of a server's
+memory."""
 PADDING_LABEL = -10
 """SAM3's label of an unused box slot."""
 
@@ -246,7 +249,7 @@ class Pipeline:
             if jobs[pair.image].request.mask_format != "none"
             for queries in _chunks(picks[pair_row], variant.max_picks)
         ]
-        for part in _chunks(rows, self.max_pairs):
+        for part in _chunks(rows, min(MASK_ROWS, self.max_pairs)):
             width = max(len(queries) for _, queries in part)
             query_index = np.zeros((len(part), width), np.int32)
             for i, (_, queries) in enumerate(part):

@@ -12,8 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemble.spec import find_engine
+from ensemble.spec import MB, find_engine
 
+DECODING_MB = 256
+"""What the pre-processor takes of a GPU: pictures and decoded files (`preprocess/gpu.py`)."""
+LEAST_MB = 512
+"""Room below which nothing can be computed."""
 SubModel = Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
 """(inputs by name, names of the wanted outputs) -> outputs by name."""
 
@@ -48,3 +52,19 @@ def release_memory() -> None:
 
         cuda_graphs.drop_all()
         torch.cuda.empty_cache()
+
+
+def limit_memory(device_id: int, more_mb: float) -> None:
+    """From now on this process takes at most so many megabytes more of that GPU; calls that need more fail with an error
+    about memory. Raises MemoryError where there is no room for any work."""
+    if more_mb < LEAST_MB:
+        raise MemoryError(
+            f"expected room for at least {LEAST_MB} MB of work beside the sub-models, got {more_mb:,.0f} MB; state more"
+            " with --gpu-memory, or serve a lower resolution"
+        )
+    if "torch" in sys.modules:
+        import torch
+
+        total = torch.cuda.get_device_properties(device_id).total_memory
+        limit = torch.cuda.memory_reserved(device_id) + (more_mb - DECODING_MB) * MB
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device_id)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Before PyTorch reads them. Batches of all sizes come and go: segments that grow leave no holes between them. And a
+# package for a GPU needs no compiler that tries the processor's vector instructions, which takes half a minute.
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+
 import torch
 import torchvision  # noqa: F401  (registers RoIAlign, which the geometry encoder's package calls by name)
 
@@ -18,9 +25,10 @@ SIGNATURE = "sam3_signature"
 itself knows no names."""
 
 
-SMALL = {"pixel_values": 2, "fpn_2": 2}
+SMALL = {"pixel_values": 1, "fpn_2": 1}
 """First input of a sub-model -> images up to which its calls are captured as CUDA graphs: vision encoder, and decoder
-and geometry encoder. Shapes of the mask head change from frame to frame."""
+and geometry encoder. Measured on an H100 at 672: 9.4 in place of 10.0 ms for one frame, 15.8 of 16.1 for two, which is
+not worth the memory. Shapes of the mask head change from frame to frame."""
 
 
 class AotiRunner:

@@ -76,15 +76,15 @@ class DevicePreprocessor:
         self._device, self._pool = device, pool
 
     def __call__(self, requests: Sequence[FrameRequest]) -> Prepared:
-        pictures = list(self._pool.map(lambda request: attempt(_open, request), requests))
+        pictures = [attempt(_header, request) for request in requests]
         files = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, PlainJpeg)}
         decoded = (
             dict(zip(files, self._device.decode([file.data for file in files.values()]), strict=True)) if files else {}
         )
         for i, file in files.items():
-            if getattr(decoded[i], "shape", None) == (*file.size, 3):
-                pictures[i] = decoded[i]
-        left = [i for i in files if isinstance(pictures[i], PlainJpeg)]
+            fits = getattr(decoded[i], "shape", None) == (*file.size, 3)
+            pictures[i] = decoded[i] if fits else None
+        left = [i for i, picture in enumerate(pictures) if picture is None]
         for i, picture in zip(left, self._pool.map(lambda i: attempt(_load_array, requests[i]), left), strict=True):
             pictures[i] = picture
         batch = self._device.resize([picture for picture in pictures if not isinstance(picture, Exception)])
@@ -156,9 +156,9 @@ def to_pixel_values(image: Image.Image, resolution: int) -> np.ndarray:
     return np.ascontiguousarray(scaled(image, resolution).transpose(2, 0, 1))
 
 
-def _open(request: FrameRequest) -> PlainJpeg | np.ndarray:
-    """A file for the device to decode, or the picture itself."""
-    return (plain_jpeg(request.image) if request.image is not None else None) or _load_array(request)
+def _header(request: FrameRequest) -> PlainJpeg | np.ndarray | None:
+    """A file for the device to decode, a raw frame, or None for what Pillow has to load."""
+    return _load_array(request) if request.image is None else plain_jpeg(request.image)
 
 
 def _load_array(request: FrameRequest) -> np.ndarray:

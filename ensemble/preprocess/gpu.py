@@ -32,10 +32,13 @@ MEAN_LIMIT = 1.0
 REMEDY = (
     'pip install ".[gpu]", or cupy-cuda13x<14 and nvidia-nvimgcodec-cu13[nvjpeg], in the front model\'s environment'
 )
+RELEASE_THRESHOLD = 4
+"""cudaMemPoolAttrReleaseThreshold"""
 THREADS = 128
 MAX_GRID_ROWS = 65_535
-POOL_BYTES = 256 << 20
-"""GPU memory that stays with the front model between batches; frames larger than 4K can need more for a moment."""
+POOL_BYTES = 128 << 20
+"""GPU memory that stays with the pre-processor between batches, for pictures and again for decoded files; frames larger
+than 4K can need more for a moment."""
 
 
 class GpuUnavailableError(RuntimeError):
@@ -118,6 +121,10 @@ class GpuDevice:
             _load_nvrtc()
             with cupy.cuda.Device(device_id):
                 self._stream = cupy.cuda.Stream(non_blocking=True)
+                # nvImageCodec takes its pictures from the driver's pool, which by itself gives everything back at
+                # once: each decoding would begin with an allocation that waits for the GPU.
+                pool = cupy.cuda.runtime.deviceGetDefaultMemPool(device_id)
+                cupy.cuda.runtime.memPoolSetAttribute(pool, RELEASE_THRESHOLD, POOL_BYTES)
                 module = cupy.RawModule(code=CUDA_SOURCE)
                 self._rows, self._columns = (
                     module.get_function("resample_rows"),

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from ensemble.server import gpu
 from ensemble.server.embedded import EmbeddedServer, choose_ports
@@ -42,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             address=options.address,
             arguments=options.arguments,
             resolutions=options.resolution,
-            gpus=range(max(1, len(gpu.gpus()))) if options.gpus == "all" else options.gpus,
-            gpu_memory_mb=options.gpu_memory,
-            front=front_settings(options),
+            **server_settings(options),
             sub_models=options.sub_models,
         )
         if options.check:
@@ -68,14 +67,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_front_options(parser: argparse.ArgumentParser) -> None:
-    """What `EmbeddedServer` can change of the front models that it serves; `front_settings` reads it."""
+    """Where a server places its models, and what it can change of the front models; `server_settings` reads it."""
+    add = parser.add_argument
+    add("--gpus", type=_gpus, default=(0,), help="GPUs to serve on: all, or numbers as in 0,2; default: the first")
+    add("--gpu-memory", type=_megabytes, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
     for name, what in FRONT_SETTINGS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{what}; default: as exported")
+        add(f"--{name.replace('_', '-')}", type=int, help=f"{what}; default: what suits the engine")
 
 
 def front_settings(options: argparse.Namespace) -> dict[str, int]:
     """Those of `add_front_options` that were given."""
     return {name: value for name in FRONT_SETTINGS if (value := getattr(options, name)) is not None}
+
+
+def server_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `EmbeddedServer` from the options of `add_front_options`."""
+    every = tuple(range(max(1, len(gpu.gpus()))))
+    return {
+        "gpus": every if options.gpus == "all" else options.gpus,
+        "gpu_memory_mb": options.gpu_memory,
+        "front": front_settings(options),
+    }
 
 
 def version() -> str:
@@ -105,8 +117,6 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--{kind}-port", type=int, help=f"0 for a free one; default {port}, or a free one where it is taken")
     add("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
     add("--resolution", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository")
-    add("--gpus", type=_gpus, default=(0,), help="GPUs to serve on: all, or numbers as in 0,2; default: the first")
-    add("--gpu-memory", type=_megabytes, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
     add_front_options(parser)
     add("--sub-models", action="store_true", help="serve each sub-model as a Triton model too, to measure the parts")
     add(

@@ -37,10 +37,10 @@ from ensemble.server.requirements import (
 from ensemble.spec import Variant, is_front_name
 
 NO_METRICS = "--allow-metrics=false"
-GPU_FRONTS = {"front_instances": 4, "queue_delay_us": 0}
+GPU_FRONTS = {"front_instances": 8, "queue_delay_us": 0}
 CPU_FRONTS = {"front_instances": 2, "queue_delay_us": 0}
-"""Front models in front of an engine model, where nobody asks for others. It makes batches of all that waits, so a frame
-need not wait for others before; the front models decode side by side, which a CPU does not do faster with more."""
+"""Front models in front of an engine model, where nobody asks for others. It makes batches of all that waits, so no
+frame waits for others before; front models work side by side, which two cores do not do faster with more of them."""
 PROBE_SIDE = 14
 """Pixels a side of the black frame that a probe sends."""
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class EmbeddedServer:
         wide = [replace(s, variant=s.variant.with_instances(max(1, len(cards)))) for s in served]
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
-            self.root = repository.lay_out(wide, self._scratch, list(cards), self._sub_models)
+            self.root = repository.lay_out(wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb)
             command = self._command(package, lay_out_backends(package, self._scratch))
             pool = round(self._pool([s.variant for s in served]) * MB)
             words = [f"{start_check.POOL_FLAG}{number}:" for number in cards]

@@ -45,10 +45,10 @@ def serving() -> Gpu | None:
     return next(iter(gpus()), None)
 
 
-def used_mb() -> float:
-    """Megabytes in use on that GPU, by all processes; 0 where there is none."""
-    card = serving()
-    return card.total_mb - card.free_mb if card else 0.0
+def used_mb(number: int = 0) -> float:
+    """Megabytes in use on the GPU of that number, by all processes; 0 where there is none."""
+    found = gpus()
+    return found[number].total_mb - found[number].free_mb if number < len(found) else 0.0
 
 
 def tensorrt_version() -> str | None:

@@ -22,6 +22,8 @@ from ensemble.spec import Variant
 UNITS = {"": MB, "MB": MB, "M": MB, "MIB": MB, "GB": 2**30, "G": 2**30, "GIB": 2**30}
 FUSED_TILE = 64
 """Rows of a tile of fused attention kernels. See `score_bytes`."""
+TRITON_CONTEXT_MB = 520.0
+"""What the server's own process takes of a GPU, measured on an H100; its models are processes of their own."""
 DEFAULT_POOL_MB = 64.0
 """Triton's own `--cuda-memory-pool-byte-size`."""
 

@@ -151,7 +151,13 @@ def check_engines(served: Sequence[Served]) -> None:
             )
 
 
-def lay_out(served: Sequence[Served], folder: Path, gpus: Sequence[int] = (), sub_models: bool = False) -> Path:
+def lay_out(
+    served: Sequence[Served],
+    folder: Path,
+    gpus: Sequence[int] = (),
+    sub_models: bool = False,
+    gpu_memory_mb: float | None = None,
+) -> Path:
     """The repository that the embedded server loads, in `folder`, which it returns: the front models, and the engine
     model that holds their sub-models on each of `gpus`, or on the CPU where none is named.
 
@@ -177,7 +183,7 @@ def lay_out(served: Sequence[Served], folder: Path, gpus: Sequence[int] = (), su
             )
             for one in served
         }
-        engine = pbtxt.write_engine(engines, gpus, root)
+        engine = pbtxt.write_engine(engines, gpus, root, gpu_memory_mb)
         for artifact in (a for one in served for a in one.artifacts):
             _link(engine / "1" / artifact.model, artifact.folder)
     return root

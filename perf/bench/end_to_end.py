@@ -1,11 +1,9 @@
 """The whole server on one GPU, beside what its engines reach alone and beside transformers as its users run it.
 
 Cameras are perf_analyzer's concurrent requests over gRPC: a JPEG of 1080p and class names in, boxes and packed masks
-out: `PICKS` of each class in the mean, the best of the frame, as if everything asked for were there. The server is
-stopped before its peers are timed on the same card, and all of them see the same frames. Its engines alone make `PICKS`
-masks of each class, a row of the mask head for each; where a frame's best are spread unevenly over its classes, the
-server needs more rows. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the
-speeds.
+out, the best `PICKS` of a frame. The server is stopped before its peers are timed on the same card, and all of them see
+the same frames. Its engines alone make as many masks of a frame, evenly of each class; they are one GPU's, also beside
+a server on several. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the speeds.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 
 from clients.connection import Client
 from ensemble.server import repository as placement
-from ensemble.server.cli import add_front_options, front_settings
+from ensemble.server.cli import add_front_options, front_settings, server_settings
 from ensemble.server.repository import Served
 from ensemble.server.requirements import ServerError
 from perf import record
@@ -35,7 +33,9 @@ from perf.sweep.target import serving
 from perf.sweep.window import Load, measure
 
 PICKS = 20
-"""Masks of each class, in the mean over a frame's classes."""
+"""Boxes of a frame, with their masks: its best."""
+BATCH = 8
+"""Frames of a call of the engines alone and of transformers."""
 LOWEST = 1e-6
 """Threshold that every query passes: random weights know no objects."""
 SIZE = (1920, 1080)
@@ -54,9 +54,13 @@ def parser() -> argparse.ArgumentParser:
         "--checkpoint", required=True, help="that the repository was made from: folder, hub name or `random`"
     )
     p.add_argument("--resolution", type=int, nargs="+", default=[1008, 672], help="default 1008 672")
-    p.add_argument("--cameras", type=int, default=8, help="default %(default)s")
+    p.add_argument("--cameras", type=int, nargs="+", default=[1, 8], help="default 1 8")
     p.add_argument(
-        "--in-flight", type=int, nargs="+", default=[1, 2], help="frames of one camera under way; default 1 2"
+        "--in-flight",
+        type=int,
+        nargs="+",
+        default=[1, 2],
+        help="frames of each camera under way, one of a single camera; default 1 2",
     )
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
     add_front_options(p)
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: measured; 2: the server or perf_analyzer cannot be used, and stderr says why."""
     p = parser()
     options = p.parse_args(argv)
-    load = Load(options.requests, *SIZE, threshold=LOWEST, max_detections=PICKS * options.classes, logged=False)
+    load = Load(options.requests, *SIZE, threshold=LOWEST, max_detections=PICKS, logged=False)
     shown = load.pictures()
     rows: list[dict[str, Any]] = []
     details: list[dict[str, Any]] = []
@@ -86,13 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 found.append(row)
                 details.append(more)
                 log.info("%s\n%s", json.dumps(row), json.dumps(more))
-            frames, variant = shown[: options.cameras], served.variant
-            alone = engines_fps(options.repository, variant, frames, options.classes, PICKS, options.seconds)
+            frames, variant, picks = shown[:BATCH], served.variant, max(1, PICKS // options.classes)
+            alone = engines_fps(options.repository, variant, frames, options.classes, picks, options.seconds)
             peer = transformers_fps(
-                options.checkpoint, variant.resolution, frames, options.classes, PICKS, options.device, options.seconds
+                options.checkpoint, variant.resolution, frames, options.classes, picks, options.device, options.seconds
             )
             for row in found:
-                row |= {"engines_fps": alone, "of_engines": _ratio(row["fps"], alone)}
+                row |= {"engines_fps": alone, "of_engines": _ratio(row["fps"], alone and alone * row["gpus"])}
                 row |= {"transformers_user_path_fps": peer, "of_transformers": _ratio(row["fps"], peer)}
                 rows.append(row)
     except (AnalyzerError, MetricsError, ServerError) as error:
@@ -120,22 +124,30 @@ def measure_server(
         serving(options, [variant.resolution]) as target,
     ):
         look_once(target.grpc, variant.front_name, load.pictures()[0], options.classes)
-        point = Point(FRONT, variant.resolution, options.cameras, options.classes)
-        for in_flight in sorted(options.in_flight):
-            under_way = replace(point, cameras=options.cameras * in_flight)
+        point = Point(FRONT, variant.resolution, 1, options.classes)
+        gpus = len(server_settings(options)["gpus"])
+        for cameras, in_flight in loads(options.cameras, options.in_flight):
+            under_way = replace(point, cameras=cameras * in_flight)
             told = measure(
                 analyzer, target, under_way, target.fronts(), Path(folder), load, timeout=options.point_timeout
             )
-            about = {"resolution": variant.resolution, "cameras": options.cameras}
+            about = {"resolution": variant.resolution, "gpus": gpus, "cameras": cameras}
             about |= {"in_flight": in_flight, "classes": options.classes}
             row = {"engine": served.engine, **about, **{name: round(told[name], 2) for name in FIGURES}}
             row |= {"peak_mb": round(told["gpu_memory_mb"], 2), "cosine": round(min(cosines), 6)}
             yield row, told | about | {"variant": variant.to_dict()}
 
 
+def loads(cameras: Sequence[int], in_flight: Sequence[int]) -> list[tuple[int, int]]:
+    """Cameras and frames of each under way, the smallest load first: memory that a server keeps tells of the largest so
+    far. Of a single camera one frame, since its latency is asked for."""
+    pairs = {(n, 1 if n == 1 else m) for n in cameras for m in in_flight}
+    return sorted(pairs, key=lambda pair: pair[0] * pair[1])
+
+
 def look_once(url: str, model: str, picture: inputs.SampleFrame, classes: int) -> None:
     """The first call of all models. Raises ServerError unless it gives all detections asked for, each with its mask."""
-    wanted = PICKS * classes
+    wanted = PICKS
     with Client(url, model=model, timeout=120) as client:
         names = inputs.classes_of(picture, classes)
         found = client.detect(picture.jpeg, names, threshold=LOWEST, max_detections=wanted, mask_format="bits")

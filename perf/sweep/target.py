@@ -15,7 +15,7 @@ from typing import Any
 from ensemble.server import gpu
 from ensemble.server import repository as placement
 from ensemble.server.architecture import SAM3, Architecture
-from ensemble.server.cli import add_front_options, front_settings
+from ensemble.server.cli import add_front_options, front_settings, server_settings
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant, is_front_name
@@ -135,7 +135,7 @@ def serving(options: argparse.Namespace, resolutions: Sequence[int] = (), sub_mo
     with EmbeddedServer(
         options.repository,
         resolutions=resolutions,
-        front=front_settings(options),
+        **server_settings(options),
         sub_models=sub_models,
         arguments=["--metrics-interval-ms=500"],
     ) as server:
