@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from ensemble.handover import pack_jobs, unpack_answers
 from ensemble.interfaces import engine
 from tests.ensemble.fake_triton import HostTensor, InferenceRequest, MetricFamily, TritonError
 from tests.ensemble.stand_ins import VARIANT, SubModels, job
+from tests.ensemble.waiting import until
 
 OTHER = replace(VARIANT, resolution=42)
 FRONTS = {variant.front_name: variant for variant in (VARIANT, OTHER)}
@@ -188,17 +188,12 @@ def test_a_batch_that_cannot_be_joined(start, sub_models, held, monkeypatch):
     held.entered.acquire()
     model.execute(asked[1:3])
     held.set()
-    until_answered(asked[2])
+    until(lambda: asked[2].sent)
     model.execute(asked[3:])
     model.finalize()
     found = [answers(one, job(1, ("bbb",)))[0] for one in asked]
     assert [str(found[1]), str(found[2])] == ["RuntimeError: no room to join them"] * 2
     assert [len(found[0].scores), len(found[3].scores)] == [2, 2]
-
-
-def until_answered(request):
-    while not request.sent:
-        time.sleep(0.01)
 
 
 def test_nonsense_gets_an_error_and_the_next_batch_an_answer(start):
@@ -231,7 +226,7 @@ def test_a_sub_model_that_fails_is_told_to_its_batch_alone(start, sub_models):
     asked = [request(*jobs) for jobs in [(bad, bad), (good,)] * 2]
     for one in asked:
         model.execute([one])
-        until_answered(one)
+        until(lambda one=one: one.sent)
     model.finalize()
     for failed, answered in zip(asked[0::2], asked[1::2], strict=True):
         assert [str(answer) for answer in answers(failed, bad, bad)] == ["RuntimeError: no kernel"] * 2

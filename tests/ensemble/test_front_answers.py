@@ -15,6 +15,7 @@ from ensemble.request import RequestError
 from ensemble.spec import STAGES
 from tests.ensemble.fake_triton import HostTensor, InferenceRequest, MetricFamily, TritonError
 from tests.ensemble.stand_ins import VARIANT, WORDS
+from tests.ensemble.waiting import until
 
 BITS = np.array([[[255], [1], [2], [3], [4], [5], [6], [7]], [[0], [0], [60], [60], [60], [0], [0], [0]]], np.uint8)
 
@@ -91,9 +92,8 @@ def test_errors_say_whose_they_are(model):
         TritonError.INTERNAL,
     )
     assert not third.has_error()
-    for outcome in ("ok", "rejected", "failed"):
-        key = ("sam3_frames_total", "sam3_r28", outcome)
-        assert MetricFamily.told[key] - before.get(key, 0) == 1, outcome
+    keys = [("sam3_frames_total", "sam3_r28", outcome) for outcome in ("ok", "rejected", "failed")]
+    until(lambda: [MetricFamily.told.get(key, 0) - before.get(key, 0) for key in keys] == [1, 1, 1])
 
 
 def test_what_cannot_be_parsed_is_handed_on_as_its_own_answer(model):

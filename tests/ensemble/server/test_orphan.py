@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ import pytest
 from clients.connection import Client
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
+from tests.ensemble.waiting import until
 
 pytestmark = pytest.mark.server
 
-PATIENCE_S = 300.0
 OWNER = """
 import sys, time
 from ensemble.server.embedded import EmbeddedServer
@@ -48,10 +47,7 @@ def test_kill_9_leaves_no_server_behind(repository: Path):
         owner.send_signal(signal.SIGKILL)
     assert int(pid) in running
     assert len(running) >= 3, "the server, the engine model and a front model"
-    deadline = time.monotonic() + PATIENCE_S
-    while processes_of(identity) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert processes_of(identity) == []
+    until(lambda: processes_of(identity) == [])
     assert list(Path("/dev/shm").glob(f"{identity}*")) == [], "it ended in order"
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from ensemble.server import process
 from ensemble.server.process import ServerProcess
 from ensemble.server.requirements import ServerError
+from tests.ensemble.waiting import until
 
 PARENT = """
 import subprocess, sys, time
@@ -38,12 +38,6 @@ def test_log_lines_become_readable(line, level, text):
 
 def started(script: str) -> ServerProcess:
     return ServerProcess([sys.executable, "-c", script], os.environ)
-
-
-def until(true) -> None:
-    """Waits for what must come, however slow the machine."""
-    while not true():
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -19,14 +19,13 @@ from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from ensemble.server.supervision import supervise
 from tests.ensemble.real_server import stubs
+from tests.ensemble.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.server
 
 FRAME = np.zeros((28, 28, 3), np.uint8)
 FRONT = "sam3_r140"
 CAMERAS = 4
-PATIENCE_S = 300.0
-"""What must come has this long, however slow the machine."""
 
 
 @pytest.fixture
@@ -53,13 +52,6 @@ def supervised(own_server, logged):
     ended.set()
     own_server.stop()
     thread.join()
-
-
-def until(true):
-    deadline = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_healthy_server_passes_the_probe(own_server):
