@@ -115,6 +115,7 @@ def test_training_path_equals_the_models_own_forward(resolution: int) -> None:
             torch.testing.assert_close(ours.masks[n], theirs.pred_masks[0], atol=1e-3, rtol=1e-3)
 
 
+@torch.enable_grad()  # the room's tests compute without gradients otherwise
 def test_a_few_steps_on_one_batch_lower_the_loss() -> None:
     trainer = Trainer(Recipe(scenes=2, warm_up=1), Team("cpu"))
     batch = draw_batch(SEEDS, 140)
