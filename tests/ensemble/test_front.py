@@ -1,10 +1,8 @@
-"""The front model on the real server: bad frames among good ones, both protocols, equal answers for equal pictures, and
-what Prometheus is told."""
+"""The front model on the real server: bad frames among good ones, both protocols, equal answers for equal pictures."""
 
 import asyncio
 import io
 import struct
-import urllib.request
 import zlib
 
 import numpy as np
@@ -14,17 +12,12 @@ from tritonclient.utils import InferenceServerException
 
 from clients.connection import AsyncClient, Client
 from clients.errors import InvalidRequest, ModelNotFound
-from export.tiny.random_scene import random_scene, validation_seeds
-from export.tiny.scenes import render
+from tests.ensemble.drawn import CLASSES, FRAME
 from tests.ensemble.real_server import infer
 
 pytestmark = pytest.mark.server
 
 MODEL = "sam3_r252"
-SCENE = random_scene(validation_seeds(5)[3])
-RENDERED = render(SCENE, 252, 252)
-FRAME = RENDERED.frame
-CLASSES = tuple(sorted({f"{i.colour} {i.shape}" for i in RENDERED.instances}))
 
 
 def encoded(image, kind="PNG", **options):
@@ -210,37 +203,6 @@ def test_many_classes_are_decoded_in_chunks(server):
     chosen = [i for i, label in enumerate(many.labels) if label in CLASSES]
     assert [many.labels[i] for i in chosen] == list(alone.labels)
     np.testing.assert_allclose(many.boxes[chosen], alone.boxes, atol=1e-4)
-
-
-def metrics(server):
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return {
-        line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line and not line.startswith("#")
-    }
-
-
-def test_prometheus_is_told(server):
-    before = metrics(server)
-    with Client(server.grpc_url, model=MODEL) as client:
-        found = [client.detect(FRAME, CLASSES, mask_format="bits") for _ in range(3)][-1]
-        with pytest.raises(InvalidRequest):
-            client.detect(b"junk", CLASSES)
-    after = metrics(server)
-
-    def grown(name):
-        return after.get(name, 0) - before.get(name, 0)
-
-    model = f'model="{MODEL}"'
-    assert grown(f'sam3_frames_total{{{model},outcome="ok"}}') == 3
-    assert grown(f'sam3_frames_total{{{model},outcome="rejected"}}') == 1
-    assert grown(f"sam3_detections_total{{{model}}}") == 3 * len(found)
-    assert grown(f"sam3_batch_frames_count{{{model}}}") == 4
-    hits = grown(f'sam3_text_cache_total{{{model},result="hit"}}')
-    assert hits >= 3 * len(CLASSES) - 2 * len(CLASSES)  # at most one miss per name and front-model instance
-    assert grown(f'sam3_sub_model_calls_total{{{model},part="vision_encoder"}}') == 3
-    for stage in ("decode", "text", "vision", "decoder", "masks", "pack", "total"):
-        assert grown(f'sam3_stage_seconds_count{{{model},stage="{stage}"}}') == 3, stage
 
 
 def test_stage_times_add_up(server):
