@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import shutil
 import sys
 
 import pytest
 
-from export.cli import main
+from export.cli import Bar, main
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
@@ -152,3 +153,16 @@ def test_export_completes_a_repository_and_keeps_what_is_current(exported, folde
         *("sam3_vision_encoder_r112", "sam3_text_encoder", "sam3_geometry_encoder_r112"),
         *("sam3_decoder_r112_q20", "sam3_mask_head_r112_q20"),
     ]
+
+
+def test_steps_and_log_lines_are_shown_where_there_is_no_terminal(capsys):
+    log = logging.getLogger("export.engines")
+    with Bar(2) as bar:
+        bar.step("decoder: building model.plan")
+        log.info("decoder: TensorRT builds %d layers", 7)
+        log.debug("not shown")
+    log.info("not shown either")
+    shown = capsys.readouterr().err
+    assert "decoder: building model.plan" in shown
+    assert "decoder: TensorRT builds 7 layers" in shown
+    assert "not shown" not in shown
