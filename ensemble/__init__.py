@@ -1,1 +1,1 @@
-"""What runs inside Triton: the front model, its pipeline, the engine runner and the embedded server."""
+"""What runs inside Triton, front models, engine model and the pipeline between; and the embedded server around it."""

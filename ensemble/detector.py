@@ -1,4 +1,4 @@
-"""From parsed frames to detections, a batch at a time: pixels are read, then the pipeline runs.
+"""One variant's detector: reads the pixels of a batch of parsed frames, then runs the pipeline on them.
 
 Two models share this: the engine model (`ensemble/engine.py`), which holds the sub-models itself, and a front model
 whose sub-models Triton runs (`ensemble/front.py`). A frame that cannot be answered gets its own error; the others of

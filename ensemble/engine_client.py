@@ -19,8 +19,8 @@ from ensemble.preprocess.cpu import attempt, load, plain_jpeg, scaled
 from ensemble.spec import Variant
 
 TIMEOUT_S = 60.0
-"""An engine model that has not answered a batch by then is stuck; the batch's callers are told instead of waiting for
-ever."""
+"""An engine model that has not answered a batch by then is stuck; the batch's callers are told instead of waiting
+forever."""
 
 
 class EngineClient:
@@ -65,7 +65,7 @@ class EngineClient:
         try:
             answered: dict[str, Any] = call.result(TIMEOUT_S)
         except FutureTimeoutError:
-            self._calls = ThreadPoolExecutor(1, "engine")  # the other one's thread waits for ever
+            self._calls = ThreadPoolExecutor(1, "engine")  # the other one's thread may wait forever
             raise triton_io.CallError(
                 f"{ENGINE_MODEL} has not answered for {TIMEOUT_S:.0f} s; sam3-serve starts a server again that hangs"
             ) from None

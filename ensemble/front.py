@@ -1,7 +1,7 @@
-"""The front model: frames of many cameras as requests, one response each. Triton's python backend runs this class in a
-process of its own for every instance.
+"""The front model, which clients call: one frame a request, one response each.
 
-It parses, decodes where no GPU will, and packs the answers. The sub-models are called by the engine model
+Triton's python backend runs this class in a process of its own for every instance. It parses requests, decodes where no
+GPU will, and packs the answers. The sub-models are called by the engine model
 (`ensemble/engine.py`), one process a GPU; or, where Triton runs them itself, by the pipeline in this process.
 """
 

@@ -1,4 +1,4 @@
-"""A batch on its way between a front model and the engine model: jobs and answers to arrays, and back.
+"""The message between a front model and the engine model: a batch's jobs and answers as arrays, and back.
 
 The arrays are those of `interfaces.engine()`. They are typed and checked, and not pickled objects: the engine model is
 a model of the server like any other, and whoever reaches the server can call it.

@@ -1,4 +1,4 @@
-"""Class names to text features, encoded once: a camera asks for the same few words in every frame.
+"""Text features of class names, each encoded once: a camera asks for the same few words in every frame.
 
 The cache keeps the least recently used names for all cameras of a server; its key is the token ids, so "Dog " and "dog"
 share an entry where the tokenizer treats them alike.

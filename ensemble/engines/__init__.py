@@ -55,8 +55,8 @@ def release_memory() -> None:
 
 
 def limit_memory(device_id: int, more_mb: float) -> None:
-    """From now on this process takes at most so many megabytes more of that GPU; calls that need more fail with an error
-    about memory. Raises MemoryError where there is no room for any work."""
+    """From now on this process takes at most so many megabytes more of that GPU; a call that needs more raises an error
+    that says so. Raises MemoryError where there is no room for any work."""
     if more_mb < LEAST_MB:
         raise MemoryError(
             f"expected room for at least {LEAST_MB} MB of work beside the sub-models, got {more_mb:,.0f} MB; state more"

@@ -100,7 +100,7 @@ class PlainJpeg:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the call returns, or what it raised: one frame that fails must not take the batch's others along."""
+    """What the call returns, or what it raised: one frame that fails must not fail its batch."""
     try:
         return function(*arguments)
     except Exception as error:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.server import gpu
-from ensemble.server.embedded import EmbeddedServer, choose_ports
+from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.memory import parse_mb
+from ensemble.server.ports import choose_ports
 from ensemble.server.repository import FRONT_SETTINGS
 from ensemble.server.requirements import ServerError
 from ensemble.server.supervision import supervise

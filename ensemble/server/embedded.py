@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import socket
 import tempfile
 import time
 import urllib.error
@@ -24,6 +23,7 @@ from typing import Any
 
 from ensemble.server import gpu, repository, start_check
 from ensemble.server.memory import MB, pool_mb
+from ensemble.server.ports import choose_ports
 from ensemble.server.process import ServerProcess
 from ensemble.server.requirements import (
     ServerError,
@@ -280,25 +280,3 @@ class EmbeddedServer:
                 return answer.read().decode() or "{}"
         except (OSError, urllib.error.URLError):
             return None
-
-
-def choose_ports(address: str, wanted: Sequence[int]) -> list[int]:
-    """Each wanted port if it is free, a free one for 0. All sockets stay open until all are chosen, so no port is given
-    twice."""
-    sockets, ports = [], []
-    try:
-        for port in wanted:
-            probe = socket.socket()
-            sockets.append(probe)
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError as error:
-                raise ServerError(
-                    f"port {port} on {address} cannot be used ({error.strerror}); stop what uses it or choose another"
-                ) from None
-            ports.append(probe.getsockname()[1])
-    finally:
-        for probe in sockets:
-            probe.close()
-    return ports

@@ -1,4 +1,4 @@
-"""What a resolution keeps in GPU memory: SAM3's widths, a resolution and a batch go in, megabytes by purpose come out.
+"""A model of the GPU memory that a server takes, in megabytes by purpose.
 
     megabytes = weights + base + activations + buffers of the frames under way + unfused attention scores + Triton's
     pool

@@ -1,5 +1,5 @@
-"""Who starts the server may die at any moment: killed with -9 it takes the server along; the thread that called `start`
-may end without harm."""
+"""The process that started a server may be killed with -9: the server ends too. The thread that called `start` may end
+without harm."""
 
 import os
 import signal

@@ -91,8 +91,8 @@ def test_a_broken_server_is_started_again_on_the_same_ports(supervised, logged, 
 
 def test_a_server_that_hangs_is_started_again(own_server, logged):
     """A stopped process is there and answers nobody: only the probe tells."""
-    ended = threading.Event()
-    own_server.probe = lambda ask=own_server.probe: ask(timeout=2.0)
+    ended, probe = threading.Event(), own_server.probe
+    own_server.probe = lambda: probe(PATIENCE_S if "ready again" in logged() else 2.0)
     thread = threading.Thread(target=supervise, args=(own_server, 0.1, ended), daemon=True)
     os.kill(stubs(own_server, "sam3_engine")[0], signal.SIGSTOP)
     thread.start()
