@@ -1,10 +1,10 @@
 """The engine model: every sub-model of a server in one process, one such process a GPU, or one for the CPU.
 
-Front models hand over batches (`ensemble/handover.py`). The calling thread reads their pixels and returns at once; one
-thread computes. Whatever has come meanwhile becomes its next batch, so that no frame waits for others while the GPU is
-free, and batches are as full as the load makes them. Answers are packed and sent while the next batch's features are
-under way on the GPU. One computing thread, and fronts in processes of their own, because of Python's lock: a thread
-that launches kernels waits for it whenever another one runs Python.
+Front models hand over batches (`ensemble/handover.py`), and `execute` returns at once. One thread reads pixels and one
+computes, each taking whatever has come meanwhile: no frame waits for others while there is nothing to do, and batches
+are as full as the load makes them. Answers are packed and sent while the next batch's features are under way on the
+GPU. No more threads than these, and fronts in processes of their own, because of Python's lock: a thread that launches
+kernels waits for it whenever another one runs Python.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,8 @@ from ensemble.server import gpu
 from ensemble.server.memory import TRITON_CONTEXT_MB
 from ensemble.spec import Variant, find_engine
 
+MOST_WAITING = 64
+"""Batches of front models that may wait for a thread; of ours each has one under way at most."""
 log = logging.getLogger(__name__)
 
 
@@ -56,14 +58,24 @@ class Front:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One front model's batch: whose it is, its frames, their pixels, and where the answer goes."""
+    """One front model's batch: whose it is, its frames, and where the answer goes."""
 
     front: Front
+    jobs: list[Job]
+    sender: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Parts of one front model whose pixels have been read together: their items, the pixels of those that could be
+    read, and since when they are ready."""
+
+    front: Front
+    parts: list[Part]
     jobs: list[Job]
     prepared: list[Prepared]
     pixel_values: Any
     ready: float
-    sender: Any
 
 
 class TritonPythonModel:
@@ -76,110 +88,148 @@ class TritonPythonModel:
         device_id = int(args["model_instance_device_id"] or 0) if args["model_instance_kind"] == "GPU" else None
         folder = Path(args["model_repository"]) / args["model_version"]
         before_mb = gpu.used_mb(device_id) if device_id is not None else 0.0
-        self._readers = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
+        self._decoders = ThreadPoolExecutor(os.cpu_count() or 1, "decode")
         mode = parameters["preprocess"]["string_value"]
-        self.fronts = open_fronts(folder, fronts, device_id, mode, self._readers)
+        self.fronts = open_fronts(folder, fronts, device_id, mode, self._decoders)
         if device_id is not None and "gpu_memory_mb" in parameters:
             stated_mb = float(parameters["gpu_memory_mb"]["string_value"])
             limit_memory(device_id, stated_mb - (gpu.used_mb(device_id) - before_mb) - TRITON_CONTEXT_MB)
-        self._waiting = WaitingParts()
         self._overlaps = device_id is not None  # on the CPU, features are there when the call returns
-        self._computing = threading.Thread(target=self._compute, name="compute")
-        self._computing.start()
+        self._handed_over: Waiting[Part] = Waiting(MOST_WAITING)
+        self._read: Waiting[Read] = Waiting(MOST_WAITING)
+        self._threads = [threading.Thread(target=work, name=work.__name__) for work in (self._reading, self._computing)]
+        for thread in self._threads:
+            thread.start()
 
     def execute(self, requests: list[Any]) -> None:
-        """Reads the batches' pixels and leaves the rest to the computing thread, which answers."""
+        """Leaves the batches to the threads, which answer."""
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._waiting.put(self._read(request, sender))
+                self._handed_over.put(self._part(request, sender))
             except Exception as error:
-                invalid = isinstance(error, RequestError)
-                message = str(error) if invalid else f"{type(error).__name__}: {error}"
-                triton_io.send(sender, triton_io.error_response(message, invalid))
+                _refuse(sender, error)
 
     def finalize(self) -> None:
         """Waits for the batches under way."""
-        self._waiting.close()
-        self._computing.join()
-        self._readers.shutdown(wait=False, cancel_futures=True)
+        reading, computing = self._threads
+        self._handed_over.close()
+        reading.join()
+        self._read.close()
+        computing.join()
+        self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, request: Any, sender: Any) -> Part:
+    def _part(self, request: Any, sender: Any) -> Part:
         # Copied: the memory is Triton's again as soon as `execute` returns.
         arrays = {name: array.copy() for name, array in triton_io.request_arrays(request).items()}
         name = bytes(arrays["front"].item(0)).decode(errors="replace")
         if name not in self.fronts:
             raise RequestError(f"front: expected one of {', '.join(self.fronts)}, got {name!r}")
         front = self.fronts[name]
-        jobs = handover.unpack_jobs(arrays, front.variant)
-        prepared: list[Prepared] = list(jobs)
-        pixel_values = front.detector.read(prepared)
-        return Part(front, jobs, prepared, pixel_values, time.perf_counter(), sender)
+        return Part(front, handover.unpack_jobs(arrays, front.variant), sender)
 
-    def _compute(self) -> None:
+    def _reading(self) -> None:
+        """The thread that reads pixels, of all waiting parts together: a GPU decodes eight files in the time of two."""
+        while parts := self._handed_over.take():
+            jobs = [job for part in parts for job in part.jobs]
+            prepared: list[Prepared] = list(jobs)
+            try:
+                pixel_values = parts[0].front.detector.read(prepared)
+            except Exception as error:
+                for part in parts:
+                    _refuse(part.sender, error)
+                continue
+            self._read.put(Read(parts[0].front, parts, jobs, prepared, pixel_values, time.perf_counter()))
+
+    def _computing(self) -> None:
         """The thread that runs the sub-models. A batch is answered when the next one's features are under way, or at
         once where none is waiting."""
         answered: Callable[[], None] = lambda: None  # noqa: E731
-        while parts := self._waiting.take():
-            begun = attempt(begin, parts)
+        while batch := self._read.take():
+            parts = [part for read in batch for part in read.parts]
+            begun = attempt(begin, batch)
             answered()
             failed = isinstance(begun, Exception)
-            answered = partial(answer, parts, begun if failed else attempt(parts[0].front.detector.complete, begun))
-            if not self._overlaps or self._waiting.empty:
+            answered = partial(answer, parts, begun if failed else attempt(batch[0].front.detector.complete, begun))
+            if not self._overlaps or self._read.empty:
                 answered()
                 answered = lambda: None  # noqa: E731
         answered()
 
 
-class WaitingParts:
-    """Parts that wait to be computed, in the order of coming."""
+class Work(Protocol):
+    """What waits for a thread: frames of one front model."""
 
-    def __init__(self) -> None:
-        self._parts: deque[Part] = deque()
+    @property
+    def front(self) -> Front: ...
+
+    @property
+    def jobs(self) -> list[Job]: ...
+
+
+AnyWork = TypeVar("AnyWork", bound=Work)
+
+
+class Waiting(Generic[AnyWork]):
+    """Work that waits for a thread, in the order of coming."""
+
+    def __init__(self, most: int) -> None:
+        """`most` entries wait; `put` blocks while there are as many."""
+        self._most = most
+        self._waiting: deque[AnyWork] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
     @property
     def empty(self) -> bool:
-        return not self._parts
+        return not self._waiting
 
-    def put(self, part: Part) -> None:
+    def put(self, work: AnyWork) -> None:
         with self._changed:
-            self._parts.append(part)
-            self._changed.notify()
+            self._changed.wait_for(lambda: len(self._waiting) < self._most)
+            self._waiting.append(work)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """`take` returns what is there, and after that nothing."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def take(self) -> list[Part]:
-        """The oldest part, and as many of the same front model as fit in its largest batch with it. Blocks until there
-        is one; empty after `close`."""
+    def take(self) -> list[AnyWork]:
+        """The oldest, and of the same front model as much as fits in its largest batch with it. Blocks until there is
+        something; empty after `close`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._parts or self._closed)
-            taken: list[Part] = []
-            left: deque[Part] = deque()
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            taken: list[AnyWork] = []
+            left: deque[AnyWork] = deque()
             frames = 0
-            for part in self._parts:
+            for work in self._waiting:
                 fits = not taken or (
-                    part.front is taken[0].front and frames + len(part.jobs) <= part.front.variant.max_batch
+                    work.front is taken[0].front and frames + len(work.jobs) <= work.front.variant.max_batch
                 )
-                (taken if fits else left).append(part)
-                frames += len(part.jobs) if fits else 0
-            self._parts = left
+                (taken if fits else left).append(work)
+                frames += len(work.jobs) if fits else 0
+            self._waiting = left
+            self._changed.notify_all()
             return taken
 
 
-def begin(parts: Sequence[Part]) -> Begun:
-    """Starts the parts, which are of one front model, as one batch."""
+def begin(batch: Sequence[Read]) -> Begun:
+    """Starts what is read, of one front model, as one batch."""
     now = time.perf_counter()
-    for part in parts:
-        for job in part.jobs:
-            job.add_ms("queue", (now - part.ready) * 1e3)
-    pixel_values = [part.pixel_values for part in parts if len(part.pixel_values)] or [parts[0].pixel_values]
-    return parts[0].front.detector.begin([item for part in parts for item in part.prepared], joined(pixel_values))
+    for read in batch:
+        for job in read.jobs:
+            job.add_ms("queue", (now - read.ready) * 1e3)
+    pixel_values = [read.pixel_values for read in batch if len(read.pixel_values)] or [batch[0].pixel_values]
+    return batch[0].front.detector.begin([item for read in batch for item in read.prepared], joined(pixel_values))
+
+
+def _refuse(sender: Any, error: Exception) -> None:
+    """Answers one front model's batch with an error."""
+    invalid = isinstance(error, RequestError)
+    message = str(error) if invalid else f"{type(error).__name__}: {error}"
+    triton_io.send(sender, triton_io.error_response(message, invalid))
 
 
 def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception] | Exception) -> None:

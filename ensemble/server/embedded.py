@@ -220,7 +220,7 @@ class EmbeddedServer:
         served = self._served()
         cards = self._cards(served)
         self._check(served, cards)
-        return start_check.report(served, cards, self._pool)
+        return start_check.report(served, cards, self._pool if self._sub_models else None)
 
     def _served(self) -> list[repository.Served]:
         found = repository.read(self.repository)
@@ -245,7 +245,7 @@ class EmbeddedServer:
     def _check(self, served: Sequence[repository.Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
         for card in cards.values() or (None,):
             host = start_check.Host(card, stated_mb=self._gpu_memory_mb)
-            start_check.check(self.repository, served, host, self._pool)
+            start_check.check(self.repository, served, host, self._pool if self._sub_models else None)
 
     def _pool(self, variants: Sequence[Variant]) -> float:
         """Megabytes of Triton's CUDA pool on each GPU: as in the further arguments; else what the sub-models hand over,

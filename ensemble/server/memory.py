@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ensemble.server.architecture import SAM3, Architecture
 from ensemble.spec import MB as MB
@@ -54,7 +54,9 @@ FOOTPRINTS = {
     # Each model and each front instance is a process with a CUDA context, libraries and an allocator of its own.
     "aoti": Footprint(5_202.7, 72.2, "fitted by sam3-perf to perf/results/h200/sweep.json", pair_mb=13.1),
 }
-"""By engine that runs on a GPU."""
+"""By engine that runs on a GPU, each sub-model as a model of Triton's own."""
+ONE_PROCESS = Footprint(1_600.0, 45.0, "from perf/results/h100/end_to_end.json, where it is within 5 %", pair_mb=6.0)
+"""Compiled packages in the engine model: the contexts of Triton and of the one process, libraries, graphs, decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,24 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
     # by resolution.
     base = FOOTPRINTS[engine].base_mb if engine == "tensorrt" else total.base
     return Need(weights_mb, base, total.activations, total.features, total.scores, pool_mb)
+
+
+def engine_model_need(variants: Sequence[Variant], weights_mb: float) -> Need:
+    """Of a server whose sub-models are in the engine model, under full load: one batch is computed at a time, and what
+    it took is there for the next, of whichever resolution. `weights_mb` are the artifacts' own sizes."""
+    return Need(weights_mb, ONE_PROCESS.base_mb, max(_activations_mb(variant) for variant in variants))
+
+
+def least_engine_model_need(variants: Sequence[Variant], weights_mb: float) -> Need:
+    """The same with one frame and one pair at a time, into which the engine model splits its work where memory is
+    short."""
+    return engine_model_need([replace(variant, max_batch=1, max_pairs=1) for variant in variants], weights_mb)
+
+
+def _activations_mb(v: Variant) -> float:
+    sizes, element = _sizes(v)
+    load = ONE_PROCESS.activation_mb * v.max_batch + ONE_PROCESS.pair_mb * v.max_pairs
+    return load * sizes.patches(v.resolution) / 1e3 * element / 2
 
 
 def pool_mb(variants: Sequence[Variant]) -> float:

@@ -14,16 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.server import gpu
-from ensemble.server.memory import DEFAULT_POOL_MB, FOOTPRINTS, MB, Need, server_need
+from ensemble.server.memory import (
+    DEFAULT_POOL_MB,
+    FOOTPRINTS,
+    ONE_PROCESS,
+    Need,
+    engine_model_need,
+    least_engine_model_need,
+    server_need,
+)
 from ensemble.server.repository import Artifact, Served, build_command
 from ensemble.server.requirements import ServerError
-from ensemble.spec import RESOLUTIONS, Variant
+from ensemble.spec import MB, RESOLUTIONS, Variant
 
 log = logging.getLogger(__name__)
 POOL_FLAG = "--cuda-memory-pool-byte-size="
 """Followed by a GPU's number, as CUDA counts here, a colon and bytes."""
 Pool = Callable[[Sequence[Variant]], float]
-"""Megabytes that Triton's pool has on the GPU where these variants are served."""
+"""Megabytes that Triton's pool has on the GPU where these variants are served; None in its place says that the engine
+model holds the sub-models, which hand over nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class Host:
         return cls(gpu.serving(), gpu.tensorrt_version(), stated_mb)
 
 
-def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool) -> None:
+def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool | None) -> None:
     """Raises ServerError where these front models cannot be served on `host`; what could not be looked at is a
     warning."""
     check_built(repository, served)
@@ -52,7 +61,7 @@ def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool) ->
     check_memory(placed, host, pool)
 
 
-def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool: Pool) -> dict[str, Any]:
+def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool: Pool | None) -> dict[str, Any]:
     """What is served on what, and the memory that it is reckoned to take: `lines` for people, the rest for programs."""
     models = [
         {"model": s.variant.front_name, "engine": s.engine, "max_batch": s.variant.max_batch, "on_gpu": s.on_gpu}
@@ -137,7 +146,7 @@ def _version(artifact: Artifact, made: dict[str, Any]) -> str:
     return f"{start}{made.get('gpu', 'an unnamed GPU')} ({made.get('compute_capability', 'unknown')})"
 
 
-def check_memory(served: Sequence[Served], host: Host, pool: Pool) -> None:
+def check_memory(served: Sequence[Served], host: Host, pool: Pool | None) -> None:
     """Raises ServerError with the figures, and with what does fit, where the models need more than is free."""
     if host.stated_mb is not None:
         free, have = host.stated_mb, f"the GPU has {host.stated_mb:,.0f} MB, as stated"
@@ -149,23 +158,33 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool) -> None:
     wanted = need_of(served, pool)
     if wanted.total <= free:
         return
+    least = least_engine_model_need([s.variant for s in served], wanted.weights)
+    if pool is None and least.total <= free:
+        log.warning("a full load needs %s, modelled; %s: larger batches are split, which costs time", wanted, have)
+        return
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
-        f"{names}: needs {wanted}, modelled ({FOOTPRINTS[served[0].engine].source}); {have}."
+        f"{names}: needs {wanted}, modelled ({(FOOTPRINTS[served[0].engine] if pool else ONE_PROCESS).source}); {have}."
         f" {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory, or"
         " SAM3_GPU_MEMORY_MB in the container"
     )
 
 
-def need_of(served: Sequence[Served], pool: Pool) -> Need:
+def need_of(served: Sequence[Served], pool: Pool | None) -> Need:
     """Megabytes of these front models together; files that several share count once."""
     files = {a.path for s in served for a in s.artifacts if a.on_gpu}
     weights = sum(path.stat().st_size for path in files if path.is_file()) / MB
     variants = [s.variant for s in served]
-    return server_need(variants, served[0].engine, weights, pool(variants))
+    return _need(variants, served[0].engine, weights, pool)
 
 
-def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
+def _need(variants: Sequence[Variant], engine: str, weights_mb: float, pool: Pool | None) -> Need:
+    if pool is None:
+        return engine_model_need(variants, weights_mb)
+    return server_need(variants, engine, weights_mb, pool(variants))
+
+
+def what_fits(served: Sequence[Served], free_mb: float, pool: Pool | None) -> str:
     """The nearest that does: without the largest resolutions; else the last one with smaller batches, or at a lower
     resolution."""
     for first in range(1, len(served)):
@@ -180,7 +199,7 @@ def what_fits(served: Sequence[Served], free_mb: float, pool: Pool) -> str:
 
     def needed(**changes: int) -> Need:
         variant = replace(last.variant, **changes)  # type: ignore[arg-type]
-        return server_need([variant], last.engine, weights, pool([variant]))
+        return _need([variant], last.engine, weights, pool)
 
     batches, lower = range(last.variant.max_batch - 1, 0, -1), [r for r in RESOLUTIONS if r < last.variant.resolution]
     smaller = next((b for b in batches if needed(max_batch=b).total <= free_mb), None)

@@ -63,7 +63,7 @@ def start(sub_models, tmp_path):
 
     yield begin
     for model in started:
-        if model._computing.is_alive():
+        if any(thread.is_alive() for thread in model._threads):
             model.finalize()
     logger.handlers, logger.level, logger.propagate = before
 
