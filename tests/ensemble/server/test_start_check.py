@@ -166,10 +166,31 @@ def test_models_for_the_cpu_are_not_checked(check, tmp_path):
 
 
 def test_the_embedded_server_refuses_before_anything_runs(tmp_path):
-    server = embedded.EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=6_000)
-    with pytest.raises(ServerError, match=r"sam3_r1008: needs .* the GPU has 6,000 MB, as stated"):
+    server = embedded.EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=3_000)
+    with pytest.raises(ServerError, match=r"sam3_r1008: needs .* the GPU has 3,000 MB, as stated"):
         server.start()
     assert server.pid is None
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "outcome"),
+    [
+        pytest.param(6_500, "", id="a full load fits"),
+        pytest.param(6_000, "larger batches are split, which costs time", id="a smaller one fits"),
+        pytest.param(3_600, "larger batches are split, which costs time", id="a frame and a class at a time"),
+        pytest.param(3_400, "Even 560 with --max-batch 1 needs 3,", id="not even that"),
+    ],
+)
+def test_the_engine_model_keeps_a_stated_amount(caplog, tmp_path, megabytes, outcome):
+    served, host = placement.read(write(tmp_path, [1008], "aoti")), Host(None, stated_mb=megabytes)
+    if megabytes < 3_500:
+        with pytest.raises(ServerError, match=outcome):
+            start_check.check(tmp_path, served, host, None)
+        return
+    start_check.check(tmp_path, served, host, None)
+    said = [record.getMessage() for record in caplog.records if "modelled" in record.getMessage()]
+    assert len(said) == bool(outcome)
+    assert all(outcome in line and f"the GPU has {megabytes:,} MB, as stated" in line for line in said)
 
 
 # ---- what was built
