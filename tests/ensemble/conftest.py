@@ -7,3 +7,5 @@ import sys
 from tests.ensemble import fake_triton
 
 sys.modules.setdefault(fake_triton.module.__name__, fake_triton.module)
+
+from tests.ensemble.engine_model import held, start, sub_models  # noqa: E402, F401
