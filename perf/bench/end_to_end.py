@@ -3,7 +3,7 @@
 Cameras are perf_analyzer's concurrent requests over gRPC: a JPEG of 1080p and class names in, boxes and packed masks
 out, the best `PICKS` of a frame. The server is stopped before its peers are timed on the same card, and all of them see
 the same frames. Its engines alone make as many masks of a frame, evenly of each class; they are one GPU's, also beside
-a server on several. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside the speeds.
+a server on several. The least cosine of the repository's artifacts with the checkpoint in fp32 stands beside speeds.
 """
 
 from __future__ import annotations

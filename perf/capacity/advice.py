@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ensemble.server.memory import MB, pool_mb, score_bytes
+from ensemble.server.memory import MB, ONE_PROCESS, pool_mb, score_bytes
 from ensemble.spec import MAX_CLASSES, RESOLUTIONS, Checkpoint, Variant, check_resolution
 from perf.capacity.calibrate import Calibration
-from perf.capacity.evidence import Evidence
-from perf.capacity.published import PLAN_BATCH
+from perf.capacity.evidence import Evidence, packages_mb
+from perf.capacity.published import GUIDE, PLAN_BATCH, Measurement
 from perf.tables import counted
 
 LEAST_PATCHES = 1.0
@@ -27,7 +27,12 @@ FPS_TOLERANCE = 0.02
 """A rate this much below the wanted one still counts: measurements repeat no better."""
 GB = 1024
 """Megabytes in a gigabyte."""
-HERE, ELSEWHERE, MODELLED = "measured here", "measured elsewhere", "modelled"
+HERE, ELSEWHERE, ANOTHER, MODELLED = (
+    "measured here",
+    "measured elsewhere",
+    "measured with another pipeline",
+    "modelled",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class Recommendation:
     def basis(self) -> str:
         """The weakest of its figures' bases."""
         return max(
-            (self.fps_per_camera, self.memory_mb), key=lambda f: (HERE, ELSEWHERE, MODELLED).index(f.basis)
+            (self.fps_per_camera, self.memory_mb), key=lambda f: (HERE, ELSEWHERE, ANOTHER, MODELLED).index(f.basis)
         ).basis
 
 
@@ -106,15 +111,21 @@ def _recommendation(wanted: Requirements, resolution: int, evidence: Sequence[Ev
     memory = _memory(wanted, resolution, evidence)
     choice = Recommendation(resolution, min(wanted.cameras, PLAN_BATCH), fps, p95, memory, wanted.patches(resolution))
     many = counted(wanted.cameras, "camera")
+    ours = ""
+    if GUIDE in memory.where:
+        megabytes = packages_mb(evidence[0].architecture, resolution, choice.batch, wanted.classes)
+        ours = f"this server with compiled packages needs {megabytes / GB:.1f} GB, modelled"
+        choice.notes.append(f"the memory is another pipeline's; {ours}")
     if memory.value > wanted.memory_mb:
         choice.reasons.append(
             f"{resolution} needs {memory.value / GB:.1f} GB for {many}, you have {wanted.memory_mb / GB:.3g}"
+            f"{f' (another pipeline; {ours})' if ours else ''}"
         )
     if fps.value < wanted.fps * (1 - FPS_TOLERANCE):
         choice.reasons.append(
             f"{resolution} gives each of {many} {fps.value:.2g} frames a second, you want {wanted.fps:g}"
         )
-    if memory.basis == MODELLED:
+    if memory.basis == MODELLED and memory.where != ONE_PROCESS.source:
         extra = (score_bytes(resolution, choice.batch, fused=False) - score_bytes(resolution, choice.batch)) / MB
         if extra:
             choice.notes.append(
@@ -138,7 +149,7 @@ def _speed(wanted: Requirements, resolution: int, evidence: Evidence) -> tuple[F
     """Frames a second per camera and p95 of a round trip in milliseconds."""
     sample = evidence.find(resolution, wanted.cameras, wanted.classes)
     if sample:
-        basis, where = (HERE if sample.here else ELSEWHERE), sample.where
+        basis, where = _basis(evidence, sample), sample.where
         fps = Figure(1e3 / sample.ms_per_frame / wanted.cameras, basis, where)
         return fps, Figure(sample.p95_ms, basis, where) if sample.p95_ms else Figure(sample.ms, basis, where)
     calibration = evidence.calibration()
@@ -151,15 +162,25 @@ def _speed(wanted: Requirements, resolution: int, evidence: Evidence) -> tuple[F
     )
 
 
+def _basis(source: Evidence, sample: Measurement) -> str:
+    if sample.here:
+        return HERE
+    return ELSEWHERE if source.own else ANOTHER
+
+
 def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Figure:
     for source in evidence:
         if source.architecture != evidence[0].architecture:
             continue
         sample = source.find(resolution, wanted.cameras, wanted.classes)
         if sample and sample.memory_mb:
-            return Figure(sample.memory_mb, HERE if sample.here else ELSEWHERE, sample.where)
+            return Figure(sample.memory_mb, _basis(source, sample), sample.where)
+        batch = min(wanted.cameras, PLAN_BATCH)
+        if source.packages:
+            megabytes = packages_mb(source.architecture, resolution, batch, wanted.classes)
+            return Figure(megabytes, MODELLED, ONE_PROCESS.source)
         calibration = source.calibration()
-        memory = calibration.memory_mb(resolution, min(wanted.cameras, PLAN_BATCH), wanted.classes)
+        memory = calibration.memory_mb(resolution, batch, wanted.classes)
         if memory is not None:
             checkpoint = Checkpoint(hidden_size=source.architecture.fpn, num_queries=source.architecture.queries)
             pool = pool_mb([Variant(resolution, queries=checkpoint.num_queries, checkpoint=checkpoint)])

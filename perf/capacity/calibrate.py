@@ -1,12 +1,12 @@
 """Milliseconds and megabytes from operations and bytes: a `Calibration`, fitted to measurements, predicts other points.
 
     ms per frame  = per frame + per call / batch + TFLOP x ms per TFLOP + bytes of unfused attention scores / bandwidth
-    megabytes     = as `ensemble/server/memory.py` says
+    megabytes     = as `ensemble/server/memory.py` says of plans
 
 The names "per frame" (decoding, resizing, copying), "per call" and "ms per TFLOP", and of the memory "base" and
 "activations", are fitted, by least squares of relative errors and never below zero; the rest is computed. Few
-coefficients, so that a handful of points suffices and leaving one out means something. Packages, which take memory as
-it is needed, have activations of frames and of pairs, plans those of their batch.
+coefficients, so that a handful of points suffices and leaving one out means something. Memory of compiled packages is
+not fitted here: `perf.capacity.evidence.packages_mb`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import numpy as np
 
 from ensemble.server.architecture import SAM3, Architecture
 from ensemble.server.memory import Footprint, need, score_bytes
-from ensemble.spec import Variant
 from perf.capacity.model import frame_flops
 from perf.capacity.published import PLAN_BATCH, Measurement
 
@@ -33,7 +32,8 @@ class CalibrationError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Fitted coefficients; see the module. `footprint` is None where no memory was measured."""
+    """Fitted coefficients; see the module. `footprint` is None for packages, and where no memory was
+    measured."""
 
     architecture: Architecture
     bandwidth_gb_s: float
@@ -60,9 +60,7 @@ class Calibration:
         if self.footprint is None:
             return None
         queries = queries or self.queries
-        sample = Measurement(
-            resolution, batch, classes, 0.0, queries=queries, plan_batch=plan_batch, packages=self.packages
-        )
+        sample = Measurement(resolution, batch, classes, 0.0, queries=queries, plan_batch=plan_batch)
         return computed(self.footprint, self.architecture, sample)
 
 
@@ -93,27 +91,18 @@ def fit(
 
 
 def _fit_memory(samples: Sequence[Measurement], a: Architecture) -> Footprint | None:
-    measured = [(s, s.memory_mb) for s in samples if s.memory_mb]
+    measured = [(s, s.memory_mb) for s in samples if s.memory_mb and not s.packages]
     if len(measured) < 2:
         return None
-    rows = [(1.0, *(a.patches(s.resolution) / 1e3 * count for count in load(s))) for s, _ in measured]
+    rows = [(1.0, a.patches(s.resolution) / 1e3 * s.plan_batch) for s, _ in measured]
     rest = [memory - computed(Footprint(0.0, 0.0, ""), a, s) - s.pool_mb for s, memory in measured]
-    base, activation, pair = least_squares(rows, rest, [memory for _, memory in measured])
-    return Footprint(base, activation, samples[0].where, pair)
-
-
-def load(sample: Measurement) -> tuple[int, int]:
-    """Frames and pairs of a frame and a class that memory is taken for."""
-    frames = max(1, round(sample.batch))
-    return (frames, min(frames * sample.classes, Variant.max_pairs)) if sample.packages else (sample.plan_batch, 0)
+    base, activation = least_squares(rows, rest, [memory for _, memory in measured])
+    return Footprint(base, activation, samples[0].where)
 
 
 def computed(footprint: Footprint, a: Architecture, s: Measurement) -> float:
-    """Megabytes under the sample's load, Triton's pool not counted."""
-    frames, (batch, pairs) = max(1, round(s.batch)), load(s)
-    return need(
-        footprint, s.resolution, frames, a, s.queries, plan_batch=batch, pairs=pairs, fused=fused(s.packages)
-    ).total
+    """Megabytes of plans under the sample's load, Triton's pool not counted."""
+    return need(footprint, s.resolution, max(1, round(s.batch)), a, s.queries, plan_batch=s.plan_batch).total
 
 
 def fused(packages: bool) -> bool | None:

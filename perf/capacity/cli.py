@@ -2,7 +2,8 @@
 
 Each figure says whether it was measured here, measured elsewhere or modelled; each rejected resolution says by what it
 fails. Without a sweep of your own the figures are those of a published table (an RTX 5090 and another pipeline): enough
-to choose, not to promise.
+to choose, not to promise. With `--calibration h200` times are this server's, measured there when each sub-model was a
+process of its own, and memory is what its start check reckons with for compiled packages.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from rich.table import Table
 from ensemble.server.memory import parse_mb
 from ensemble.spec import RESOLUTIONS
 from perf import record
-from perf.capacity.advice import Recommendation, Requirements, delay_us, recommend, what_next
+from perf.capacity.advice import (
+    ANOTHER,
+    ELSEWHERE,
+    HERE,
+    MODELLED,
+    Recommendation,
+    Requirements,
+    delay_us,
+    recommend,
+    what_next,
+)
 from perf.capacity.evidence import Evidence, committed, gather, usual
 from perf.capacity.published import TABLES
 from perf.console import make_parser, refuse, size, wide_console
@@ -138,11 +149,11 @@ def table(found: Sequence[Recommendation]) -> Table:
     sheet = Table(title="best first")
     for column in ("resolution", "batch", "fps per camera", "p95 ms", "memory MB", "object, patches", "will do"):
         sheet.add_column(column, justify="right")
-    marks = {"measured here": "", "measured elsewhere": " °", "modelled": " *"}
+    marks = {HERE: "", ELSEWHERE: " °", ANOTHER: " †", MODELLED: " *"}
     for o in found:
         shown = ((o.fps_per_camera, ".2f"), (o.p95_ms, ".0f"), (o.memory_mb, ",.0f"))
         cells = [f"{figure.value:{style}}{marks[figure.basis]}" for figure, style in shown]
         patches = f"{o.object_patches:.2f}" if o.object_patches else "-"
         sheet.add_row(str(o.resolution), str(o.batch), *cells, patches, "no" if o.reasons else "yes")
-    sheet.caption = "° measured elsewhere   * modelled   unmarked: measured here"
+    sheet.caption = "° measured elsewhere   † measured with another pipeline   * modelled   unmarked: measured here"
     return sheet

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.server.architecture import SAM3, Architecture
+from ensemble.server.memory import MB, engine_model_need, weight_bytes
+from ensemble.spec import Checkpoint, Variant
 from perf import record, results
 from perf.capacity.calibrate import Calibration, fit
 from perf.capacity.published import BANDWIDTH_GB_S, PLAN_BATCH, TABLES, Measurement
 from perf.tables import front_rows, own_memory
 
 RESULTS = Path(__file__).parents[1] / "results"
+END_TO_END = RESULTS / "h100" / "end_to_end.json"
+"""Peaks of memory of this server with packages, one process a GPU."""
+PROCESS_A_MODEL = ", when each sub-model was a process of its own"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,11 @@ class Evidence:
     samples: tuple[Measurement, ...]
     architecture: Architecture
     bandwidth_gb_s: float
+    own: bool = True  # of this server, not of another pipeline
+
+    @property
+    def packages(self) -> bool:
+        return self.samples[0].packages
 
     def calibration(self) -> Calibration:
         return fit(self.samples, self.architecture, self.bandwidth_gb_s)
@@ -46,7 +56,7 @@ def published(name: str) -> Evidence:
         raise ValueError(
             f"expected one of {', '.join((*TABLES, *own))}, got {name!r}; a sweep's file is given with --sweep"
         )
-    return Evidence(name, TABLES[name], SAM3, BANDWIDTH_GB_S[name])
+    return Evidence(name, TABLES[name], SAM3, BANDWIDTH_GB_S[name], own=False)
 
 
 def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Evidence:
@@ -61,7 +71,7 @@ def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Ev
     what = f"{sweep.setting.get('engine', '')} {sweep.setting.get('checkpoint', '')}".strip()
     where = (
         f"{'' if here else 'one '}{sweep.where}, this server{f' with {what}' if what else ''}, {path.name} of"
-        f" {sweep.date}"
+        f" {sweep.date}{PROCESS_A_MODEL if any(_is_process_a_model(row, sweep.setting) for row in rows) else ''}"
     )
     own = own_memory(sweep.rows)
     samples = tuple(_sample(row, sweep.setting, where, here, id(row) in own) for row in rows)
@@ -73,7 +83,8 @@ def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool
     """`own`: the row's memory is that of its own load."""
     batch = float(row["mean_batch"]) or 1.0
     # With several resolutions loaded the GPU's memory is theirs together.
-    memory = float(row["gpu_memory_mb"] or 0) if own and row.get("loaded", 1) == 1 else 0.0
+    counts = own and row.get("loaded", 1) == 1 and not _is_process_a_model(row, setting)
+    memory = float(row["gpu_memory_mb"] or 0) if counts else 0.0
     return Measurement(
         resolution=int(row["resolution"]),
         batch=batch,
@@ -89,6 +100,30 @@ def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool
         pool_mb=float(row.get("pool_mb", 0)),
         packages=setting.get("engine") == "aoti",
     )
+
+
+def _is_process_a_model(row: dict[str, Any], setting: dict[str, Any]) -> bool:
+    """Whether packages handed tensors over through Triton's pool, which the engine model does not use: such a server
+    took more memory than today's."""
+    return setting.get("engine") == "aoti" and bool(row.get("pool_mb"))
+
+
+def packages_mb(architecture: Architecture, resolution: int, frames: int, classes: int) -> float:
+    """Megabytes that this server with compiled packages needs for batches of `frames` frames of `classes` classes each,
+    as its start check reckons."""
+    checkpoint = Checkpoint(hidden_size=architecture.fpn, num_queries=architecture.queries)
+    pairs = min(frames * classes, Variant.max_pairs)
+    variant = Variant(
+        resolution, queries=architecture.queries, max_batch=frames, max_pairs=pairs, checkpoint=checkpoint
+    )
+    return engine_model_need([variant], weight_bytes(architecture) / MB).total
+
+
+def peaks() -> list[tuple[dict[str, Any], float]]:
+    """Rows of `END_TO_END` under full load and of one camera, each with what `packages_mb` says."""
+    rows = [row for row in results.load(END_TO_END)["rows"] if row["cameras"] == 1 or row["in_flight"] > 1]
+    frames = Variant.max_batch
+    return [(r, packages_mb(SAM3, r["resolution"], min(r["cameras"], frames), r["classes"])) for r in rows]
 
 
 def committed() -> dict[str, Path]:

@@ -71,7 +71,8 @@ def test_every_published_file_is_read():
     assert len(files) > 5
     for path in files:
         assert results.load(path)["machine"], path
-    assert results.load(folder / "h200" / "end_to_end.json")["machine"]["gpu"] == "NVIDIA H200"
+    for name, gpu in (("h200", "NVIDIA H200"), ("h100", "NVIDIA H100 80GB HBM3")):
+        assert results.load(folder / name / "end_to_end.json")["machine"]["gpu"] == gpu
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,12 @@ def test_check_ends_with_one_json_line(capsys):
     assert check.main([]) == 0
     report = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert report["ok"] is True
+    assert report["packages_memory"] <= report["limits"]["packages_memory"] == 0.05
     found = report["largest_errors"]["rtx5090"]
     assert set(found) == {"time", "memory", "footprint"}
     assert found["footprint"] == {
         "base_mb": RTX_FOOTPRINT.base_mb,
         "activation_mb": RTX_FOOTPRINT.activation_mb,
-        "pair_mb": 0.0,
     }
 
 

@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 
 from ensemble.server.architecture import SAM3
-from ensemble.server.memory import FOOTPRINTS, MB, Footprint, need, pool_mb, server_need, weight_bytes
-from ensemble.spec import Variant
+from ensemble.server.memory import (
+    MB,
+    ONE_PROCESS,
+    Footprint,
+    engine_model_need,
+    need,
+    pool_mb,
+    server_need,
+    weight_bytes,
+)
+from ensemble.spec import RESOLUTIONS, Variant
 from perf import record
 from perf.capacity import cli as capacity
 from perf.capacity import evidence
@@ -20,15 +29,15 @@ from perf.report import guide
 from perf.results import Results
 
 POOL_MB = 1700.0
-TRUTH = Footprint(3000.0, 50.0, "made up for this test", 10.0)
+TRUTH = Footprint(3000.0, 50.0, "made up for this test")
 
 
-def gpu_sweep(path: Path, loaded: int = 1) -> Path:
-    """A sweep such as an aoti repository gives on a GPU, its figures computed from known coefficients."""
+def gpu_sweep(path: Path, loaded: int = 1, engine: str = "aoti", pool: float = POOL_MB) -> Path:
+    """A sweep such as a repository gives on a GPU, its figures computed from known coefficients."""
     found = Results(**record.new("sam3-perf sweep", ["--alone"]))
     found.machine = {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771}
     found.setting = {
-        "engine": "aoti",
+        "engine": engine,
         "queries": 200,
         "max_batch": 8,
         "checkpoint": "random",
@@ -38,8 +47,7 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
         most = 0.0
         for classes, cameras in ((1, 1), (1, 8), (2, 1), (4, 1), (4, 8)):
             ms = 2.0 + 3.0 / cameras + 4.0 * frame_flops(resolution, classes) / 1e12
-            pairs = cameras * classes
-            own = need(TRUTH, resolution, cameras, plan_batch=cameras, pairs=pairs, fused=True).total + POOL_MB
+            own = need(TRUTH, resolution, cameras, plan_batch=8).total + pool
             most = memory = max(most, own)  # nothing is given back
             row = {
                 "target": "front",
@@ -55,7 +63,7 @@ def gpu_sweep(path: Path, loaded: int = 1) -> Path:
                 "mean_ms": ms * cameras,
                 "p95_ms": 1.2 * ms * cameras,
             }
-            found.rows.append(row | {"gpu_memory_mb": memory, "pool_mb": POOL_MB, "loaded": loaded})
+            found.rows.append(row | {"gpu_memory_mb": memory, "pool_mb": pool, "loaded": loaded})
     record.write(path, found.data())
     return path
 
@@ -71,17 +79,33 @@ def carried(tmp_path, monkeypatch):
 
 
 def test_the_footprint_of_a_server_is_found_again(tmp_path):
-    """840 as well: its attention scores are not kept by packages, whatever the rule says of plans. Rows that show an
-    earlier load's memory do not count."""
-    found = fit(evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json")).samples)
+    """Of plans. Rows that show an earlier load's memory do not count."""
+    found = fit(evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json", engine="tensorrt")).samples)
     assert found.footprint is not None
     assert (found.footprint.base_mb, found.footprint.activation_mb) == pytest.approx(
         (TRUTH.base_mb, TRUTH.activation_mb)
     )
-    assert found.footprint.pair_mb == pytest.approx(TRUTH.pair_mb)
-    expected = need(TRUTH, 672, 4, plan_batch=4, pairs=16, fused=True).total
-    assert found.memory_mb(672, 4, 4) == pytest.approx(expected)
+    assert found.memory_mb(672, 4, 4) == pytest.approx(need(TRUTH, 672, 4, plan_batch=8).total)
+
+
+def test_a_sweep_of_packages_calibrates_time_alone(tmp_path):
+    """840 as well: packages do not keep attention scores, whatever the rule says of plans."""
+    found = fit(evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json")).samples)
+    assert found.footprint is None
     assert (found.per_frame_ms, found.per_call_ms, found.ms_per_tflop) == pytest.approx((2.0, 3.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("pool", "told"),
+    [
+        pytest.param(POOL_MB, False, id="a pool: each sub-model was a process"),
+        pytest.param(0.0, True, id="one process a GPU"),
+    ],
+)
+def test_memory_of_a_process_a_model_is_not_todays(tmp_path, pool, told):
+    samples = evidence.from_sweep(gpu_sweep(tmp_path / "sweep.json", pool=pool)).samples
+    assert any(sample.memory_mb for sample in samples) == told
+    assert all(("when each sub-model was a process of its own" in sample.where) != told for sample in samples)
 
 
 def test_memory_of_several_resolutions_together_is_not_that_of_one(tmp_path):
@@ -89,18 +113,24 @@ def test_memory_of_several_resolutions_together_is_not_that_of_one(tmp_path):
     assert all(sample.memory_mb is None for sample in samples)
 
 
-def test_capacity_says_measured_elsewhere_and_on_what(carried, capsys):
+def test_capacity_says_on_what_time_and_memory_rest(carried, capsys):
     argv = "--cameras 8 --memory 24GB --fps 4 --calibration h200"
     assert capacity.main(argv.split()) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert (found["resolution"], found["basis"]) == (1008, "measured elsewhere")
-    assert found["figures"]["memory_mb"]["where"].startswith(
-        "one NVIDIA H200, this server with aoti random, sweep.json of "
-    )
+    assert (found["resolution"], found["basis"]) == (1008, "modelled")
+    time, memory = found["figures"]["fps_per_camera"], found["figures"]["memory_mb"]
+    assert time["basis"] == "measured elsewhere"
+    assert time["where"].startswith("one NVIDIA H200, this server with aoti random, sweep.json of ")
+    assert time["where"].endswith("when each sub-model was a process of its own")
+    assert memory == {"basis": "modelled", "where": ONE_PROCESS.source}
+    assert found["memory_mb"] == pytest.approx(6064, abs=1), "what the start check reckons with"
+    assert found["notes"] == []
     assert capacity.main(["--cameras", "4", "--memory", "24GB", "--calibration", "h200"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["basis"] == "modelled"
-    assert "calibrated by one NVIDIA H200" in found["figures"]["memory_mb"]["where"]
+    assert "calibrated by one NVIDIA H200" in found["figures"]["fps_per_camera"]["where"]
+    assert found["figures"]["memory_mb"]["where"] == ONE_PROCESS.source
+    assert found["memory_mb"] < 6064, "four cameras need less"
 
 
 def test_on_such_a_gpu_it_is_the_default(carried, monkeypatch):
@@ -130,15 +160,26 @@ def test_the_guide_shows_it_beside_the_published_table(carried):
     assert "Measured on one NVIDIA H200 (aoti" in own
 
 
-def test_the_start_check_reckons_with_the_committed_sweep():
-    """Its footprint of packages is that sweep's, and the server under full load, which was no part of the fit, is
-    met."""
-    footprint = evidence.published("h200").calibration().footprint
-    assert footprint is not None
-    known = FOOTPRINTS["aoti"]
-    for name in ("base_mb", "activation_mb", "pair_mb"):
-        assert getattr(known, name) == pytest.approx(getattr(footprint, name), abs=0.05)
-    measured = json.loads(guide.END_TO_END.read_text())
+@pytest.mark.parametrize(
+    ("row", "reckoned"),
+    [pytest.param(*pair, id="{resolution}-{cameras}".format(**pair[0])) for pair in evidence.peaks()],
+)
+def test_the_start_check_reckons_with_what_was_measured(row, reckoned):
+    """The whole server, under full load and with one camera, whose batches are one frame and its four pairs."""
+    limits = {"max_batch": 1, "max_pairs": 4} if row["cameras"] == 1 else {}
+    variant = Variant(row["resolution"], **limits)
+    assert engine_model_need([variant], weight_bytes() / MB).total == reckoned
+    assert reckoned == pytest.approx(row["peak_mb"], rel=0.05)
+
+
+def test_all_four_resolutions_were_measured_with_one_camera_and_under_full_load():
+    loads = {(row["resolution"], row["cameras"], row["in_flight"]) for row, _ in evidence.peaks()}
+    assert loads == {(r, *load) for r in RESOLUTIONS for load in ((1, 1), (8, 2))}
+
+
+def test_a_process_a_model_took_what_the_start_check_reckons_with():
+    """`sam3-serve --sub-models` still serves so."""
+    measured = json.loads((evidence.RESULTS / "h200" / "end_to_end.json").read_text())
     loaded = [row for row in measured["rows"] if row["in_flight"] == 2]
     assert {row["resolution"] for row in loaded} == {1008, 672}
     for row in loaded:
