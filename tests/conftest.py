@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,20 +28,12 @@ def repository() -> Path:
     """A repository with the small checkpoint at 252 (windows fill it) and 140 (windows are padded). The export skips
     what is up to date."""
     folder = ROOT / "build" / "test-repository"
-    command = [
-        sys.executable,
-        "-m",
-        "export.cli",
-        "--checkpoint",
-        str(CHECKPOINT),
-        "--resolution",
-        "252",
-        "140",
-        "--queries",
-        "50",
-    ]
-    command += ["--precision", "fp32", "--engine", "onnxruntime", "--repository", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    options = "--resolution 252 140 --queries 50 --precision fp32 --engine onnxruntime"
+    command = [sys.executable, "-m", "export.cli", "--checkpoint", str(CHECKPOINT), "--repository", str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "test-repository.lock").open("w") as lock:  # one session exports, others then find it done
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run([*command, *options.split()], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
 
