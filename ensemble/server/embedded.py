@@ -37,10 +37,6 @@ from ensemble.server.requirements import (
 from ensemble.spec import Variant, is_front_name
 
 NO_METRICS = "--allow-metrics=false"
-GPU_FRONTS = {"front_instances": 8, "queue_delay_us": 0}
-CPU_FRONTS = {"front_instances": 2, "queue_delay_us": 0}
-"""Front models in front of an engine model, where nobody asks for others. It makes batches of all that waits, so no
-frame waits for others before; front models work side by side, which two cores do not do faster with more of them."""
 PROBE_SIDE = 14
 """Pixels a side of the black frame that a probe sends."""
 log = logging.getLogger(__name__)
@@ -228,8 +224,7 @@ class EmbeddedServer:
         repository.check_engines(chosen)
         if self._sub_models:
             return repository.adjusted(chosen, self._front)
-        on_gpu = any(s.on_gpu for s in chosen)
-        return repository.adjusted(chosen, {**(GPU_FRONTS if on_gpu else CPU_FRONTS), **self._front})
+        return repository.suited(chosen, self._front)
 
     def _cards(self, served: Sequence[repository.Served]) -> dict[int, gpu.Gpu | None]:
         """The GPUs to serve on by number, None for one that NVML does not show: no GPU at all for models of the CPU.

@@ -26,6 +26,10 @@ FRONT_SETTINGS = {
     "queue_delay_us": "microseconds that a frame waits for others to make a batch with",
 }
 """Fields of a `Variant` that a server can change without another export."""
+GPU_FRONTS = {"front_instances": 8, "queue_delay_us": 0}
+CPU_FRONTS = {"front_instances": 2, "queue_delay_us": 0}
+"""Front models in front of an engine model, where nobody asks for others. It makes batches of all that waits, so no
+frame waits for others before; front models work side by side, which two cores do not do faster with more of them."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,11 @@ def check_engines(served: Sequence[Served]) -> None:
                 f"{artifact.model} is a {artifact.config.backend} model, which the embedded server cannot run;"
                 " start it with docker compose up, or export for this server with sam3-export --engine onnxruntime"
             )
+
+
+def suited(served: Sequence[Served], settings: Mapping[str, int]) -> list[Served]:
+    """`adjusted` to what suits an engine model, where `settings` do not say otherwise."""
+    return adjusted(served, {**(GPU_FRONTS if any(s.on_gpu for s in served) else CPU_FRONTS), **settings})
 
 
 def lay_out(

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     details: list[dict[str, Any]] = []
     try:
         offered = placement.choose(placement.read(options.repository), options.resolution)
-        for served in placement.adjusted(offered, front_settings(options)):
+        for served in placement.suited(offered, front_settings(options)):
             found = []
             for row, more in measure_server(options, served, load):
                 found.append(row)

@@ -119,7 +119,7 @@ def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dic
         target = addressed(options)
         fronts = [m.removeprefix("sam3_r") for m in target.models()]
         return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
-    found = placement.adjusted(placement.read(options.repository), front_settings(options))
+    found = placement.suited(placement.read(options.repository), front_settings(options))
     served = {s.variant.resolution: s for s in found}
     return list(served), lambda r: describe(served[r].variant, served[r].engine)
 
