@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     from typing import Self, Unpack  # Python 3.11; the package runs on 3.10
 
 
-class Client:
-    """Blocking client of one server; a context manager, or call `close`.
-
-    `url` is `host:port` or a host, `protocol` is `grpc` or `http`, `model` is a front model's name (default: the
-    server's only one), `timeout` is in seconds per request. Threads may share a gRPC client; an HTTP client belongs to
-    the thread that made it, since tritonclient's is not thread-safe. Raises ValueError for unusable settings.
-    """
+class _Connection:
+    """What both clients are made from: the server, the model, and tritonclient's object once it is there."""
 
     def __init__(
         self,
@@ -45,7 +40,22 @@ class Client:
         self.server = Server(url, protocol, timeout)
         self.model = model
         self._thread = threading.get_ident()
-        self._triton = self.server.connect(asyncio=False)
+        self._triton: Any = self._connected()
+
+    def _connected(self) -> Any:
+        """tritonclient's object; None where it is made later."""
+
+
+class Client(_Connection):
+    """Blocking client of one server; a context manager, or call `close`.
+
+    `url` is `host:port` or a host, `protocol` is `grpc` or `http`, `model` is a front model's name (default: the
+    server's only one), `timeout` is in seconds per request. Threads may share a gRPC client; an HTTP client belongs to
+    the thread that made it, since tritonclient's is not thread-safe. Raises ValueError for unusable settings.
+    """
+
+    def _connected(self) -> Any:
+        return self.server.connect(asyncio=False)
 
     def __enter__(self) -> Self:
         return self
@@ -105,24 +115,12 @@ class Client:
             raise self.server.error(error, model) from error
 
 
-class AsyncClient:
+class AsyncClient(_Connection):
     """The same for asyncio, with any number of requests in flight. Belongs to the event loop of its first request.
 
     >>> async with AsyncClient("localhost") as client:
     ...     answers = await asyncio.gather(*(client.detect(jpeg, ["person"]) for jpeg in frames))
     """
-
-    def __init__(
-        self,
-        url: str = "localhost",
-        *,
-        protocol: str = "grpc",
-        model: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        self.server = Server(url, protocol, timeout)
-        self.model = model
-        self._triton: Any = None
 
     async def __aenter__(self) -> Self:
         return self

@@ -58,14 +58,8 @@ def geometry_encoder(v: Variant) -> ModelSpec:
     `boxes` are cxcywh in 0..1; `box_labels` 1 positive, 0 negative, -10 padding. Attention mask of the result: 1
     for token 0 and each real box.
     """
-    b, n, k, c, p, f = (
-        v.axes["images"],
-        v.axes["pairs"],
-        v.max_boxes,
-        v.checkpoint.hidden_size,
-        v.patches,
-        v.float_dtype,
-    )
+    b, n, k = v.axes["images"], v.axes["pairs"], v.max_boxes
+    c, p, f = v.checkpoint.hidden_size, v.patches, v.float_dtype
     return ModelSpec(
         v.model_name("geometry_encoder"),
         "geometry_encoder",
@@ -85,15 +79,8 @@ def decoder(v: Variant) -> ModelSpec:
     `pred_boxes` are xyxy in 0..1 of the frame. `memory` is the text-conditioned DETR-encoder output, kept for the
     mask head.
     """
-    b, n, s, c, p, q, f = (
-        v.axes["images"],
-        v.axes["pairs"],
-        v.axes["tokens"],
-        v.checkpoint.hidden_size,
-        v.patches,
-        v.queries,
-        v.float_dtype,
-    )
+    b, n, s = v.axes["images"], v.axes["pairs"], v.axes["tokens"]
+    c, p, q, f = v.checkpoint.hidden_size, v.patches, v.queries, v.float_dtype
     return ModelSpec(
         v.model_name("decoder"),
         "decoder",
