@@ -20,8 +20,14 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python -m demo --output build/demo
 
+# In two halves side by side: most tests keep one core busy.
 test: setup
-	$(BIN)/python -m pytest
+	@mkdir -p build
+	@$(BIN)/python -m pytest tests/export tests/ensemble >build/tests-1.log 2>&1 & first=$$!; \
+	  trap 'kill $$first 2>/dev/null || true' EXIT; status=0; \
+	  $(BIN)/python -m pytest tests --ignore tests/export --ignore tests/ensemble || status=$$?; \
+	  wait $$first || status=$$?; \
+	  cat build/tests-1.log; exit $$status
 
 lint: setup
 	$(BIN)/ruff check .
