@@ -129,7 +129,8 @@ class TritonPythonModel:
         return Part(front, handover.unpack_jobs(arrays, front.variant), sender)
 
     def _reading(self) -> None:
-        """The thread that reads pixels, of all waiting parts together: a GPU decodes eight files in the time of two."""
+        """The thread that reads pixels, of all waiting parts together: decoding eight files at once takes a GPU a third
+        of the time."""
         while parts := self._handed_over.take():
             jobs = [job for part in parts for job in part.jobs]
             prepared: list[Prepared] = list(jobs)
