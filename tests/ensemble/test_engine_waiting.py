@@ -55,7 +55,8 @@ def test_what_waits_becomes_one_batch(start, sub_models, held, reading, together
     large.request = replace(large.request, frame=np.full((42, 42, 3), 1, np.uint8))
     other = request(large, of="sam3_r42", resolution=42)
     if together:
-        model.execute([waiting[0], other, *waiting[1:]])
+        with model._handed_over._changed:  # the reading thread sees all of them at once
+            model.execute([waiting[0], other, *waiting[1:]])
         reading.release(100)
     else:
         reading.release(100)
