@@ -23,9 +23,9 @@ demo: setup
 # In two halves side by side: most tests keep one core busy.
 test: setup
 	@mkdir -p build
-	@$(BIN)/python -m pytest tests/export tests/ensemble >build/tests-1.log 2>&1 & first=$$!; \
+	@$(BIN)/python -m pytest tests/export tests/perf >build/tests-1.log 2>&1 & first=$$!; \
 	  trap 'kill $$first 2>/dev/null || true' EXIT; status=0; \
-	  $(BIN)/python -m pytest tests --ignore tests/export --ignore tests/ensemble || status=$$?; \
+	  $(BIN)/python -m pytest tests --ignore tests/export --ignore tests/perf || status=$$?; \
 	  wait $$first || status=$$?; \
 	  cat build/tests-1.log; exit $$status
 
