@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clients.console import make_parser
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig, read_config
 from clients.fleet.fleet import open_pool, watch
@@ -119,11 +120,10 @@ def default_output(source: str) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="sam3-camera",
-        description="Send the frames of a video, a folder or an image to a SAM3 server and show what it finds.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    p = make_parser(
+        "sam3-camera",
+        "Send frames of a video, a folder or an image to a SAM3 server, show what it finds.",
+        EXAMPLES,
     )
     p.add_argument("--source", help="video file, image, folder of images, rtsp:// or another address, or webcam:0")
     p.add_argument("--classes", nargs="+", metavar="NAME", help="what to look for, each in a few words")

@@ -20,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from clients.console import make_parser
 from demo import cameras, mosaic, report, score, steps
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
@@ -35,12 +36,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="python -m demo",
-        description="Stream drawn films from several cameras through one SAM3 server.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = make_parser("python -m demo", "Stream drawn films from several cameras through one SAM3 server.", EXAMPLES)
     p.add_argument(
         "--output", type=Path, default=Path("build/demo"), help="folder for films and results (default: %(default)s)"
     )

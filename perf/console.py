@@ -13,6 +13,8 @@ import sys
 
 from rich.console import Console
 
+from clients import console
+
 WIDTH = 118
 """Characters of a table that goes into a file."""
 PACKAGES = ("perf", "ensemble", "export", "clients", "demo")
@@ -21,12 +23,7 @@ PACKAGES = ("perf", "ensemble", "export", "clients", "demo")
 
 def make_parser(verb: str, about: str | None, examples: str = "") -> argparse.ArgumentParser:
     """A parser for `sam3-perf VERB` whose help keeps the lines of `about` and `examples` as they are."""
-    return argparse.ArgumentParser(
-        prog=f"sam3-perf {verb}",
-        description=about,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return console.make_parser(f"sam3-perf {verb}", about, examples)
 
 
 def refuse(prog: str, error: Exception | str) -> int:
