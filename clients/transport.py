@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clients.errors import ModelNotFound, Sam3ServerError, translate
+from ensemble.loopback import is_loopback
 from ensemble.spec import is_front_name
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
@@ -58,11 +59,15 @@ class Server:
     def connect(self, *, asyncio: bool) -> Any:
         """tritonclient's client, which connects on its first request."""
         module = importlib.import_module(f"tritonclient.{self.protocol}{'.aio' if asyncio else ''}")
-        options: dict[str, Any] = {"channel_args": CHANNEL_ARGUMENTS}
+        options: dict[str, Any] = {"channel_args": self._channel_arguments()}
         if self.protocol == "http":
             timeouts = ("conn_timeout",) if asyncio else ("connection_timeout", "network_timeout")
             options = dict.fromkeys(timeouts, self.timeout)
         return module.InferenceServerClient(self.address, **options)
+
+    def _channel_arguments(self) -> list[tuple[str, int]]:
+        direct = [("grpc.enable_http_proxy", 0)] if is_loopback(self.address) else []
+        return [*CHANNEL_ARGUMENTS, *direct]
 
     def error(self, error: BaseException, model: str | None) -> Sam3ServerError:
         """The client's exception for one of the transport's."""

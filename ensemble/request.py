@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ensemble.base64_image import file_of
+from ensemble.boxes import inside_frame
 from ensemble.spec import (
     DEFAULT_MAX_DETECTIONS,
     DEFAULT_THRESHOLD,
@@ -117,6 +119,11 @@ def _picture(values: Mapping[str, np.ndarray]) -> tuple[bytes | None, np.ndarray
             "expected exactly one of image (JPEG, PNG or WebP file) and frame (uint8 [height, width, 3] RGB), got"
             f" {got}"
         )
+    if image is not None:
+        try:
+            image = file_of(image)
+        except ValueError as error:
+            raise RequestError(f"image: {error}") from None
     if image is not None and len(image) > MAX_IMAGE_BYTES:
         raise RequestError(
             f"image: at most {MAX_IMAGE_BYTES >> 20} MB, got {len(image) / 2**20:.0f} MB; compress or scale it down"
@@ -145,12 +152,7 @@ def _exemplars(values: Mapping[str, np.ndarray], classes: int, max_boxes: int) -
             raise RequestError(f"{name}: expected one value per box ({count}), got {len(array)}")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise RequestError(f"boxes: expected [count, 4] xyxy, got {list(boxes.shape)}")
-    for i, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
-        if not (0.0 <= x0 < x1 <= 1.0 and 0.0 <= y0 < y1 <= 1.0):  # NaN fails every comparison
-            raise RequestError(
-                f"boxes[{i}]: expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got"
-                f" {[x0, y0, x1, y1]}"
-            )
+    boxes = np.array([_inside_frame(i, box) for i, box in enumerate(boxes.tolist())], np.float64)
     if not np.isin(labels, (0, 1)).all():
         raise RequestError(
             f"box_labels: expected 1 (like this) or 0 (unlike this), got {sorted(set(labels.tolist()) - {0, 1})}"
@@ -168,6 +170,13 @@ def _exemplars(values: Mapping[str, np.ndarray], classes: int, max_boxes: int) -
             )
         result[owner] = Exemplars(cxcywh[mine], labels[mine].astype(np.int32))
     return result
+
+
+def _inside_frame(index: int, box: list[float]) -> tuple[float, float, float, float]:
+    try:
+        return inside_frame(box)
+    except ValueError as error:
+        raise RequestError(f"boxes[{index}]: {error}") from None
 
 
 def _number(values: Mapping[str, np.ndarray], name: str, default: float, low: float, high: float) -> float:

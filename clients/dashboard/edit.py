@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clients.fleet.config import CameraConfig
 from clients.fleet.request import Exemplar
+from ensemble.boxes import inside_frame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS, Variant
 
 
@@ -38,18 +40,19 @@ def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tuple[Exemplar, ...]:
-    """The exemplars, if a camera of that configuration can have them. Raises Refused."""
+    """The exemplars, cut at the frame's edges, if a camera of that configuration can have them. Raises Refused."""
+    checked = []
     for exemplar in exemplars:
         if exemplar.name not in config.classes:
             raise Refused(f"expected one of the camera's classes ({', '.join(config.classes)}), got {exemplar.name!r}")
-        x0, y0, x1, y1 = exemplar.box
-        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):  # NaN fails every comparison
-            raise Refused(
-                f"expected 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 (fractions of the frame), got {list(exemplar.box)}"
-            )
+        try:
+            x0, y0, x1, y1 = box = inside_frame(exemplar.box)
+        except ValueError as error:
+            raise Refused(str(error)) from None
         if min(x1 - x0, y1 - y0) < LEAST_SIDE:
             raise Refused(f"expected a box of at least {LEAST_SIDE:.1%} of the frame a side, got {list(exemplar.box)}")
+        checked.append(replace(exemplar, box=box))
     for name, count in Counter(e.name for e in exemplars).items():
         if count > MOST_BOXES:
             raise Refused(f"expected at most {MOST_BOXES} exemplars of a class, got {count} of {name!r}")
-    return tuple(exemplars)
+    return tuple(checked)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from ensemble.loopback import open_url
 from ensemble.spec import MB
 
 METRICS_PORT = 8002
@@ -87,7 +87,7 @@ class Load:
 
 def _fetch(address: str) -> dict[str, Any]:
     try:
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT_S) as answer:
+        with open_url(f"http://{address}/metrics", TIMEOUT_S) as answer:
             return {"address": address, "gpus": gpus(answer.read().decode())}
     except (OSError, ValueError, HTTPException) as error:
         return {"address": address, "gpus": [], "error": f"no metrics at http://{address}/metrics ({error})"}

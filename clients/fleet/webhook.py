@@ -12,6 +12,8 @@ import json
 import urllib.request
 from typing import Any
 
+from ensemble.loopback import open_url
+
 QUEUE = 256
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 0.5, 5.0
 
@@ -62,7 +64,7 @@ class Webhook:
     def _post(self, record: dict[str, Any]) -> bool:
         request = urllib.request.Request(self.url, json.dumps(record).encode(), {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            with open_url(request, TIMEOUT_S):
                 return True
         except (OSError, ValueError):
             return False

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ensemble.loopback import open_direct
 from ensemble.server import gpu, repository, start_check
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.ports import choose_ports
@@ -182,7 +183,7 @@ class EmbeddedServer:
                 continue
             url = f"http://{self.http_url}/v2/models/{config.parent.name}/infer"
             try:
-                with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=timeout):
+                with open_direct(urllib.request.Request(url, json.dumps(body).encode()), timeout):
                     pass
             except urllib.error.HTTPError as error:
                 raise ServerError(
@@ -271,7 +272,7 @@ class EmbeddedServer:
 
     def _get(self, path: str, url: str | None = None) -> str | None:
         try:
-            with urllib.request.urlopen(f"http://{url or self.http_url}{path}", timeout=2) as answer:
+            with open_direct(f"http://{url or self.http_url}{path}", 2) as answer:
                 return answer.read().decode() or "{}"
         except (OSError, urllib.error.URLError):
             return None

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.loopback import no_proxy_variables
+
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 """Name that perf_analyzer asks for -> the file in the folder `nvidia_pytriton.libs`."""
 COMPUTE = ("Server Compute Input", "Server Compute Infer", "Server Compute Output")
@@ -68,9 +70,11 @@ class Analyzer:
     def __init__(self) -> None:
         self.program = find_program()
         self._folder = tempfile.TemporaryDirectory(prefix="sam3-perf-")
-        self.environment = os.environ | {
-            "LD_LIBRARY_PATH": f"{link_libraries(Path(self._folder.name))}:{_library_path()}"
-        }
+        self.environment = (
+            os.environ
+            | no_proxy_variables()
+            | {"LD_LIBRARY_PATH": f"{link_libraries(Path(self._folder.name))}:{_library_path()}"}
+        )
         try:
             done = subprocess.run(
                 [self.program, "--version"], env=self.environment, capture_output=True, text=True, check=False

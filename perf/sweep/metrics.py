@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+from ensemble.loopback import open_url
 from ensemble.server.memory import MB
 from ensemble.spec import STAGES
 
@@ -36,7 +36,7 @@ def parse(page: str) -> Sample:
 def scrape(url: str, timeout: float = 10.0) -> Sample:
     """The metrics at `url` (host:port). Raises MetricsError."""
     try:
-        with urllib.request.urlopen(f"http://{url}/metrics", timeout=timeout) as answer:
+        with open_url(f"http://{url}/metrics", timeout) as answer:
             return parse(answer.read().decode())
     except (OSError, urllib.error.URLError) as error:
         raise MetricsError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensemble.loopback import open_url
 from ensemble.server import gpu
 from ensemble.server import repository as placement
 from ensemble.server.architecture import SAM3, Architecture
@@ -45,7 +46,7 @@ class Target:
         """Names of the loaded models. Raises ServerError where no server answers."""
         request = urllib.request.Request(f"http://{self.http}/v2/repository/index", b"{}", method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with open_url(request, 10) as answer:
                 return [m["name"] for m in json.load(answer) if m.get("state") == "READY"]
         except (OSError, urllib.error.URLError) as error:
             raise ServerError(
@@ -76,7 +77,7 @@ class Target:
         return vision.get("parameters", {}).get("engine", {}).get("string_value") or vision.get("backend", "")
 
     def _config(self, model: str) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://{self.http}/v2/models/{model}/config", timeout=10) as answer:
+        with open_url(f"http://{self.http}/v2/models/{model}/config", 10) as answer:
             return json.load(answer)
 
 

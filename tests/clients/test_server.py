@@ -121,7 +121,7 @@ def test_limits(server, picture):
 REFUSED = {
     "threshold out of range": ({"threshold": 7.0}, "threshold: expected 0 to 1, got 7"),
     "unknown mask format": ({"mask_format": "png"}, "mask_format: expected one of none, bits, rle"),
-    "box out of the frame": ({"boxes": [[0.5, 0.5, 1.5, 0.9]], "box_classes": [0]}, "boxes[0]"),
+    "box out of the frame": ({"boxes": [[1.1, 0.5, 1.5, 0.9]], "box_classes": [0]}, "boxes[0]"),
     "not an image": ({"image": b"hello"}, "image"),
     "empty class": ({"classes": ["cat", " "]}, "classes[1]"),
 }

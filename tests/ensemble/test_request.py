@@ -1,5 +1,7 @@
 """Requests as arrays: what is understood, and which sentence answers what is not."""
 
+import base64
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,19 @@ def test_boxes_become_cxcywh_per_class():
     assert request.exemplars[1].labels.tolist() == [1, 0]
 
 
+def test_boxes_are_cut_at_the_edges_of_the_frame():
+    boxes = np.array([[[-0.25, 0.5, 0.5, 1.25]]], np.float32)
+    (exemplars,) = parse(arrays(boxes=boxes), 8).exemplars.values()
+    assert exemplars.boxes.tolist() == [[0.25, 0.75, 0.5, 0.5]]
+    assert exemplars.boxes.dtype == np.float32
+
+
+def test_base64_text_of_a_picture_is_the_picture():
+    file = b"\xff\xd8\xff" + bytes(range(200))
+    request = parse({"image": text(base64.b64encode(file)), "classes": text("dog")}, 8)
+    assert request.image == file
+
+
 def test_boxes_without_text_use_the_visual_prompt():
     request = parse({"frame": FRAME, "boxes": np.array([[[0, 0, 0.5, 0.5]]], np.float32)}, 8)
     assert request.classes == ("visual",)
@@ -71,6 +86,10 @@ CASES = {
     "blanks": ({"classes": text("   ")}, r"classes\[0\]: expected a word"),
     "10 kB of text": ({"classes": text("x" * 10_000)}, r"classes\[0\]: at most 300 characters, got 10000"),
     "not UTF-8": ({"classes": text(b"\xff\xfe")}, r"classes\[0\]: expected UTF-8"),
+    "text for a picture": (
+        {"frame": np.zeros((1, 0, 0, 3), np.uint8), "image": text("frame.jpg")},
+        "image: expected a JPEG, PNG or WebP file or the base64 text of one, got text that starts with 'frame.jpg'",
+    ),
     "no picture": ({"frame": np.zeros((1, 0, 0, 3), np.uint8)}, "expected exactly one of image .* got neither"),
     "two pictures": ({"image": text(b"x")}, "expected exactly one of image .* got both"),
     "grey frame": (
@@ -82,8 +101,10 @@ CASES = {
         {"frame": np.broadcast_to(np.uint8(0), (1, 40_000, 40_000, 3))},
         "frame: at most 50,000,000 pixels, got 40000x40000",
     ),
-    "NaN box": ({"boxes": np.full((1, 1, 4), np.nan, np.float32)}, r"boxes\[0\]: expected 0 <= x0 < x1 <= 1"),
-    "reversed box": ({"boxes": np.array([[[0.5, 0.1, 0.2, 0.4]]], np.float32)}, r"boxes\[0\]: expected 0 <= x0 < x1"),
+    "second box NaN": (
+        {"boxes": np.array([[[0.1, 0.1, 0.2, 0.2], [np.nan] * 4]], np.float32)},
+        r"boxes\[1\]: expected x0 < x1",
+    ),
     "box in pixels": ({"boxes": np.array([[[10, 10, 20, 20]]], np.float32)}, "fractions of the frame"),
     "box of two numbers": ({"boxes": np.zeros((1, 1, 2), np.float32)}, r"boxes: expected \[count, 4\]"),
     "label count": (
