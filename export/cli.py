@@ -63,8 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--checkpoint",
         default="facebook/sam3",
-        help="folder, hub name, or `random` (real size, random weights); default %(default)s",
+        help="folder, file, hub name, or `random` (real size, random weights); default %(default)s",
     )
+    add("--tokenizer", help="folder, hub name or Meta's list of merges, for a checkpoint without a tokenizer")
+    add("--ema", action="store_true", help="take a training's averaged weights")
     add(
         "--resolution",
         type=int,
@@ -128,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "repository": str(arguments.repository),
         "engine": arguments.engine,
         "checkpoint": source.name,
+        "weights": source.account and source.account.as_dict(),
         "front": [variant.front_name for variant in variants],
         "seconds": round(time.perf_counter() - start, 1),
         "written": [asdict(entry) for entry in written],
@@ -157,7 +160,9 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     if arguments.frames:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
-        source = load(arguments.checkpoint)
+        source = load(arguments.checkpoint, arguments.tokenizer, arguments.ema)
+    for line in source.account.sentences() if source.account else ():
+        Console(stderr=True).print(f"{source.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     queries = source.record.num_queries if arguments.queries is None else arguments.queries
     counts = {name: getattr(arguments, name) for name in COUNTS}
     resolutions = dict.fromkeys(arguments.resolution)

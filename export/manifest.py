@@ -23,7 +23,7 @@ from export.sub_models.precision import torch_precision
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 ROOM = Path(__file__).parent
-SHARED_CODE = ("checkpoint.py", "sub_models", "engines/onnx.py")
+SHARED_CODE = ("checkpoint", "sub_models", "engines/onnx.py")
 """Files and folders of this room whose change makes the artifacts of all engines stale; each adds its `Engine.code`."""
 
 

@@ -1,4 +1,4 @@
-"""Loading a checkpoint, other sizes around the same weights, the tokenizer file, and the records."""
+"""A loaded checkpoint: other sizes around the same weights, the tokenizer file, and the records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Sam3Config, Sam3Model
 
 from ensemble.spec import Checkpoint, Variant
-from export.checkpoint import at_size
+from export.checkpoint import Source, at_size, load
 from export.engines.onnx import sample_inputs
 
 LONG = "a very long prompt " * 20
@@ -49,8 +49,6 @@ def test_another_size_shares_weights_and_changes_nothing(source):
 
 
 def test_fingerprint_follows_the_weights(source, folder):
-    from export.checkpoint import Source, load
-
     assert load(str(folder)).sha256 == source.sha256
     other = at_size(source.model, 112, 20)
     other.detr_decoder.query_embed.weight = torch.nn.Parameter(other.detr_decoder.query_embed.weight + 1e-3)

@@ -1,0 +1,82 @@
+"""A loaded checkpoint: its model, tokenizer, sizes and fingerprint, and the same weights at another resolution.
+
+For a resolution and a number of queries a second model shares the loaded weights, so that several variants take the
+memory of one and the loaded model is never changed.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import Sam3Model
+from transformers.initialization import no_init_weights
+
+from ensemble.spec import Checkpoint
+from export.checkpoint.account import Account
+
+
+@dataclass(frozen=True)
+class Source:
+    """A loaded checkpoint: a `name` for people, the `model` in fp32 and eval mode at the size it was trained at, and
+    the `tokenizer` (see `fixed_length`).
+
+    `account` says what became of the file's weights, `tokenizer_place` where the tokenizer is from and `folder` where
+    the configuration is; all None for random weights.
+    """
+
+    name: str
+    model: Sam3Model
+    tokenizer: Tokenizer
+    account: Account | None = None
+    tokenizer_place: Path | None = None
+    folder: Path | None = None
+
+    @cached_property
+    def record(self) -> Checkpoint:
+        """The sizes from which `ensemble/spec.py` derives names and shapes."""
+        config = self.model.config
+        vision = config.vision_config
+        return Checkpoint(
+            name=self.name,
+            image_size=vision.image_size,
+            patch_size=vision.backbone_config.patch_size,
+            hidden_size=vision.fpn_hidden_size,
+            num_queries=config.detr_decoder_config.num_queries,
+            context_length=config.text_config.max_position_embeddings,
+            vocabulary_size=config.text_config.vocab_size,
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Fingerprint of configuration, weights and tokenizer, wherever they were loaded from."""
+        digest = hashlib.sha256(self.model.config.to_json_string().encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy().data)
+        digest.update(self.tokenizer.to_str().encode())
+        return digest.hexdigest()
+
+
+def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:
+    """`model` at another resolution (pixels a side) and with its first `queries` queries: a new model of its class that
+    shares all other weights.
+
+    The rotary positions of global layers depend on the configuration's image size, so they are computed anew; nothing
+    of `model` changes.
+    """
+    config = copy.deepcopy(model.config)
+    config.image_size = resolution
+    config.detr_decoder_config.num_queries = queries
+    weights = model.state_dict()
+    for name in ("detr_decoder.query_embed.weight", "detr_decoder.reference_points.weight"):
+        weights[name] = weights[name][:queries].clone()
+    with no_init_weights():  # the weights are assigned in the next line
+        sized = type(model)._from_config(config, dtype=torch.float32)
+    sized.load_state_dict(weights, assign=True)
+    return sized.eval()
