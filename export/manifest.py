@@ -23,7 +23,7 @@ from export.sub_models.precision import torch_precision
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 ROOM = Path(__file__).parent
-SHARED_CODE = ("checkpoint", "sub_models", "engines/onnx.py")
+SHARED_CODE = ("checkpoint/source.py", "sub_models", "engines/onnx.py")
 """Files and folders of this room whose change makes the artifacts of all engines stale; each adds its `Engine.code`."""
 
 
@@ -37,7 +37,7 @@ def recipe(source: Source, variant: Variant, part: str, tool: Tool, room: Path =
     """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for,
     versions of libraries and the code that makes it."""
     facts = [
-        source.sha256,
+        source.part_sha256(part),
         asdict(getattr(variant, part)),
         torch_precision(variant),
         variant.precision,
@@ -63,7 +63,7 @@ def manifest(
         "engine": engine.name,
         "artifact": engine.artifact,
         "precision": variant.precision,
-        "checkpoint": {"name": source.name, "sha256": source.sha256},
+        "checkpoint": {"name": source.name, "sha256": source.part_sha256(part)},
         "recipe": recipe,
         "built_for": dict(tool.built_for),
         "versions": versions(),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -19,6 +21,17 @@ from transformers.initialization import no_init_weights
 
 from ensemble.spec import Checkpoint
 from export.checkpoint.account import Account
+
+PART_WEIGHTS = {
+    "vision_encoder": ("vision_encoder.",),
+    "text_encoder": ("text_encoder.", "text_projection."),
+    "geometry_encoder": ("geometry_encoder.",),
+    "decoder": ("detr_encoder.", "detr_decoder.", "dot_product_scoring."),
+    "mask_head": ("mask_decoder.",),
+}
+"""The weights that each sub-model is made of, by the beginnings of their names."""
+NO_NUMBERS = {"model_type", "architectures", "dtype", "transformers_version", "_name_or_path"}
+"""Entries of a configuration on which no sub-model depends."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,39 @@ class Source:
     def sha256(self) -> str:
         """Fingerprint of configuration, weights and tokenizer, wherever they were loaded from."""
         digest = hashlib.sha256(self.model.config.to_json_string().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.contiguous().numpy().data)
+        _add(digest, self.model.state_dict())
         digest.update(self.tokenizer.to_str().encode())
         return digest.hexdigest()
+
+    def part_sha256(self, part: str) -> str:
+        """Fingerprint of what one sub-model is made from: its weights and the numbers of the configuration; of the
+        tokenizer for the text encoder alone. Checkpoints that differ in the text encoder share the other four."""
+        if part not in self._parts:
+            config = _numbers(self.model.config.to_dict())
+            text = config.pop("text_config")
+            told = [text, self.tokenizer.to_str()] if part == "text_encoder" else config
+            digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+            weights = self.model.state_dict()
+            _add(digest, {name: weights[name] for name in weights if name.startswith(PART_WEIGHTS[part])})
+            self._parts[part] = digest.hexdigest()
+        return self._parts[part]
+
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        return {}
+
+
+def _add(digest: Any, weights: dict[str, torch.Tensor]) -> None:
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+
+
+def _numbers(config: Any) -> Any:
+    """A configuration without what says nothing about a sub-model."""
+    if isinstance(config, dict):
+        return {name: _numbers(value) for name, value in config.items() if name not in NO_NUMBERS}
+    return config
 
 
 def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:

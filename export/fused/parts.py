@@ -15,7 +15,7 @@ from export.fused.mask_head import FusedMaskHead
 from export.fused.vision_encoder import FusedVisionEncoder
 from export.sub_models.geometry_encoder import GeometryEncoder
 from export.sub_models.precision import in_precision
-from export.sub_models.text_encoder import TextEncoder
+from export.sub_models.text_encoder import make_text_encoder
 
 SMALLEST_HEAD = 16
 """The fewest channels of a head that a matrix product in Triton takes."""
@@ -32,7 +32,8 @@ def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernel
         check_kernels(model, precision)
     if part in ("text_encoder", "geometry_encoder"):
         # Their scores are small, and with the explicit form it does not matter which masks a library's kernels take.
-        module: nn.Module = (TextEncoder if part == "text_encoder" else GeometryEncoder)(model, "explicit")
+        make = make_text_encoder if part == "text_encoder" else GeometryEncoder
+        module: nn.Module = make(model, "explicit")
     else:
         fused = {"vision_encoder": FusedVisionEncoder, "decoder": FusedDecoder, "mask_head": FusedMaskHead}
         module = fused[part](model, kernels)

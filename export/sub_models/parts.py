@@ -14,12 +14,12 @@ from export.sub_models.decoder import Decoder
 from export.sub_models.geometry_encoder import GeometryEncoder
 from export.sub_models.mask_head import MaskHead, Upsampling
 from export.sub_models.precision import in_precision, spell_group_norms
-from export.sub_models.text_encoder import TextEncoder
+from export.sub_models.text_encoder import make_text_encoder
 from export.sub_models.vision_encoder import VisionEncoder
 
 BUILDERS = {
     "vision_encoder": VisionEncoder,
-    "text_encoder": TextEncoder,
+    "text_encoder": make_text_encoder,
     "geometry_encoder": GeometryEncoder,
     "decoder": Decoder,
 }

@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from ensemble.server.repository import Served, read
 from ensemble.server.requirements import ServerError
 from export.checkpoint import CheckpointError, load
+from export.checkpoint.source import PART_WEIGHTS
 from export.engines.engine import EngineError
 from export.engines.tensorrt.network import PlanError
 from export.tiny import CHECKPOINT
@@ -108,10 +109,11 @@ def variants(folder: Path) -> list[Served]:
 
 def check_origin(found: Iterable[Served], checkpoint: Path) -> None:
     """Raises ServerError unless every artifact's manifest says that it was made from `checkpoint`."""
-    expected = load(str(checkpoint)).sha256
+    source = load(str(checkpoint))
+    expected = {source.part_sha256(part) for part in PART_WEIGHTS}
     for artifact in (artifact for served in found for artifact in served.artifacts):
         got = artifact.manifest.get("checkpoint", {})
-        if got.get("sha256") != expected:
+        if got.get("sha256") not in expected:
             raise ServerError(
                 f"{artifact.folder}: expected an artifact of {checkpoint}, its manifest names"
                 f" {got.get('name', 'no checkpoint')} with other weights or another configuration; export again, or"
