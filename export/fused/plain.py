@@ -22,13 +22,20 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    inverse: Tensor | None = None,
 ) -> Tensor:
     """Queries are rounded to their dtype once turned, as the kernel does."""
     if cos is not None and sin is not None:
         q = turn(q, cos, sin)
     bias = None if key_bias is None else key_bias[:, None, None].float()  # [N,1,1,m]
-    return attend(q.float(), k.float(), v.float(), bias, "fused").to(q.dtype)
+    out = attend(q.float(), k.float(), v.float(), bias, "fused")
+    return out.to(q.dtype) if inverse is None else eight_bits(out.flatten(0, 1) * inverse[0])
 
 
 def window_attention(
@@ -82,3 +89,43 @@ def mask_product(x: Tensor, scale: Tensor, shift: Tensor, queries: Tensor, offse
 
 def planes(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def eight_bits(x: Tensor) -> Tensor:
+    """`x` in E4M3, cut off at its largest number."""
+    return x.clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+
+
+def fp8_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scales: Tensor,
+    gelu: bool,
+    residual: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+) -> Tensor:
+    y = F.linear(x.float(), weight.float()) * scales[0] + bias.float()
+    if gelu:
+        return eight_bits(F.gelu(y, approximate="tanh") * scales[1])
+    if residual is not None:
+        y = y + residual.float().reshape(y.shape)
+    if cos is not None and sin is not None:
+        y = _turn_pairs(y, cos, sin)
+    return y.to(bias.dtype)
+
+
+def _turn_pairs(y: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries, keys and values [...,3*C] in runs of n tokens, queries and keys turned: channels 2i and 2i + 1 are a
+    pair."""
+    tokens, half = cos.shape
+    width = y.shape[-1] // 3
+    pairs = y[..., : 2 * width].reshape(-1, tokens, width // half, half, 2)  # heads of queries, then of keys
+    turned = turn(torch.cat(pairs.unbind(-1), -1), cos[:, None], sin[:, None])
+    pairs = torch.stack(turned.chunk(2, -1), -1).reshape(*y.shape[:-1], 2 * width)
+    return torch.cat([pairs, y[..., 2 * width :]], -1)
+
+
+def fp8_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    return eight_bits(F.layer_norm(x.float(), weight.shape, weight, bias, epsilon))

@@ -21,7 +21,7 @@ from export.sub_models.attention import joined_projection, split_heads
 from export.sub_models.positions import rope_tables, tiled_positions
 from export.sub_models.precision import layer_norm
 from export.sub_models.token_order import TokenOrder
-from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation, pyramid_level, rotary_rows, through
+from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation, pyramid_level, rotary_rows
 
 
 class FusedVisionEncoder(nn.Module):
@@ -56,11 +56,22 @@ class FusedVisionEncoder(nn.Module):
         self.levels = nn.ModuleList(FusedLevel(level, self.order, kernels) for level in levels)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        x = self.embed(pixel_values)
+        for block in self.blocks:
+            x = block(x, *self.tables(block))
+        return tuple(level(x) for level in self.levels)
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """What the first block is given: [B,p*p,C]."""
         pixels = self.order.patches_of(pixel_values, self.patch)  # [B,p*p,3*14*14]
         pixels = F.pad(pixels.to(self.patch_weight.dtype) * (1 / PIXEL_SHIFT), (0, self.padding))
-        x = layer_norm(self.norm, F.linear(pixels, self.patch_weight) + self.positions)  # [B,p*p,C]
-        x = through(self.blocks, x, (self.window_cos, self.window_sin), (self.global_cos, self.global_sin))
-        return tuple(level(x) for level in self.levels)
+        return layer_norm(self.norm, F.linear(pixels, self.patch_weight) + self.positions)
+
+    def tables(self, block: nn.Module) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a block's rotary positions."""
+        if block.window:
+            return self.window_cos, self.window_sin
+        return self.global_cos, self.global_sin
 
 
 class FusedBlock(nn.Module):
@@ -85,10 +96,11 @@ class FusedBlock(nn.Module):
         self.fc1, self.fc2 = layer.mlp.fc1, layer.mlp.fc2
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.attention(layer_norm(self.norm1, x), cos, sin)
+        x = x + self.output(self.attention(layer_norm(self.norm1, x), cos, sin))
         return x + self.fc2(gelu_linear(self.fc1, layer_norm(self.norm2, x)))
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Attention up to its output projection: [B,p*p,C] -> [B,p*p,C]"""
         tokens, width = x.shape[1:]
         qkv = self.qkv(x).reshape(-1, self.tokens, 3 * width)
         q, k, v = (split_heads(t, self.heads) for t in qkv.chunk(3, -1))  # [*,heads,tokens,d]
@@ -99,7 +111,7 @@ class FusedBlock(nn.Module):
             out = attend(q, k, v, key, value, cos, sin, self.windows, self.longest)
         else:
             out = operation("attention", self.kernels)(q, turn(k, cos, sin), v, None, cos, sin)  # [*,tokens,C]
-        return self.output(out.reshape(-1, tokens, width))
+        return out.reshape(-1, tokens, width)
 
 
 class FusedLevel(nn.Module):

@@ -24,6 +24,7 @@ def attention_kernel(
     key_bias_ptr,  # fp32 [N,keys], or unused
     cos_ptr,  # [queries,WIDTH/2], or unused
     sin_ptr,
+    inverse_ptr,  # fp32: what an E4M3 result is multiplied with, or unused
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     heads, queries, keys,
     WIDTH: tl.constexpr,  # of a head
@@ -32,6 +33,7 @@ def attention_kernel(
     WHOLE: tl.constexpr,  # the number of keys is a multiple of a block
     KEY_BIAS: tl.constexpr,
     ROTARY: tl.constexpr,
+    EIGHT_BITS: tl.constexpr,  # the result times `inverse` is E4M3
 ):  # fmt: skip
     """One block of queries of one head of one batch entry."""
     batch, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
@@ -76,6 +78,8 @@ def attention_kernel(
         k_ptrs += KEYS * k_token
         v_ptrs += KEYS * v_token
     out = out / total[:, None]
+    if EIGHT_BITS:
+        out = tl.minimum(tl.maximum(out * tl.load(inverse_ptr), -448.0), 448.0)
     place = ((batch * queries + query[:, None]) * heads + head) * WIDTH + channel[None, :]
     tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -88,14 +92,18 @@ def launch_attention(
     cos: Tensor | None,
     sin: Tensor | None,
     blocks: tuple[int, int, int, int] | None = None,
+    inverse: Tensor | None = None,
 ) -> Tensor:
     """`attention` with the block sizes (queries, keys, warps, stages) given; measured defaults otherwise."""
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
     query_block, key_block, warps, stages = blocks or block_sizes(width, keys)
-    out = torch.empty(batch, queries, heads, width, dtype=q.dtype, device=q.device)
+    if inverse is None:
+        out = torch.empty(batch, queries, heads, width, dtype=q.dtype, device=q.device)
+    else:
+        out = torch.empty(batch * queries, heads * width, dtype=torch.float8_e4m3fn, device=q.device)
     traced(attention_kernel)[(triton.cdiv(queries, query_block), batch * heads)](
-        *(q, k, v, out, *(q if extra is None else extra for extra in (key_bias, cos, sin))),
+        *(q, k, v, out, *(q if extra is None else extra for extra in (key_bias, cos, sin, inverse))),
         *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]),
         *(heads, queries, keys),
         WIDTH=width,
@@ -104,10 +112,11 @@ def launch_attention(
         WHOLE=isinstance(keys, int) and keys % key_block == 0,  # a number that varies between calls always gets masks
         KEY_BIAS=key_bias is not None,
         ROTARY=cos is not None,
+        EIGHT_BITS=inverse is not None,
         num_warps=warps,
         num_stages=stages,
     )
-    return out.flatten(2)
+    return out.flatten(2) if inverse is None else out
 
 
 WINDOW_KEYS = 1024
@@ -126,12 +135,19 @@ def block_sizes(width: int, keys: int | torch.SymInt) -> tuple[int, int, int, in
 
 @torch.library.triton_op("sam3::attention", mutates_args={})
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor | None, cos: Tensor | None, sin: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    inverse: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of scaled queries: q [N,heads,n,d], k and v [N,heads,m,d] (channels contiguous, any other
     strides) -> [N,n,heads*d].
 
     `key_bias` fp32 [N,m] is added to every query's scores. `cos` and `sin` [n,d/2] turn the queries: channel i and i +
-    d/2 are a pair. d is a power of two, 16 or more. The result is contiguous and has the dtype of q.
+    d/2 are a pair. d is a power of two, 16 or more. The result is contiguous and has the dtype of q; with
+    `inverse`, fp32, it is multiplied with its first number and rounded to E4M3, [N*n,heads*d].
     """
-    return launch_attention(q, k, v, key_bias, cos, sin)
+    return launch_attention(q, k, v, key_bias, cos, sin, inverse=inverse)
