@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution, find_engine
+from export.console import refuse, silence, tell_account
 from export.engines.tensorrt import settings as tensorrt
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for resolution in arguments.resolution:  # before the slow imports
             check_resolution(resolution)
-        _silence()
+        silence()
         source, variants = _prepare(arguments)
     except (ValueError, RuntimeError, OSError) as error:
-        return _refuse(error, 2)
+        return refuse("sam3-export", error, 2)
     try:
         written = _export(arguments, source, variants)
     except (ValueError, RuntimeError, OSError) as error:
-        return _refuse(error, 1)
+        return refuse("sam3-export", error, 1)
     Console(stderr=True).print(_table(written))
     result = {
         "ok": True,
@@ -161,8 +161,7 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
         source = load(arguments.checkpoint, arguments.tokenizer, arguments.ema)
-    for line in source.account.sentences() if source.account else ():
-        Console(stderr=True).print(f"{source.name}: {line}", highlight=False, markup=False, soft_wrap=True)
+    tell_account(source.name, source.account.sentences() if source.account else [])
     queries = source.record.num_queries if arguments.queries is None else arguments.queries
     counts = {name: getattr(arguments, name) for name in COUNTS}
     resolutions = dict.fromkeys(arguments.resolution)
@@ -252,21 +251,6 @@ def _table(written: Iterable[Written]) -> Table:
         size, seconds = f"{entry.megabytes:.1f}", f"{entry.seconds:.1f}"
         table.add_row(entry.model, size, entry.state, seconds, f"{entry.cosine:.7f}", f"{entry.relative_error:.1e}")
     return table
-
-
-def _refuse(error: Exception, status: int) -> int:
-    Console(stderr=True).print(f"[red]sam3-export:[/red] {error}", highlight=False)
-    print(json.dumps({"ok": False, "error": str(error)}))
-    return status
-
-
-def _silence() -> None:
-    """Turns off what libraries print while they load, which would bury the sentence that matters."""
-    warnings.filterwarnings("ignore")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

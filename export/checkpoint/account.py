@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Account:
 
     `used` is how many tensors the model was given, `dtypes` how many of each dtype the file had; `unused` counts the
     others by what they are for, `absent` those that the file lacks and nothing reads; `notes` are choices that were
-    made, such as averaged weights.
+    made, such as averaged weights. `stored` is the dtype that each weight has in the file.
     """
 
     used: int
@@ -41,10 +41,12 @@ class Account:
     unused: dict[str, int] = field(default_factory=dict)
     absent: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, object]:
         """The same for a line of JSON."""
-        return asdict(self)
+        told = ("used", "dtypes", "unused", "absent", "notes")
+        return {name: getattr(self, name) for name in told}
 
     def sentences(self) -> list[str]:
         """The same for people."""
@@ -63,14 +65,14 @@ def balanced(
     faults: dict[str, list[str]] = {}
     state: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
-    dtypes: Counter[str] = Counter()
+    stored: dict[str, torch.dtype] = {}
     for weight in weights:
         fault = _fault(weight, model.get(weight.name), origins)
         if fault:
             faults.setdefault(fault[0], []).append(fault[1])
         else:
             state[weight.name] = weight.tensor.to(model[weight.name].dtype)
-            dtypes[str(weight.tensor.dtype).removeprefix("torch.")] += 1
+            stored[weight.name] = weight.tensor.dtype
         origins.setdefault(weight.name, weight.origin)
     missing = [name for name in model if name not in origins]
     absent = Counter(reason for name in missing if (reason := not_read(name)))
@@ -81,7 +83,8 @@ def balanced(
             faults.setdefault("are missing", []).append(name)
     if faults:
         raise CheckpointError(_refusal(faults, len(model), file))
-    return state, Account(len(origins), dict(dtypes), dict(unused), dict(absent), tuple(notes))
+    dtypes = Counter(str(dtype).removeprefix("torch.") for dtype in stored.values())
+    return state, Account(len(origins), dict(dtypes), dict(unused), dict(absent), tuple(notes), stored)
 
 
 def not_read(name: str) -> str | None:

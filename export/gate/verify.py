@@ -66,15 +66,16 @@ def verify(
     samples: Iterable[Sample],
     expected: Iterable[Arrays],
     detects: bool = True,
+    limits: Limits | None = None,
 ) -> GateReport:
     """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each
     sample.
 
     `detects`: the checkpoint has learnt to detect. Random weights have not, and their detections change with every
     rounding (real-size fp16 on an H200: a box IoU of 0.93 at cosines above 0.9997). So their detections are measured
-    but never make the gate fail; their outputs do.
+    but never make the gate fail; their outputs do. `limits` are those of the variant unless others are given.
     """
-    limits = limits_of(variant)
+    limits = limits or limits_of(variant)
     runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # slow, and samples share their frames
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
     detections = []
