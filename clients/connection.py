@@ -7,7 +7,7 @@
     Detections(2 red circle, 1 blue square; frame 640x360, 41.8 ms)
 
 Every failure is one of the exceptions in `clients/errors.py`. gRPC is the default: it carries several requests at once
-over one connection, and the server sees each request's deadline.
+over one connection.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clients.calls import AsyncCalls, BlockingCalls
 from clients.detections import Detections
 from clients.errors import ModelNotFound, Sam3ServerError
 from clients.message import Image, Options, build_request, parse_response
@@ -55,6 +56,7 @@ class Client(_Connection):
     """
 
     def _connected(self) -> Any:
+        self._calls = BlockingCalls()
         return self.server.connect(asyncio=False)
 
     def __enter__(self) -> Self:
@@ -64,7 +66,9 @@ class Client(_Connection):
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. An HTTP client that is left open prints a traceback when Python exits."""
+        """Closes the connection, once what was asked over gRPC is answered, or after a few seconds. An HTTP client that
+        is left open prints a traceback when Python exits."""
+        self._calls.close()
         self._triton.close()
 
     def ready(self) -> bool:
@@ -99,10 +103,18 @@ class Client(_Connection):
         model = self.model = self.model or only_model(self.models(), self.server.address)
         start = time.perf_counter()
         try:
-            result = self._call("infer", model, self.server.infer_inputs(request), model=model)
+            result = self._infer(model, self.server.infer_inputs(request))
         except ModelNotFound as error:
             raise ModelNotFound(f"{error}{listing(self.models())}") from error.__cause__
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
+
+    def _infer(self, model: str, inputs: list[Any]) -> Any:
+        if self.server.protocol == "http":
+            return self._call("infer", model, inputs, model=model)
+        try:
+            return self._calls.infer(self._triton, model, inputs, self.server.timeout)
+        except Exception as error:
+            raise self.server.error(error, model) from error
 
     def _call(self, method: str, *arguments: Any, model: str | None = None, **keywords: Any) -> Any:
         if self.server.protocol == "http" and threading.get_ident() != self._thread:
@@ -129,9 +141,11 @@ class AsyncClient(_Connection):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; the next request opens a new one."""
+        """Closes the connection, once what was asked over gRPC is answered, or after a few seconds; the next request
+        opens a new one."""
         if self._triton is not None:
-            triton, self._triton = self._triton, None
+            (triton, calls), self._triton = (self._triton, self._calls), None
+            await calls.close()
             await triton.close()
 
     async def ready(self) -> bool:
@@ -154,15 +168,28 @@ class AsyncClient(_Connection):
         model = self.model = self.model or only_model(await self.models(), self.server.address)
         start = time.perf_counter()
         try:
-            result = await self._call("infer", model, self.server.infer_inputs(request), model=model)
+            result = await self._infer(model, self.server.infer_inputs(request))
         except ModelNotFound as error:
             raise ModelNotFound(f"{error}{listing(await self.models())}") from error.__cause__
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
-    async def _call(self, method: str, *arguments: Any, model: str | None = None, **keywords: Any) -> Any:
-        if self._triton is None:  # not made in __init__: aiohttp and grpc.aio bind to the running event loop
-            self._triton = self.server.connect(asyncio=True)
+    async def _infer(self, model: str, inputs: list[Any]) -> Any:
+        if self.server.protocol == "http":
+            return await self._call("infer", model, inputs, model=model)
+        triton = self._open()
         try:
-            return await getattr(self._triton, method)(*arguments, **keywords, **self.server.per_call)
+            return await self._calls.infer(triton, model, inputs, self.server.timeout)
+        except Exception as error:
+            raise self.server.error(error, model) from error
+
+    def _open(self) -> Any:
+        if self._triton is None:  # not made in __init__: aiohttp and grpc.aio bind to the running event loop
+            self._triton, self._calls = self.server.connect(asyncio=True), AsyncCalls()
+        return self._triton
+
+    async def _call(self, method: str, *arguments: Any, model: str | None = None, **keywords: Any) -> Any:
+        triton = self._open()
+        try:
+            return await getattr(triton, method)(*arguments, **keywords, **self.server.per_call)
         except Exception as error:
             raise self.server.error(error, model) from error

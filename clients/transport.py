@@ -25,6 +25,13 @@ CHANNEL_ARGUMENTS = [
 """gRPC channel options of both clients."""
 
 
+KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 20.0, 10.0
+"""A gRPC connection that has waited for an answer so long is pinged; without a reply it is given up for a new one. Else
+a server that lost its power would be waited for until TCP gives up, a quarter of an hour later."""
+PINGS = 3
+"""A server of gRPC's defaults closes a connection that pings more often than this without any data between."""
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """Where requests are sent: `url` is `host:port` (a bare host gets the protocol's default port), `timeout` is in
@@ -66,8 +73,14 @@ class Server:
         return module.InferenceServerClient(self.address, **options)
 
     def _channel_arguments(self) -> list[tuple[str, int]]:
+        every_s = max(KEEPALIVE_S, self.timeout / PINGS)
+        keepalive = [
+            ("grpc.keepalive_time_ms", round(every_s * 1e3)),
+            ("grpc.keepalive_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1e3)),
+            ("grpc.http2.ping_timeout_ms", round(KEEPALIVE_TIMEOUT_S * 1e3)),  # else a minute, whatever the other says
+        ]
         direct = [("grpc.enable_http_proxy", 0)] if is_loopback(self.address) else []
-        return [*CHANNEL_ARGUMENTS, *direct]
+        return [*CHANNEL_ARGUMENTS, *keepalive, *direct]
 
     def error(self, error: BaseException, model: str | None) -> Sam3ServerError:
         """The client's exception for one of the transport's."""

@@ -16,7 +16,8 @@ import numpy as np
 
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
 from clients.fleet.config import CameraConfig
-from clients.fleet.pool import Endpoint, Pool
+from clients.fleet.endpoint import Endpoint
+from clients.fleet.pool import Pool
 from clients.fleet.request import Answer, Exemplar, detect
 from clients.fleet.stats import CameraStats
 from clients.fleet.tracks import Tracker
@@ -119,7 +120,7 @@ class Camera:
             if clock() - frame.captured > config.deadline_s:
                 return Answer.now(frame, "late")
             sent = clock()
-            found = await detect(endpoint, config, exemplars, frame)
+            found = await pool.ask(endpoint, detect(endpoint, config, exemplars, frame))
             self._failures = 0
             share = (clock() - frame.captured) / config.deadline_s
             endpoint.record(share, sent, pool.in_flight)

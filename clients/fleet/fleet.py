@@ -12,7 +12,8 @@ from typing import Any
 from clients.connection import AsyncClient
 from clients.fleet.camera import Camera, Handler
 from clients.fleet.config import FleetConfig
-from clients.fleet.pool import Endpoint, Pool
+from clients.fleet.endpoint import Endpoint
+from clients.fleet.pool import Pool
 from clients.fleet.stats import summary
 
 logger = logging.getLogger(__name__)

@@ -4,72 +4,41 @@ Each server has a number of slots: the frames that it processes at once. Slots a
 and a camera requests one for one frame at a time, so under overload every camera gets its share. A server that does not
 answer gets no frames until it answers again; meanwhile the other servers take its share, and where there is no other
 the cameras wait.
+
+A server may also stop answering without closing anything: it froze, its host lost its power, a cable was pulled. One
+that is silent while it has frames is asked whether it is there. Without a reply its frames in flight are given up, and
+it gets new ones only after it has answered a small one, for which it is asked at growing intervals. A server that says
+that it is there is merely busy; it is given up only where another one could take over and it has been silent for much
+longer than its answers took lately.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from clients.connection import AsyncClient
+from clients.errors import RequestTimeout
+from clients.fleet.endpoint import Endpoint, Found
 
 logger = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 0.5
 """Between two probes of a server that is away: with gRPC's own second it is found within two."""
-TOO_LATE, IN_TIME = 0.3, 0.1
-"""Shares of late answers above which a server's limit is lowered, and below which it is raised."""
-ROOM = 0.6
-"""Only answers that took less than this share of their deadline raise the limit."""
+LONGEST_PAUSE_S = 30.0
+"""Between two probes of a server that hung: the pause doubles with each."""
 FIRST_LIMIT = 8
 """Frames that a server gets at once before its answers have shown how many it can handle."""
-LATEST_WEIGHT = 0.1
-"""Weight of the latest answer in the moving average of late answers."""
-
-
-@dataclass(slots=True, eq=False)
-class Endpoint:
-    """One server: a client for each front model in use, its frames in flight, and how often it went away.
-
-    `limit` is how many frames it may have at once. A queue longer than the deadlines makes every answer late, however
-    fast the server is, so the limit follows the answers: a third less when too many are late, one more per round when
-    few are. A single camera whose deadline cannot be met does not make many.
-    """
-
-    connect: Callable[[str | None], AsyncClient]
-    address: str
-    clients: dict[str | None, AsyncClient] = field(default_factory=dict)
-    busy: int = 0
-    limit: float = 1.0
-    late: float = 0.0
-    lowered: float = 0.0
-    away: bool = False
-    outages: int = 0
-    search: asyncio.Task[None] | None = field(default=None, repr=False)
-
-    def client(self, model: str | None) -> AsyncClient:
-        """The client of that front model; None is the server's only one. gRPC clients share one connection."""
-        if model not in self.clients:
-            self.clients[model] = self.connect(model)
-        return self.clients[model]
-
-    def record(self, share: float, sent: float, largest_limit: int) -> None:
-        """Adapts the limit, within 1 and `largest_limit`, to an answer that took `share` of its deadline (above 1: it
-        was late). `sent` is when the frame was sent, on the event loop's clock.
-        """
-        self.late += LATEST_WEIGHT * ((share > 1) - self.late)
-        # a late answer to a frame that was in flight when the limit was lowered is no reason to lower it again
-        if share > 1 and self.late > TOO_LATE and sent > self.lowered:
-            self.limit, self.lowered = max(1.0, self.limit * 2 / 3), asyncio.get_running_loop().time()
-        elif share < ROOM and self.late < IN_TIME:
-            self.limit = min(float(largest_limit), self.limit + 1 / self.limit)
-
-    async def ready(self) -> bool:
-        """Whether all front models in use are loaded."""
-        return all([await client.ready() for client in self.clients.values()])
+QUIET_S = 1.0
+"""A server that has frames and says nothing for so long is asked whether it is there, and again at this interval."""
+UNHEARD = 2
+"""Times in a row that it does not reply before it is given up: the first one may have hit a busy moment."""
+PATIENCE_S, PATIENCE_TIMES = 8.0, 4.0
+"""A server that says that it is there is given up after so long without an answer, or so many times what the slowest of
+its latest answers took, whichever is longer; and only where another one is there."""
 
 
 class Pool:
@@ -101,26 +70,71 @@ class Pool:
         endpoint.busy -= 1
         self._assign()
 
-    def lost(self, endpoint: Endpoint) -> None:
-        """Nothing answers at the endpoint: it gets no more frames until it answers again."""
+    async def ask(self, endpoint: Endpoint, question: Coroutine[Any, Any, Found]) -> Found:
+        """The answer to a request for which a slot was given. Raises what the request raises, and ServerUnavailable
+        where the server hangs."""
+        loop = asyncio.get_running_loop()
+        sent = loop.time()
+        if endpoint.watch is None or endpoint.watch.done():
+            endpoint.watch = loop.create_task(self._watch(endpoint))
+        try:
+            return await endpoint.ask(question)
+        except RequestTimeout:
+            if endpoint.heard < sent and self._others(endpoint):
+                self.lost(endpoint, "has answered nothing within the time-out")
+            raise
+
+    def lost(self, endpoint: Endpoint, hangs: str = "") -> None:
+        """Nothing answers at the endpoint: it gets no more frames until it answers again. `hangs` says how it shows
+        that it hangs; then its frames in flight are given up too."""
         if endpoint.away:
             return
         endpoint.away = True
         endpoint.outages += 1
-        logger.warning("%s does not answer; its cameras wait or use the other servers", endpoint.address)
-        endpoint.search = asyncio.get_running_loop().create_task(self._probe(endpoint))
+        logger.warning("%s %s; its cameras wait or use the other servers", endpoint.address, hangs or "does not answer")
+        endpoint.search = asyncio.get_running_loop().create_task(self._probe(endpoint, bool(hangs)))
+        if hangs:
+            endpoint.give_up(hangs)
 
     async def close(self) -> None:
         """Closes all connections."""
         for endpoint in self.endpoints:
-            if endpoint.search is not None:
-                endpoint.search.cancel()
+            for task in (endpoint.search, endpoint.watch):
+                if task is not None:
+                    task.cancel()
             for client in endpoint.clients.values():
                 await client.close()
 
-    async def _probe(self, endpoint: Endpoint) -> None:
-        while not await endpoint.ready():
-            await asyncio.sleep(self._probe_every)
+    def _others(self, endpoint: Endpoint) -> bool:
+        """Whether another server could take over."""
+        return any(not other.away for other in self.endpoints if other is not endpoint)
+
+    async def _watch(self, endpoint: Endpoint) -> None:
+        """Looks after an endpoint while it has frames in flight: gives it up where it hangs."""
+        clock = asyncio.get_running_loop().time
+        unheard = 0
+        while endpoint.in_flight and not endpoint.away:
+            quiet = clock() - endpoint.quiet_since
+            if quiet < QUIET_S:
+                unheard = 0
+                await asyncio.sleep(QUIET_S - quiet)
+                continue
+            asked = clock()
+            unheard = 0 if await endpoint.ready() or endpoint.heard > asked else unheard + 1
+            patience = max(PATIENCE_S, PATIENCE_TIMES * endpoint.slowest) if self._others(endpoint) else math.inf
+            if unheard >= UNHEARD:
+                self.lost(endpoint, "hangs: it has frames and does not say that it is there")
+            elif endpoint.in_flight and endpoint.slowest and clock() - endpoint.quiet_since > patience:
+                self.lost(endpoint, f"hangs: it says that it is there and has answered nothing for {patience:.0f} s")
+            else:
+                await asyncio.sleep(QUIET_S / (1 + unheard))
+
+    async def _probe(self, endpoint: Endpoint, hung: bool) -> None:
+        pause = self._probe_every
+        while not (await endpoint.ready() and (not hung or await endpoint.answers())):
+            await asyncio.sleep(pause)
+            if hung:
+                pause = min(2 * pause, LONGEST_PAUSE_S)
         endpoint.away = False
         logger.warning("%s answers again", endpoint.address)
         self._assign()

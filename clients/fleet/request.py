@@ -15,7 +15,7 @@ from typing import Any
 
 from clients.detections import Detections
 from clients.fleet.config import CameraConfig
-from clients.fleet.pool import Endpoint
+from clients.fleet.endpoint import Endpoint
 from clients.fleet.zoom import look_closer
 from clients.video.reader import CapturedFrame
 

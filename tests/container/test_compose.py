@@ -36,7 +36,7 @@ def known_flags():
         text=True,
         check=False,
     )
-    return set(re.findall(r"^\s*(--[a-z-]+)", shown.stdout + shown.stderr, re.MULTILINE))
+    return set(re.findall(r"^\s*(--[a-z0-9-]+)", shown.stdout + shown.stderr, re.MULTILINE))
 
 
 def test_every_server_flag_is_one_that_triton_knows(known_flags):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from clients.errors import RequestTimeout
-from clients.fleet.pool import Endpoint, Pool
+from clients.fleet.endpoint import Endpoint
+from clients.fleet.pool import Pool
 from clients.fleet.stats import percentiles
 from clients.video.encode import VideoWriter
 from demo.cameras import Reel, mean_batch, play, stream

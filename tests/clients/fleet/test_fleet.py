@@ -9,8 +9,9 @@ import pytest
 from clients.errors import RequestTimeout, Sam3ServerError, ServerUnavailable
 from clients.fleet.camera import FIRST_PAUSE_S, Camera
 from clients.fleet.config import CameraConfig
+from clients.fleet.endpoint import Endpoint
 from clients.fleet.fleet import run_fleet, status_line, watch
-from clients.fleet.pool import Endpoint, Pool
+from clients.fleet.pool import Pool
 from clients.fleet.zones import Zone
 from clients.output import JsonLines, answer_record
 from tests.clients.fleet.virtual import VirtualPolicy, VirtualReader

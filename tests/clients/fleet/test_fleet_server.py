@@ -22,6 +22,7 @@ from clients.fleet.zoom import Zoom, look_closer
 from clients.video.encode import VideoWriter
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.spec import Variant
+from tests.clients.grpc_server import Relay
 
 pytestmark = pytest.mark.server
 
@@ -128,6 +129,35 @@ async def test_zoom_finds_small_objects(server):
     assert best.boxes_in_pixels[0] == pytest.approx([900, 300, 940, 340], abs=6)
     assert both.model == f"{MODELS[1]}+{MODELS[0]}"
     assert best.masks_at(720, 1280)[0, 320, 920]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_server_that_goes_silent_loses_its_cameras_to_the_other(server, film, protocol):
+    """Both addresses are of one server; the relay before one of them goes silent and keeps its connections. No request
+    would time out within this test."""
+    configs = tuple(
+        CameraConfig(f"camera {i}", str(film), ("red circle",), (0.5,), model=MODELS[1], realtime=True, loop=True)
+        for i in range(2)
+    )
+    stop, answers, after = asyncio.Event(), collections.Counter(), collections.Counter()
+    url = server.grpc_url if protocol == "grpc" else server.http_url
+    with Relay(url) as relay:
+        pool = open_pool(FleetConfig(configs, (url, relay.address), protocol, timeout_s=3600))
+
+        def keep(camera, answer):
+            answers[camera.config.name] += answer.outcome == "answered"
+            if pool.endpoints[1].heard and all(answers[c.name] >= 3 for c in configs):
+                relay.silent.set()
+            after[camera.config.name] += answer.outcome == "answered" and pool.endpoints[1].away
+            if all(after[c.name] >= 5 for c in configs):
+                stop.set()
+
+        cameras = [Camera(config) for config in configs]
+        summary = await asyncio.wait_for(run_fleet(cameras, pool, keep, stop), 120)
+    assert pool.endpoints[1].outages == 1
+    assert set(summary["failed_by"]) <= {"unavailable"}
+    for each in summary["each"]:
+        assert each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
 
 
 async def test_cameras_continue_after_the_server_was_killed(repository, film):

@@ -1,0 +1,134 @@
+"""One server of a fleet: its clients, its frames in flight, how many it may have, and whether it still answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from clients.connection import AsyncClient
+from clients.errors import RequestTimeout, Sam3ServerError, ServerUnavailable
+
+TOO_LATE, IN_TIME = 0.3, 0.1
+"""Shares of late answers above which a server's limit is lowered, and below which it is raised."""
+ROOM = 0.6
+"""Only answers that took less than this share of their deadline raise the limit."""
+LATEST_WEIGHT = 0.1
+"""Weight of the latest answer in the moving average of late answers."""
+HEALTH_S = 1.5
+"""A server that is there says so within this time, however busy its models are."""
+FORGETTING = 0.95
+"""What an answer leaves of the slowest one before it."""
+FRAME = np.zeros((14, 14, 3), np.uint8)
+"""What a server that hung is tried with."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(slots=True, eq=False)
+class Endpoint:
+    """One server: a client for each front model in use, its frames in flight, and how often it went away.
+
+    `limit` is how many frames it may have at once. A queue longer than the deadlines makes every answer late, however
+    fast the server is, so the limit follows the answers: a third less when too many are late, one more per round when
+    few are. A single camera whose deadline cannot be met does not make many.
+
+    `heard` is when its latest answer came, `slowest` how long the slowest of the latest ones took; both in seconds, on
+    the event loop's clock.
+    """
+
+    connect: Callable[[str | None], AsyncClient]
+    address: str
+    clients: dict[str | None, AsyncClient] = field(default_factory=dict)
+    busy: int = 0
+    limit: float = 1.0
+    late: float = 0.0
+    lowered: float = 0.0
+    away: bool = False
+    outages: int = 0
+    heard: float = 0.0
+    slowest: float = 0.0
+    search: asyncio.Task[None] | None = field(default=None, repr=False)
+    watch: asyncio.Task[None] | None = field(default=None, repr=False)
+    in_flight: dict[asyncio.Future[Any], float] = field(default_factory=dict, repr=False)
+    calls: set[asyncio.Future[Any]] = field(default_factory=set, repr=False)
+
+    def client(self, model: str | None) -> AsyncClient:
+        """The client of that front model; None is the server's only one. gRPC clients share one connection."""
+        if model not in self.clients:
+            self.clients[model] = self.connect(model)
+        return self.clients[model]
+
+    def record(self, share: float, sent: float, largest_limit: int) -> None:
+        """Adapts the limit, within 1 and `largest_limit`, to an answer that took `share` of its deadline (above 1: it
+        was late). `sent` is when the frame was sent, on the event loop's clock.
+        """
+        self.late += LATEST_WEIGHT * ((share > 1) - self.late)
+        # a late answer to a frame that was in flight when the limit was lowered is no reason to lower it again
+        if share > 1 and self.late > TOO_LATE and sent > self.lowered:
+            self.limit, self.lowered = max(1.0, self.limit * 2 / 3), asyncio.get_running_loop().time()
+        elif share < ROOM and self.late < IN_TIME:
+            self.limit = min(float(largest_limit), self.limit + 1 / self.limit)
+
+    async def ask(self, question: Coroutine[Any, Any, Found]) -> Found:
+        """The answer to a request to this server. Raises ServerUnavailable as soon as the server is given up; the
+        request itself is never taken back (`clients/calls.py` says why), and what still comes of it is dropped."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Found] = loop.create_future()
+        sent = self.in_flight[outcome] = loop.time()
+
+        def done(call: asyncio.Future[Found]) -> None:
+            self.calls.discard(call)
+            error = asyncio.CancelledError() if call.cancelled() else call.exception()
+            if not isinstance(error, (RequestTimeout, ServerUnavailable, asyncio.CancelledError)):
+                self.heard = loop.time()
+                self.slowest = max(self.slowest * FORGETTING, self.heard - sent)
+            if outcome.done():
+                return
+            if error is None:
+                outcome.set_result(call.result())
+            else:
+                outcome.set_exception(error)
+
+        call = asyncio.ensure_future(question)
+        self.calls.add(call)
+        call.add_done_callback(done)
+        try:
+            return await outcome
+        finally:
+            del self.in_flight[outcome]
+
+    def give_up(self, reason: str) -> None:
+        """Ends the waiting for all frames in flight."""
+        for outcome in self.in_flight:
+            if not outcome.done():
+                outcome.set_exception(ServerUnavailable(f"{self.address} {reason}; its frames in flight are given up"))
+
+    @property
+    def quiet_since(self) -> float:
+        """Since when frames are in flight without any answer; only while there are some."""
+        return max(self.heard, min(self.in_flight.values()))
+
+    async def ready(self) -> bool:
+        """Whether it says within `HEALTH_S` that one of the front models in use is loaded. All load before it answers
+        at all; one that it never had must not keep the others' cameras from it."""
+        for client in list(self.clients.values()):
+            try:
+                if await asyncio.wait_for(client.ready(), HEALTH_S):
+                    return True
+            except (TimeoutError, asyncio.TimeoutError):
+                return False
+        return not self.clients
+
+    async def answers(self) -> bool:
+        """Whether one of its front models answers a frame."""
+        for client in list(self.clients.values()):
+            try:
+                await client.detect(FRAME, ["object"])
+                return True
+            except Sam3ServerError:
+                continue
+        return not self.clients
