@@ -43,8 +43,9 @@ FLOAT_DTYPES = {"fp32": "FP32", "fp16": "FP16", "int8": "FP16", "fp8": "FP16"}
 class EngineSpec:
     """What runs the sub-models: its artifact's file name, Triton's backend for it, and whether it needs a GPU.
 
-    `precision` is what is exported where nobody asks for another; `preprocess` says where the front model decodes and
-    resizes (a mode of `ensemble/preprocess/gpu.py`): only an engine on a GPU reads the pixels there.
+    `precision` is what is exported where nobody asks for another, `precisions` are all that it makes; `preprocess` says
+    where the front model decodes and resizes (a mode of `ensemble/preprocess/gpu.py`): only an engine on a GPU reads
+    the pixels there.
     """
 
     name: str
@@ -53,6 +54,7 @@ class EngineSpec:
     on_gpu: bool
     precision: str
     preprocess: str
+    precisions: tuple[str, ...] = ("fp32", "fp16")
 
 
 ENGINES = {
@@ -60,7 +62,13 @@ ENGINES = {
     for engine in (
         EngineSpec("tensorrt", "model.plan", "tensorrt", on_gpu=True, precision="fp16", preprocess="auto"),
         EngineSpec("onnxruntime", "model.onnx", "python", on_gpu=False, precision="fp32", preprocess="cpu"),
-        EngineSpec("aoti", "model.pt2", "python", on_gpu=True, precision="fp16", preprocess="auto"),
+        EngineSpec(
+            *("aoti", "model.pt2", "python"),
+            on_gpu=True,
+            precision="fp16",
+            preprocess="auto",
+            precisions=("fp32", "fp16", "fp8"),
+        ),
     )
 }
 

@@ -76,13 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--queries", type=int, help="object queries to keep, the first of the checkpoint's; default: all")
     add("--engine", default=ANYWHERE, help=f"one of {', '.join(ENGINES)}; default %(default)s")
-    add("--precision", help=f"fp32 or fp16; default: {precisions}")
+    add("--precision", help=f"fp32, fp16, or fp8 (engine aoti); default: {precisions}")
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
     for name, what in COUNTS.items():
         option = f"--{name.replace('_', '-')}"
         add(option, type=int, default=getattr(usual, name), help=f"{what}; default %(default)s")
     add("--frames", type=Path, help="folder of images to verify with; default: drawn scenes")
     add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default: person car")
+    add("--calibration-frames", type=Path, help="folder of images to calibrate fp8 on; default: drawn scenes")
     add("--frame-count", type=int, default=2, help="frames to verify with; default %(default)s")
     add("--force", action="store_true", help="build everything again")
     add(
@@ -144,12 +145,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     from export.checkpoint import load
     from export.engines.registry import ready
     from export.gate.frames import read_frames
-    from export.sub_models.precision import PRECISIONS
+    from export.slim.calibration import calibration_frames
 
     precision = arguments.precision or find_engine(arguments.engine).precision
-    if precision not in PRECISIONS:
-        raise ValueError(f"engine {arguments.engine} makes {' or '.join(PRECISIONS)}, got precision {precision!r}")
-    ready(arguments.engine, tensorrt.from_arguments(arguments))
+    ready(arguments.engine, tensorrt.from_arguments(arguments), precision)
     if arguments.frame_count < 1:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():
@@ -159,6 +158,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     check_staging(arguments.staging or arguments.repository.resolve().parent)
     if arguments.frames:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
+    if arguments.calibration_frames:
+        if precision != "fp8":
+            raise ValueError(f"expected --precision fp8 beside --calibration-frames, got {precision}: leave one out")
+        calibration_frames(arguments.calibration_frames, arguments.resolution[0])
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
         source = load(arguments.checkpoint, arguments.tokenizer, arguments.ema)
     tell_account(source.name, source.account.sentences() if source.account else [])
@@ -171,8 +174,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
 def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Variant]) -> list[Written]:
     """Exports the variants one after another; what several share (the text encoder) is listed once."""
     from export.gate.frames import drawn_frames, read_frames
+    from export.slim.calibration import calibration_frames
     from export.variant import Job, export_variant
 
+    seen = arguments.calibration_frames
     written: dict[str, Written] = {}
     with Bar(STEPS * len(variants)) as bar:
         for done, variant in enumerate(variants, 1):
@@ -189,6 +194,7 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
                 force=arguments.force,
                 locate=arguments.locate,
                 staging=arguments.staging,
+                calibration=calibration_frames(seen, variant.resolution) if seen else (),
                 tensorrt=tensorrt.from_arguments(arguments),
             )
             entries = export_variant(job, bar.step)

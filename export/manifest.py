@@ -19,7 +19,8 @@ from export.engines.engine import Engine, Tool
 from export.engines.onnx import OPSET
 from export.gate.verify import GateReport
 from export.repository import file_sha256
-from export.sub_models.precision import torch_precision
+from export.slim.calibration import Calibration
+from export.sub_models.precision import part_precision, torch_precision
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 ROOM = Path(__file__).parent
@@ -33,14 +34,16 @@ def code_files(engine: Engine, room: Path = ROOM) -> list[Path]:
     return [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
 
 
-def recipe(source: Source, variant: Variant, part: str, tool: Tool, room: Path = ROOM) -> str:
-    """Hash of everything that one artifact is made from: weights, record, precision, engine, what it is built for,
-    versions of libraries and the code that makes it."""
+def recipe(
+    source: Source, variant: Variant, part: str, tool: Tool, room: Path = ROOM, calibration: Calibration | None = None
+) -> str:
+    """Hash of everything that one artifact is made from: weights, record, precision and its calibration, engine, what
+    it is built for, versions of libraries and the code that makes it."""
     facts = [
         source.part_sha256(part),
         asdict(getattr(variant, part)),
         torch_precision(variant),
-        variant.precision,
+        part_precision(variant, part),
         tool.engine.spec.name,
         asdict(tool.engine.style),
         dict(tool.built_for),
@@ -49,6 +52,8 @@ def recipe(source: Source, variant: Variant, part: str, tool: Tool, room: Path =
         versions(),
         [file_sha256(path) for path in code_files(tool.engine, room)],
     ]
+    if calibration and part_precision(variant, part) == "fp8":
+        facts.append(calibration.text())
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -62,7 +67,7 @@ def manifest(
         "model": model.name,
         "engine": engine.name,
         "artifact": engine.artifact,
-        "precision": variant.precision,
+        "precision": part_precision(variant, part),
         "checkpoint": {"name": source.name, "sha256": source.part_sha256(part)},
         "recipe": recipe,
         "built_for": dict(tool.built_for),

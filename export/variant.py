@@ -7,6 +7,7 @@ passed. What has not changed since the last run is kept.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import Sam3Model
 
 from ensemble.spec import Variant
@@ -29,8 +31,13 @@ from export.gate.reference import Sample, all_expected_outputs, reference_device
 from export.gate.verify import GateReport, verify
 from export.manifest import manifest, recipe
 from export.repository import VERSION, Written, is_current, publish, write_configurations
+from export.slim.calibration import FILE as CALIBRATION
+from export.slim.calibration import Calibration, digest, drawn_pixels
+from export.slim.fp8 import calibrate, in_fp8
 from export.sub_models.parts import PARTS, make_part
-from export.sub_models.precision import torch_precision
+from export.sub_models.precision import part_precision, torch_precision
+
+log = logging.getLogger(__name__)
 
 Facts = dict[str, Any]
 """What is known about a build; see `build_part`."""
@@ -43,7 +50,8 @@ class Job:
     """One export: `variant` of `source` for `engine`, into the repository at `root`, verified on `frames`.
 
     `force` builds even what is current. With `locate`, failures of the gate name the first layer that is off. Artifacts
-    wait for the gate in the folder `staging` (default: the one that the repository is in).
+    wait for the gate in the folder `staging` (default: the one that the repository is in). fp8 is calibrated on the
+    pixels `calibration`, uint8 [3,R,R] each; without any, on drawn scenes, unless the repository has a calibration.
     """
 
     source: Source
@@ -54,6 +62,7 @@ class Job:
     force: bool = False
     locate: bool = False
     staging: Path | None = None
+    calibration: Sequence[np.ndarray] = ()
     tensorrt: TensorRT = field(default_factory=TensorRT)
 
     @property
@@ -70,9 +79,10 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
     fault. Raises EngineError before anything is built, GateError before anything is moved in.
     """
     source, variant, root = job.source, job.variant, job.root
-    tool = ready(job.engine, job.tensorrt)
+    tool = ready(job.engine, job.tensorrt, variant.precision)
+    calibration = calibrated(job, progress) if variant.precision == "fp8" else None
     names = {part: getattr(variant, part).name for part in PARTS}
-    recipes = {part: recipe(source, variant, part, tool) for part in PARTS}
+    recipes = {part: recipe(source, variant, part, tool, calibration=calibration) for part in PARTS}
     kept = {part for part in PARTS if not job.force and is_current(root / names[part], recipes[part])}
     if len(kept) < len(PARTS):
         job.staged.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +90,7 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
 
         def build(part: str) -> Facts:
             progress(f"{names[part]}: building {tool.engine.spec.artifact}")
-            return build_part(job, tool, sized, part, recipes[part])
+            return build_part(job, tool, sized, part, recipes[part], calibration)
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
@@ -99,6 +109,29 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
     return [Written.at(root / names[part], part in kept) for part in PARTS]
 
 
+def calibrated(job: Job, progress: Progress) -> Calibration:
+    """The variant's calibration in fp8: that of an earlier export if checkpoint and frames are still the same, else a
+    new one, which waits where the artifacts do. Raises ValueError where an earlier one cannot be read."""
+    variant, checkpoint = job.variant, job.source.part_sha256("vision_encoder")
+    wanted = digest(job.calibration) if job.calibration else None
+    staged = job.staged / CALIBRATION
+    for place in (staged, job.root / variant.vision_encoder.name / VERSION / CALIBRATION):
+        found = None if job.force else Calibration.read(place)
+        if found and found.checkpoint == checkpoint and wanted in (None, found.frames):
+            return found
+    if not job.calibration and job.source.name != RANDOM:
+        log.warning(
+            "fp8 is calibrated on drawn scenes; frames of your own show what your cameras do: --calibration-frames"
+        )
+    frames = job.calibration or drawn_pixels(variant.resolution)
+    progress(f"r{variant.resolution}: calibrating fp8 on {len(frames)} frames")
+    sized = at_size(job.source.model, variant.resolution, variant.queries)
+    found = calibrate(sized, checkpoint, frames, reference_device())
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    staged.write_text(found.text())
+    return found
+
+
 def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side: bool) -> list[Facts]:
     """`build` of each part, in order. One after another they stay in this thread: `torch.export` crashes the process in
     a second one (2.11)."""
@@ -108,9 +141,11 @@ def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side:
         return list(pool.map(build, parts))
 
 
-def build_part(job: Job, tool: Tool, sized: Sam3Model, part: str, recipe: str) -> Facts:
+def build_part(
+    job: Job, tool: Tool, sized: Sam3Model, part: str, recipe: str, calibration: Calibration | None = None
+) -> Facts:
     """Builds one artifact where it is staged, unless an interrupted export left it there. Returns the `recipe`, the
-    `build_seconds`, and as `build` what the engine says of it."""
+    `build_seconds`, and as `build` what the engine says of it; in fp8 the calibration lies beside the artifact."""
     model = getattr(job.variant, part)
     folder = job.staged / model.name
     note = folder / "built.json"
@@ -122,8 +157,12 @@ def build_part(job: Job, tool: Tool, sized: Sam3Model, part: str, recipe: str) -
     (folder / VERSION).mkdir(parents=True)
     start = time.perf_counter()
     module = make_part(part, sized, tool.engine.style, torch_precision(job.variant))
+    more: Facts = {}
+    if calibration and part_precision(job.variant, part) == "fp8":
+        module, more = in_fp8(module, calibration), {"calibration": calibration.summary()}
+        (folder / VERSION / CALIBRATION).write_text(calibration.text())
     said = tool.build(module, model, job.variant, folder / VERSION / tool.engine.spec.artifact)
-    facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": dict(said)}
+    facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": {**said, **more}}
     note.write_text(json.dumps(facts))
     return facts
 

@@ -33,6 +33,9 @@ from export.sub_models.parts import Style
 OLDEST_GPU = (8, 0)
 """Ampere: on older GPUs the kernels' blocks do not fit in shared memory, and Triton writes no matrix instructions."""
 
+OLDEST_FP8_GPU = (8, 9)
+"""Ada: the first that multiplies E4M3."""
+
 
 class PackageError(RuntimeError):
     """A package cannot be made here; the message says why and what to do."""
@@ -158,13 +161,19 @@ def ready(_: TensorRT) -> Tool:
             f"engine aoti's kernels need a GPU of compute capability {oldest} or later, {name} has {found}; use"
             " --engine tensorrt or --engine onnxruntime"
         )
-    return Tool(ENGINE, build, open_package, {"gpu": name, "compute_capability": found})
+    refused = {}
+    if capability < OLDEST_FP8_GPU:
+        refused["fp8"] = (
+            "precision fp8 needs a GPU of compute capability 8.9 or later (Ada, Hopper, Blackwell),"
+            f" {name} has {found}; use --precision fp16"
+        )
+    return Tool(ENGINE, build, open_package, {"gpu": name, "compute_capability": found}, refused=refused)
 
 
 ENGINE = Engine(
     ENGINES["aoti"],
     Style("fused", "subpixel", kernels=True),
-    code=("engines/aoti.py", "fused"),
+    code=("engines/aoti.py", "fused", "slim/fp8.py"),
     ready=ready,
     side_by_side=True,
 )

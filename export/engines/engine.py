@@ -44,7 +44,8 @@ class Tool:
     """An engine that is ready on this machine: `build` writes an artifact, `open` runs one (and may have a `close`).
 
     `built_for` is what its artifacts are bound to, `settings` what else changes them; a change of either makes
-    artifacts stale.
+    artifacts stale. `refused` are precisions that the engine makes, but not on this machine, and the sentence that says
+    so.
     """
 
     engine: Engine
@@ -52,3 +53,4 @@ class Tool:
     open: Callable[[Path], Run]
     built_for: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)

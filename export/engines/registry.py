@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ensemble.spec import find_engine
 from export.engines.aoti import ENGINE as AOTI
-from export.engines.engine import Tool
+from export.engines.engine import EngineError, Tool
 from export.engines.onnxruntime import ENGINE as ONNXRUNTIME
 from export.engines.tensorrt.engine import ENGINE as TENSORRT
 from export.engines.tensorrt.settings import TensorRT
@@ -12,7 +12,14 @@ from export.engines.tensorrt.settings import TensorRT
 ENGINES = {engine.spec.name: engine for engine in (TENSORRT, ONNXRUNTIME, AOTI)}
 
 
-def ready(name: str, tensorrt: TensorRT | None = None) -> Tool:
-    """The tool of the engine of that name. Raises ValueError where it is unknown, EngineError where it cannot be used
-    here; both say what would work."""
-    return ENGINES[find_engine(name).name].ready(tensorrt or TensorRT())
+def ready(name: str, tensorrt: TensorRT | None = None, precision: str | None = None) -> Tool:
+    """The tool of the engine of that name. Raises ValueError where it is unknown or does not make that `precision`,
+    EngineError where it cannot be used here; both say what would work."""
+    spec = find_engine(name)
+    if precision is not None and precision not in spec.precisions:
+        *others, last = spec.precisions
+        raise ValueError(f"engine {name} makes {', '.join(others)} or {last}, got precision {precision!r}")
+    tool = ENGINES[spec.name].ready(tensorrt or TensorRT())
+    if precision is not None and precision in tool.refused:
+        raise EngineError(tool.refused[precision])
+    return tool

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ensemble.spec import Variant
+from export.sub_models.precision import part_precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,15 @@ LIMITS = {
     "fp16": Limits(
         relative=float("inf"), cosine=0.999, iou=0.98, score=0.03, margin=0.02, mask_margin=0.1, box_margin=2.5e-4
     ),
+    "fp8": Limits(
+        relative=float("inf"), cosine=0.995, iou=0.9, score=0.15, margin=0.1, mask_margin=1.0, box_margin=2e-3
+    ),
 }
-"""By precision of the torch modules. 2.5e-4 of a frame is a quarter of a pixel at 1008."""
+"""By precision. 2.5e-4 of a frame is a quarter of a pixel at 1008."""
 
 
-def limits_of(variant: Variant) -> Limits:
-    """The limits for a variant's artifacts; those of fp16 for everything below it too."""
-    return LIMITS["fp32" if variant.precision == "fp32" else "fp16"]
+def limits_of(variant: Variant, part: str | None = None) -> Limits:
+    """The limits for one sub-model's artifact, or for what all of a variant's together detect; those of fp16 for int8
+    too."""
+    precision = variant.precision if part is None else part_precision(variant, part)
+    return LIMITS.get(precision, LIMITS["fp16"])

@@ -75,6 +75,7 @@ def verify(
     rounding (real-size fp16 on an H200: a box IoU of 0.93 at cosines above 0.9997). So their detections are measured
     but never make the gate fail; their outputs do. `limits` are those of the variant unless others are given.
     """
+    of_part = {getattr(variant, part).name: limits or limits_of(variant, part) for part in runs}
     limits = limits or limits_of(variant)
     runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # slow, and samples share their frames
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
@@ -93,7 +94,7 @@ def verify(
         for key, group in checks.items()
     )
     summary = merged(detections)
-    failures = [f for f in (check.failure(limits) for check in outputs) if f] + (
+    failures = [f for f in (check.failure(of_part[check.model]) for check in outputs) if f] + (
         summary.failures(limits) if detects else []
     )
     return GateReport(outputs, summary, tuple(failures))

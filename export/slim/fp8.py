@@ -1,72 +1,32 @@
-"""FP8 for the vision encoder: what the activations' scales are, and which blocks stay in fp16.
+"""FP8 for the vision encoder: how far E4M3 is off in each block, measured on frames, and the encoder made of it.
 
-A calibration runs a few frames twice. First it notes the largest input of every linear layer; then it computes every
-block in E4M3 with scales made of these (`export/fused/fp8_block.py`) beside the block as it is, on the same input, and
-keeps in fp16 the blocks that differ by more than a limit. What was found is a file of JSON, so that an export repeats.
+A measurement runs the frames twice. First it notes the largest input of every linear layer; then it computes every
+block in E4M3 with scales made of these (`export/fused/fp8_block.py`) beside the block as it is, on the same input. All
+of it is PyTorch in fp32, on the CPU or a GPU. Blocks that differ by more than a limit stay in fp16.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import Sam3Model
 
 from export.fused.fp8_block import Fp8Block, Maxima
 from export.fused.layers import gelu_linear
 from export.fused.vision_encoder import FusedBlock, FusedVisionEncoder
+from export.slim.calibration import Calibration, digest
 from export.sub_models.precision import layer_norm
-
-ERROR_LIMIT = 0.03
-"""Largest |E4M3 - as it is| / |as it is| of a block's output. Errors of blocks hardly depend on each other: 32 of half
-this much come to a cosine of about 0.996 at the end."""
-FEWEST_FRAMES = 2
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Of every block: the largest inputs of its linear layers, and the error of its output in E4M3. `frames` were
-    looked at, and blocks whose error is above `limit` stay in fp16."""
-
-    maxima: tuple[Maxima, ...]
-    errors: tuple[float, ...]
-    frames: int
-    limit: float = ERROR_LIMIT
-
-    @property
-    def in_fp16(self) -> tuple[int, ...]:
-        """Numbers of the blocks that stay in fp16."""
-        return tuple(n for n, error in enumerate(self.errors) if not error <= self.limit)  # NaN stays in fp16
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps({**asdict(self), "in_fp16": self.in_fp16}, indent=1) + "\n")
-
-    @classmethod
-    def read(cls, path: Path) -> Calibration:
-        """Raises ValueError where the file is no calibration."""
-        try:
-            data = json.loads(path.read_text())
-            maxima = tuple(Maxima(**block) for block in data["maxima"])
-            return cls(maxima, tuple(data["errors"]), data["frames"], data["limit"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"expected a calibration as sam3-export --precision fp8 writes it in {path}, got {error!r}; delete the"
-                " file to calibrate again"
-            ) from error
 
 
 @torch.no_grad()
-def calibrate(encoder: FusedVisionEncoder, frames: Sequence[Tensor], limit: float = ERROR_LIMIT) -> Calibration:
-    """Calibrates `encoder`, made with `kernels="plain"` in fp32, on frames uint8 [3,R,R] one after another, on the
-    device that the encoder is on. Raises ValueError for fewer than `FEWEST_FRAMES` frames."""
-    if len(frames) < FEWEST_FRAMES:
-        raise ValueError(
-            f"expected at least {FEWEST_FRAMES} frames to calibrate fp8 on, got {len(frames)}; 16 to 64 of your own"
-            " cameras are a good choice"
-        )
+def measure(encoder: FusedVisionEncoder, frames: Sequence[Tensor]) -> tuple[tuple[Maxima, ...], tuple[float, ...]]:
+    """Of every block of `encoder`, made with `kernels="plain"` in fp32: the largest inputs of its linear layers, and
+    the largest |E4M3 - as it is| / |as it is| of its output. Frames uint8 [3,R,R] are looked at one by one on the
+    device that the encoder is on."""
     found = [torch.zeros(4) for _ in encoder.blocks]
     for frame in frames:
         for n, (block, x, cos, sin) in enumerate(steps(encoder, frame)):
@@ -79,7 +39,17 @@ def calibrate(encoder: FusedVisionEncoder, frames: Sequence[Tensor], limit: floa
             wanted = block(x, cos, sin)
             error = float((eights[n](x, cos, sin) - wanted).norm() / wanted.norm())
             errors[n] = error if not error <= errors[n] else errors[n]  # NaN stays
-    return Calibration(maxima, tuple(errors), len(frames), limit)
+    return maxima, tuple(errors)
+
+
+def calibrate(model: Sam3Model, checkpoint: str, frames: Sequence[np.ndarray], device: str = "cpu") -> Calibration:
+    """The calibration of a model at a resolution, whose vision encoder's weights have the hash `checkpoint`, on frames
+    uint8 [3,R,R]. It is measured on `device`; the model stays where it is."""
+    encoder = FusedVisionEncoder(model, "plain").eval()
+    if device != "cpu":
+        encoder = copy.deepcopy(encoder).to(device)
+    maxima, errors = measure(encoder, [torch.from_numpy(frame) for frame in frames])
+    return Calibration(maxima, errors, checkpoint, digest(frames))
 
 
 def steps(encoder: FusedVisionEncoder, frame: Tensor) -> Iterator[tuple[FusedBlock, Tensor, Tensor, Tensor]]:
