@@ -61,6 +61,10 @@ class Detector:
                 job.add_ms("decode", milliseconds)
         return pixel_values
 
+    def encode(self, jobs: Sequence[Job]) -> None:
+        """Has the names of these jobs encoded, which `begin` then finds in the cache; raises what encoding raises."""
+        self.pipeline.encode([name for job in jobs for name in job.tokens])
+
     def detect(self, batch: Sequence[Prepared], pixel_values: Any) -> list[Detections | Exception]:
         """The answer to each item of `batch`, in order; see `complete`."""
         return self.complete(self.begin(batch, pixel_values))

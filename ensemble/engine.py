@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +50,8 @@ class Front:
     detector: Detector
     metrics: PipelineMetrics
     empty_masks: np.ndarray
+    encodes_ahead: bool = False
+    """The text encoder is on the CPU: new names are encoded while the GPU computes other batches."""
 
     @property
     def variant(self) -> Variant:
@@ -134,13 +136,16 @@ class TritonPythonModel:
         while parts := self._handed_over.take():
             jobs = [job for part in parts for job in part.jobs]
             prepared: list[Prepared] = list(jobs)
+            front = parts[0].front
             try:
-                pixel_values = parts[0].front.detector.read(prepared)
+                if front.encodes_ahead:
+                    front.detector.encode(jobs)
+                pixel_values = front.detector.read(prepared)
             except Exception as error:
                 for part in parts:
                     _refuse(part.sender, error)
                 continue
-            self._read.put(Read(parts[0].front, parts, jobs, prepared, pixel_values, time.perf_counter()))
+            self._read.put(Read(front, parts, jobs, prepared, pixel_values, time.perf_counter()))
 
     def _computing(self) -> None:
         """The thread that runs the sub-models. A batch is answered when the next one's features are under way, or at
@@ -264,9 +269,12 @@ def open_fronts(
     def call_of(variant: Variant, engines: dict[str, str]) -> Call:
         for model in variant.sub_models:
             if model.name not in opened:
-                log.info("opening %s (%s)", model.name, engines[model.part])
-                path = folder / model.name / "1" / find_engine(engines[model.part]).artifact
-                opened[model.name] = open_sub_model(engines[model.part], path, device_id)
+                engine = find_engine(engines[model.part])
+                log.info("opening %s (%s)", model.name, engine.name)
+                path = folder / model.name / "1" / engine.artifact
+                opened[model.name] = open_sub_model(
+                    engine.name, path, None if on_cpu(model.part, engines) else device_id
+                )
         return lambda model, inputs, outputs: opened[model.name](inputs, outputs)
 
     annotate = nvtx_ranges.from_environment()
@@ -279,5 +287,11 @@ def open_fronts(
         prompts[text_encoder] = pipeline.prompts
         preprocess = open_preprocessor(mode, variant.resolution, readers, device_id or 0)
         empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
-        made[name] = Front(Detector(pipeline, preprocess, release_memory), PipelineMetrics(name), empty)
+        detector = Detector(pipeline, preprocess, release_memory)
+        made[name] = Front(detector, PipelineMetrics(name), empty, on_cpu("text_encoder", front["engines"]))
     return made
+
+
+def on_cpu(part: str, engines: Mapping[str, str]) -> bool:
+    """Whether that sub-model stays off the GPU that the others are on: its engine needs none, and theirs does."""
+    return find_engine(engines["vision_encoder"]).on_gpu and not find_engine(engines[part]).on_gpu

@@ -6,6 +6,7 @@ Written once, here: names, dtypes, which dimensions vary, and which outputs the 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ensemble.records import Axis, ModelSpec, TensorSpec
@@ -50,6 +51,11 @@ def text_encoder(v: Variant) -> ModelSpec:
         inputs=(TensorSpec("input_ids", "INT32", (n, length)),),
         outputs=(TensorSpec("text_features", v.float_dtype, (n, length, v.checkpoint.hidden_size)),),
     )
+
+
+def text_encoder_cpu(v: Variant) -> ModelSpec:
+    """The text encoder for a GPU with little memory: it runs on the CPU, where 32 bits are as fast as 16."""
+    return replace(text_encoder(replace(v, precision="fp32")), name="sam3_text_encoder_cpu")
 
 
 def geometry_encoder(v: Variant) -> ModelSpec:

@@ -120,6 +120,10 @@ class Pipeline:
         return results
 
     # ---- prompts
+    def encode(self, tokens: Sequence[Tokens]) -> None:
+        """Brings these names into the cache; in another thread too, if the text encoder shares nothing with others."""
+        self.misses += self.prompts.lookup(tokens)[1]
+
     def _pairs(self, jobs: Sequence[Job]) -> list[Pair]:
         tokens = [name for job in jobs for name in job.tokens]
         found, encoded = self.prompts.lookup(tokens)

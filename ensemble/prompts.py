@@ -6,6 +6,7 @@ share an entry where the tokenizer treats them alike.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,26 +58,30 @@ class PromptTokenizer:
 
 
 class PromptCache:
-    """Least-recently-used text features, filled by one text-encoder call for all the names that are missing."""
+    """Least-recently-used text features, filled by one text-encoder call for all the names that are missing. For any
+    number of threads: one that encodes keeps no other one from what is there."""
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], capacity: int = 1024) -> None:
         """`encode` maps ids int32 [N,L] to features [N,L,C]."""
         self._encode, self._capacity = encode, capacity
         self._entries: OrderedDict[bytes, Prompt] = OrderedDict()
+        self._lock = threading.Lock()
 
     def lookup(self, tokens: Sequence[Tokens]) -> tuple[list[Prompt], int]:
         """A `Prompt` for each (ids, mask), and how many had to be encoded because they were not cached."""
         wanted = {ids.tobytes(): (ids, mask) for ids, mask in tokens}
-        missing = [key for key in wanted if key not in self._entries]
-        found = {key: self._entries[key] for key in wanted if key in self._entries}
+        with self._lock:
+            found = {key: self._entries[key] for key in wanted if key in self._entries}
+        missing = [key for key in wanted if key not in found]
         if missing:
             features = self._encode(np.stack([wanted[key][0] for key in missing]))
             found |= {
                 key: Prompt(feature.copy(), wanted[key][1]) for key, feature in zip(missing, features, strict=True)
             }
-        for key, prompt in found.items():
-            self._entries[key] = prompt
-            self._entries.move_to_end(key)
-        while len(self._entries) > self._capacity:
-            self._entries.popitem(last=False)
+        with self._lock:
+            for key, prompt in found.items():
+                self._entries[key] = prompt
+                self._entries.move_to_end(key)
+            while len(self._entries) > self._capacity:
+                self._entries.popitem(last=False)
         return [found[ids.tobytes()] for ids, _ in tokens], len(missing)

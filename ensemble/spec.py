@@ -8,7 +8,7 @@ spelled once. Standard library only: every room may import this one.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,11 @@ class EngineSpec:
     precision: str
     preprocess: str
     precisions: tuple[str, ...] = ("fp32", "fp16")
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether its sub-models run on a GPU in the engine model's process."""
+        return self.on_gpu and self.backend == "python"
 
 
 ENGINES = {
@@ -130,10 +135,6 @@ class Variant:
         if self.queue_delay_us < 0:
             raise ValueError(f"queue_delay_us must be 0 or more, got {self.queue_delay_us}")
 
-    def with_instances(self, times: int) -> Variant:
-        """The same with so many times as many front models."""
-        return replace(self, front_instances=self.front_instances * times)
-
     # ---- sizes
     @property
     def patches(self) -> int:
@@ -192,6 +193,10 @@ class Variant:
     @cached_property
     def text_encoder(self) -> ModelSpec:
         return interfaces.text_encoder(self)
+
+    @cached_property
+    def text_encoder_cpu(self) -> ModelSpec:
+        return interfaces.text_encoder_cpu(self)
 
     @cached_property
     def geometry_encoder(self) -> ModelSpec:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import pbtxt
-from ensemble.spec import MB, Variant
+from ensemble.spec import MB, Variant, find_engine
 
 MANIFEST = "manifest.json"
 VERSION = "1"
@@ -75,8 +75,10 @@ def publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
 def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path]:
     """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the
     front model. Returns the paths of the configurations; needs no checkpoint."""
-    models = (*variant.sub_models, variant.front)
-    return [pbtxt.write(model, variant, engine, root) / "config.pbtxt" for model in models]
+    models = [(model, engine) for model in (*variant.sub_models, variant.front)]
+    if find_engine(engine).shares_gpu:
+        models.append((variant.text_encoder_cpu, "onnxruntime"))
+    return [pbtxt.write(model, variant, runner, root) / "config.pbtxt" for model, runner in models]
 
 
 def file_sha256(path: Path) -> str:

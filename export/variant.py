@@ -95,7 +95,7 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
         folders = {part: (root if part in kept else job.staged) / names[part] / VERSION for part in PARTS}
-        gate = measured(job, tool, folders, sized, progress)
+        gate = measured(job, {part: (tool, folder) for part, folder in folders.items()}, sized, progress)
         if gate.failures:
             discard(job.staged, [names[part] for part in missing], gate)
             gate.raise_for_failures()
@@ -106,7 +106,30 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
     progress(f"r{variant.resolution}: writing configurations")
     write_configurations(variant, job.engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))
-    return [Written.at(root / names[part], part in kept) for part in PARTS]
+    written = [Written.at(root / names[part], part in kept) for part in PARTS]
+    return [*written, export_text_encoder_cpu(job, tool, progress)] if tool.engine.spec.shares_gpu else written
+
+
+def export_text_encoder_cpu(job: Job, tool: Tool, progress: Progress) -> Written:
+    """The text encoder once more, for the CPU (`Variant.text_encoder_cpu`), which servers with little GPU memory take.
+    It passes the gate beside the other artifacts, which are in the repository. Raises what `export_variant` raises."""
+    source, root, name = job.source, job.root, job.variant.text_encoder_cpu.name
+    own = replace(job, variant=replace(job.variant, precision="fp32"), engine="onnxruntime")
+    runner = ready(own.engine)
+    made_from = recipe(source, own.variant, "text_encoder", runner)
+    kept = not job.force and is_current(root / name, made_from)
+    if not kept:
+        progress(f"{name}: building {runner.engine.spec.artifact}")
+        sized = at_size(source.model, job.variant.resolution, job.variant.queries)
+        facts = build_part(own, runner, sized, "text_encoder", made_from)
+        staged = own.staged / own.variant.text_encoder.name
+        artifacts = {part: (tool, root / getattr(job.variant, part).name / VERSION) for part in PARTS}
+        gate = measured(job, {**artifacts, "text_encoder": (runner, staged / VERSION)}, sized, progress)
+        gate.raise_for_failures()
+        known = manifest(source, own.variant, "text_encoder", made_from, runner, facts, gate)
+        publish(staged, root / name, {**known, "model": name})
+        shutil.rmtree(own.staged)
+    return Written.at(root / name, kept)
 
 
 def calibrated(job: Job, progress: Progress) -> Calibration:
@@ -167,9 +190,9 @@ def build_part(
     return facts
 
 
-def measured(job: Job, tool: Tool, folders: Mapping[str, Path], sized: Sam3Model, progress: Progress) -> GateReport:
-    """How near the artifacts in `folders` (by part) come to `Sam3Model` on the job's frames. Raises GateError where an
-    answer has another shape than the reference's."""
+def measured(job: Job, artifacts: Mapping[str, tuple[Tool, Path]], sized: Sam3Model, progress: Progress) -> GateReport:
+    """How near the artifacts, by part what runs each and its folder, come to `Sam3Model` on the job's frames. Raises
+    GateError where an answer has another shape than the reference's."""
     variant = job.variant
     progress(f"r{variant.resolution}: running Sam3Model on {len(job.frames)} frames")
     samples = gate_samples(job.frames, job.source.tokenizer, variant)
@@ -177,13 +200,14 @@ def measured(job: Job, tool: Tool, folders: Mapping[str, Path], sized: Sam3Model
     progress(f"r{variant.resolution}: measuring the artifacts against it")
     with ExitStack() as opened:
         runs = {}
-        for part, folder in folders.items():
+        for part, (tool, folder) in artifacts.items():
             runs[part] = tool.open(folder / tool.engine.spec.artifact)
             opened.callback(getattr(runs[part], "close", lambda: None))
         gate = verify(runs, variant, samples, truths, detects=job.source.name != RANDOM)
     if not job.locate:
         return gate
-    return replace(gate, failures=gate.failures + located(tool, sized, variant, samples[0], gate))
+    found = located(artifacts["vision_encoder"][0], sized, variant, samples[0], gate)
+    return replace(gate, failures=gate.failures + found)
 
 
 def located(tool: Tool, sized: Sam3Model, variant: Variant, sample: Sample, gate: GateReport) -> tuple[str, ...]:

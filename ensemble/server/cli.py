@@ -19,6 +19,7 @@ from ensemble.server.memory import parse_mb
 from ensemble.server.ports import choose_ports
 from ensemble.server.repository import FRONT_SETTINGS
 from ensemble.server.requirements import ServerError
+from ensemble.server.start_check import TEXT_ENCODER
 from ensemble.server.supervision import supervise
 
 DEFAULT_PORTS = (8000, 8001, 8002)
@@ -72,6 +73,8 @@ def add_front_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--gpus", type=_gpus, default=(0,), help="GPUs to serve on: all, or numbers as in 0,2; default: the first")
     add("--gpu-memory", type=_megabytes, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
+    help_ = "where names are encoded; auto: off a GPU that has no room for it; default %(default)s"
+    add("--text-encoder", choices=TEXT_ENCODER, default="auto", help=help_)
     for name, what in FRONT_SETTINGS.items():
         add(f"--{name.replace('_', '-')}", type=int, help=f"{what}; default: what suits the engine")
 
@@ -87,6 +90,7 @@ def server_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "gpus": every if options.gpus == "all" else options.gpus,
         "gpu_memory_mb": options.gpu_memory,
+        "text_encoder": options.text_encoder,
         "front": front_settings(options),
     }
 
@@ -154,3 +158,7 @@ def _ports(address: str, given: Sequence[int | None]) -> list[int]:
     except ServerError:
         defaults = (0, 0, 0)
     return [default if port is None else port for port, default in zip(given, defaults, strict=True)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -26,6 +26,7 @@ from ensemble.server import gpu, repository, start_check
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.ports import choose_ports
 from ensemble.server.process import ServerProcess
+from ensemble.server.repository import Served
 from ensemble.server.requirements import (
     ServerError,
     check_numpy,
@@ -48,9 +49,9 @@ class EmbeddedServer:
 
     Port 0 means a free one. `resolutions` are those to serve, all where none is named. `front` changes their front
     models (`repository.FRONT_SETTINGS`), which otherwise are as exported. `gpus` are the numbers of the GPUs to serve
-    on, the first where none is named; `gpu_memory_mb` is how much of each may be taken, what is free where it is None.
-    With `sub_models` each sub-model is a Triton model of its own. Raises ServerError with a remedy where something is
-    missing.
+    on, the first where none is named; `gpu_memory_mb` is how much of each may be taken, what is free where it is None;
+    `text_encoder` is one of `start_check.TEXT_ENCODER`. With `sub_models` each sub-model is a Triton model of its own.
+    Raises ServerError with a remedy where something is missing.
     """
 
     def __init__(
@@ -66,18 +67,21 @@ class EmbeddedServer:
         resolutions: Sequence[int] = (),
         gpus: Sequence[int] = (0,),
         gpu_memory_mb: float | None = None,
+        text_encoder: str = "auto",
         front: Mapping[str, int] | None = None,
         sub_models: bool = False,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._timeout, self._arguments = address, start_timeout, tuple(arguments)
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
+        self._text_encoder = "gpu" if sub_models and text_encoder == "auto" else text_encoder
         self._gpus, self._front, self._sub_models = tuple(gpus), dict(front or {}), sub_models
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
         self.root = self.repository
         """The repository that Triton was started with."""
         self._process: ServerProcess | None = None
+        self._started: list[Served] = []
         self._scratch: Path | None = None
 
     @property
@@ -123,12 +127,12 @@ class EmbeddedServer:
         package = find_triton()
         check_numpy()
         libpython = find_libpython()
-        served = self._served()
-        cards = self._cards(served)
+        served, cards = self._placed()
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             self._check(served, cards)
         # A GPU more is work for as many front models more.
-        wide = [replace(s, variant=s.variant.with_instances(max(1, len(cards)))) for s in served]
+        fronts = [s.variant.front_instances * max(1, len(cards)) for s in served]
+        wide = [replace(s, variant=replace(s.variant, front_instances=n)) for s, n in zip(served, fronts, strict=True)]
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
             self.root = repository.lay_out(wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb)
@@ -200,6 +204,7 @@ class EmbeddedServer:
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={self.identity}",
             "--disable-auto-complete-config",
+            "--grpc-http2-max-ping-strikes=0",  # clients ping while they wait; the default closes their connections
             "--exit-timeout-secs=3",  # an idle keep-alive connection counts as work in progress until then
             *(f"--{kind}-address={self.address}" for kind in ("http", "grpc", "metrics")),
             f"--http-port={self.http_port}",
@@ -214,20 +219,30 @@ class EmbeddedServer:
         find_triton()
         check_numpy()
         find_libpython()
-        served = self._served()
-        cards = self._cards(served)
+        served, cards = self._placed()
         self._check(served, cards)
         return start_check.report(served, cards, self._pool if self._sub_models else None)
 
-    def _served(self) -> list[repository.Served]:
+    def _placed(self) -> tuple[list[Served], dict[int, gpu.Gpu | None]]:
+        """What is served, and the GPUs that it is served on."""
+        served = self._served()
+        cards = self._cards(served)
+        if self._process is not None:  # started again, with what it started with
+            return self._started, cards
+        self._started = start_check.place_text_encoder(served, self._text_encoder, cards, self._gpu_memory_mb)
+        return self._started, cards
+
+    def _served(self) -> list[Served]:
         found = repository.read(self.repository)
         chosen = repository.choose(found, self._resolutions) if self._resolutions else found
         repository.check_engines(chosen)
+        if self._sub_models and self._text_encoder == "cpu" and any(s.on_gpu for s in chosen):
+            raise ServerError("the text encoder can be on the CPU only beside the engine model: leave out --sub-models")
         if self._sub_models:
             return repository.adjusted(chosen, self._front)
         return repository.suited(chosen, self._front)
 
-    def _cards(self, served: Sequence[repository.Served]) -> dict[int, gpu.Gpu | None]:
+    def _cards(self, served: Sequence[Served]) -> dict[int, gpu.Gpu | None]:
         """The GPUs to serve on by number, None for one that NVML does not show: no GPU at all for models of the CPU.
         Raises ServerError for a number that is not there."""
         if not any(s.on_gpu for s in served):
@@ -238,7 +253,7 @@ class EmbeddedServer:
             raise ServerError(f"expected GPUs 0 to {len(there) - 1}, got {', '.join(map(str, missing))}")
         return {number: there[number] if there else None for number in self._gpus}
 
-    def _check(self, served: Sequence[repository.Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
+    def _check(self, served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
         for card in cards.values() or (None,):
             host = start_check.Host(card, stated_mb=self._gpu_memory_mb)
             start_check.check(self.repository, served, host, self._pool if self._sub_models else None)

@@ -88,6 +88,16 @@ class Served:
     def on_gpu(self) -> bool:
         return any(a.on_gpu for a in self.artifacts)
 
+    @property
+    def text_encoder_cpu(self) -> Artifact:
+        """The text encoder's form for the CPU; it need not exist."""
+        name = self.variant.text_encoder_cpu.name
+        return Artifact(name, self.folder.parent / name)
+
+    def with_text_encoder_on_cpu(self) -> Served:
+        name = self.variant.text_encoder.name
+        return replace(self, artifacts=tuple(self.text_encoder_cpu if a.model == name else a for a in self.artifacts))
+
 
 def read(repository: Path) -> list[Served]:
     """Every front model, the largest resolution first. Raises ServerError for a front model whose configuration names
@@ -176,8 +186,8 @@ def lay_out(
     root = folder / "repository"
     for one in served:
         front = pbtxt.write(one.variant.front, one.variant, one.engine, root, engine_model=not sub_models)
-        text_encoder = next(a for a in one.artifacts if a.model == one.variant.text_encoder.name)
-        _link(front / "1" / "tokenizer.json", text_encoder.folder / "1" / "tokenizer.json")
+        tokenizer = one.folder.parent / one.variant.text_encoder.name / "1" / "tokenizer.json"
+        _link(front / "1" / "tokenizer.json", tokenizer)
         for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
             if sub_models:
                 own = pbtxt.write(model, one.variant, artifact.engine, root)
@@ -193,8 +203,9 @@ def lay_out(
             for one in served
         }
         engine = pbtxt.write_engine(engines, gpus, root, gpu_memory_mb)
-        for artifact in (a for one in served for a in one.artifacts):
-            _link(engine / "1" / artifact.model, artifact.folder)
+        for one in served:
+            for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
+                _link(engine / "1" / model.name, artifact.folder)
     return root
 
 

@@ -30,6 +30,8 @@ from ensemble.spec import MB, RESOLUTIONS, Variant
 log = logging.getLogger(__name__)
 POOL_FLAG = "--cuda-memory-pool-byte-size="
 """Followed by a GPU's number, as CUDA counts here, a colon and bytes."""
+TEXT_ENCODER = ("auto", "cpu", "gpu")
+"""Where the text encoder of a server on a GPU may run."""
 Pool = Callable[[Sequence[Variant]], float]
 """Megabytes that Triton's pool has on the GPU where these variants are served; None in its place says that the engine
 model holds the sub-models, which hand over nothing."""
@@ -64,10 +66,17 @@ def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool | N
 def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool: Pool | None) -> dict[str, Any]:
     """What is served on what, and the memory that it is reckoned to take: `lines` for people, the rest for programs."""
     models = [
-        {"model": s.variant.front_name, "engine": s.engine, "max_batch": s.variant.max_batch, "on_gpu": s.on_gpu}
+        {
+            "model": s.variant.front_name,
+            "engine": s.engine,
+            "max_batch": s.variant.max_batch,
+            "on_gpu": s.on_gpu,
+            "text_encoder_on_gpu": s.artifacts[1].on_gpu,
+        }
         for s in served
     ]
     lines = [f"{m['model']}: {m['engine']}, batches of up to {m['max_batch']} frames" for m in models]
+    lines += ["the text encoder runs on the CPU" for m in models[:1] if m["on_gpu"] and not m["text_encoder_on_gpu"]]
     placed = [s for s in served if s.on_gpu]
     needed = need_of(placed, pool) if placed else None
     found = []
@@ -99,7 +108,7 @@ def check_built_for(repository: Path, served: Sequence[Served], card: gpu.Gpu, t
     wrong: dict[str, str] = {}
     foreign, untold = [], []
     for one in served:
-        for artifact in one.artifacts:
+        for artifact in (a for a in one.artifacts if a.on_gpu):
             made = artifact.manifest.get("built_for")
             if not made:
                 untold.append(artifact.model)
@@ -168,6 +177,38 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool | None) -> Non
         f" {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory, or"
         " SAM3_GPU_MEMORY_MB in the container"
     )
+
+
+def place_text_encoder(
+    served: Sequence[Served], where: str, cards: Mapping[int, gpu.Gpu | None], stated_mb: float | None
+) -> list[Served]:
+    """These front models with their text encoder on the CPU, or where it is: `where` is one of `TEXT_ENCODER`. A name
+    is encoded once, so its time hardly counts; its weights are there all the time.
+
+    `auto` takes it off GPUs that a full load would not fit on with it. Raises ServerError where it was not exported for
+    the CPU and "cpu" is asked for.
+    """
+    placed = [s for s in served if s.on_gpu]
+    if where == "gpu" or not placed:
+        return list(served)
+    there = all(s.text_encoder_cpu.path.is_file() for s in placed)
+    if where == "auto":
+        free = [card.free_mb for card in cards.values() if card] if stated_mb is None else [stated_mb]
+        wanted = need_of(placed, None)
+        if not there or not free or wanted.total <= min(free):
+            return list(served)
+        log.info(
+            "the text encoder runs on the CPU: with it a full load needs %s, modelled, and there are %s MB; a new name"
+            " takes some hundred milliseconds, once",
+            wanted,
+            f"{min(free):,.0f}",
+        )
+    if not there:
+        raise ServerError(
+            f"expected the text encoder for the CPU at {placed[0].text_encoder_cpu.path}, found no such file; export"
+            f" again with\n{build_command(placed, placed[0].folder.parent, force=False)}"
+        )
+    return [s.with_text_encoder_on_cpu() if s.on_gpu else s for s in served]
 
 
 def need_of(served: Sequence[Served], pool: Pool | None) -> Need:

@@ -41,8 +41,8 @@ def start(sub_models, tmp_path):
     started, logger = [], logging.getLogger("ensemble")
     before = logger.handlers, logger.level, logger.propagate
 
-    def begin(kind="CPU", device_id="0"):
-        fronts = {name: {"variant": variant.to_dict(), "engines": ENGINES} for name, variant in FRONTS.items()}
+    def begin(kind="CPU", device_id="0", engines=ENGINES):
+        fronts = {name: {"variant": variant.to_dict(), "engines": engines} for name, variant in FRONTS.items()}
         told = {"fronts": json.dumps(fronts), "preprocess": "cpu"}
         parameters = {key: {"string_value": value} for key, value in told.items()}
         model = TritonPythonModel()

@@ -39,6 +39,24 @@ def test_instances_of_a_gpu_open_on_their_own(start, sub_models):
     assert {device_id for *_, device_id in sub_models.opened} == {1}
 
 
+def test_a_text_encoder_on_the_cpu_encodes_while_others_are_computed(start, sub_models, held):
+    """Beside packages on a GPU: a new name is encoded by the thread that reads, not by the one that computes."""
+    model = start("GPU", "1", engines=dict.fromkeys(ENGINES, "aoti") | {"text_encoder": "onnxruntime"})
+    places = {name: (engine, device) for engine, name, _, device in sub_models.opened}
+    assert places["sam3_text_encoder"] == ("onnxruntime", None)
+    assert places["sam3_decoder_r28_q6"] == ("aoti", 1)
+    known, new = job(1, ("aa",)), job(1, ("bbb",))
+    asked = [request(known), request(new)]
+    model.execute([asked[0]])
+    held.entered.acquire()
+    model.execute([asked[1]])
+    until(lambda: [part for part, _, _ in sub_models.calls].count("text_encoder") == 2)
+    assert asked[0].sent == [], "the first batch is still under way"
+    held.set()
+    model.finalize()
+    assert [len(answers(one, each)[0].scores) for one, each in zip(asked, (known, new), strict=True)] == [1, 2]
+
+
 def test_text_is_encoded_once_for_all_resolutions(start, sub_models):
     hits = ("sam3_text_cache_total", "sam3_r42", "hit")
     before = MetricFamily.told.get(hits, 0)

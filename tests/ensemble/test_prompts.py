@@ -1,5 +1,7 @@
 """The prompt cache: one text-encoder call for all missing names, least recently used out first."""
 
+import threading
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -69,3 +71,25 @@ def test_more_names_than_the_cache_holds_are_all_answered(tokenizer, encode):
     cache = PromptCache(encode, capacity=1)
     found, _ = cache.lookup([tokenizer(name) for name in ("dog", "cat", "car")])
     assert [p.features[0, 0] for p in found] == [1.0, 2.0, 4.0]
+
+
+def test_what_is_cached_is_there_while_another_thread_encodes(tokenizer, encode):
+    """A text encoder on the CPU takes long; batches of known names do not wait for it."""
+    entered, let_go = threading.Event(), threading.Event()
+
+    def slow(ids):
+        if len(encode.seen):
+            entered.set()
+            let_go.wait()
+        return encode(ids)
+
+    cache = PromptCache(slow)
+    cache.lookup([tokenizer("dog")])
+    other = threading.Thread(target=cache.lookup, args=([tokenizer("cat")],))
+    other.start()
+    entered.wait()
+    _, encoded = cache.lookup([tokenizer("dog")])
+    assert encoded == 0
+    let_go.set()
+    other.join()
+    assert cache.lookup([tokenizer("cat")])[1] == 0

@@ -19,11 +19,14 @@ def write(
     """Writes a repository whose artifacts are holes: they take no room."""
     for resolution in resolutions:
         variant = Variant(resolution=resolution, **limits)
-        for model in (*variant.sub_models, variant.front):
-            folder = pbtxt.write(model, variant, engine, root)
+        models = [(model, engine) for model in (*variant.sub_models, variant.front)]
+        if ENGINES[engine].shares_gpu:
+            models.append((variant.text_encoder_cpu, "onnxruntime"))
+        for model, runner in models:
+            folder = pbtxt.write(model, variant, runner, root)
             if model.part == "front":
                 continue
-            with (folder / "1" / ENGINES[engine].artifact).open("wb") as file:
+            with (folder / "1" / ENGINES[runner].artifact).open("wb") as file:
                 file.truncate(ARTIFACT_MB[model.part] << 20)
             if built_for is not None:
                 data = {"checkpoint": {"name": "facebook/sam3"}, "built_for": built_for}

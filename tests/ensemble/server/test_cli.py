@@ -91,7 +91,8 @@ def test_check_on_the_cpu(check, tmp_path):
     status, report = check("--max-batch", "4")
     assert status == 0
     assert report["models"] == [
-        {"model": name, "engine": "onnxruntime", "max_batch": 4, "on_gpu": False} for name in ("sam3_r672", "sam3_r560")
+        {"model": name, "engine": "onnxruntime", "max_batch": 4, "on_gpu": False, "text_encoder_on_gpu": False}
+        for name in ("sam3_r672", "sam3_r560")
     ]
     assert (report["gpus"], report["needed_mb"]) == ([], 0)
     assert report["lines"] == [

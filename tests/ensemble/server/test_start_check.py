@@ -166,8 +166,8 @@ def test_models_for_the_cpu_are_not_checked(check, tmp_path):
 
 
 def test_the_embedded_server_refuses_before_anything_runs(tmp_path):
-    server = embedded.EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=3_000)
-    with pytest.raises(ServerError, match=r"sam3_r1008: needs .* the GPU has 3,000 MB, as stated"):
+    server = embedded.EmbeddedServer(write(tmp_path, [1008], "aoti"), gpu_memory_mb=2_500)
+    with pytest.raises(ServerError, match=r"sam3_r1008: needs .* the GPU has 2,500 MB, as stated"):
         server.start()
     assert server.pid is None
 
