@@ -26,6 +26,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from export.slim.fp8_predictor import Fp8Predictor
 from export.tiny import CHECKPOINT
 from export.tiny.configuration import RESOLUTIONS
 from export.tiny.predictor import Detections, TorchPredictor, load_model
@@ -187,7 +188,7 @@ def circumstances(options: argparse.Namespace) -> dict:
     """What repeating the measurement takes: command, machine, date, versions."""
     checkpoint, resolutions = os.path.relpath(options.checkpoint), " ".join(map(str, options.resolution))
     command = f"python -m export.tiny.evaluate --checkpoint {checkpoint} --scenes {options.scenes}"
-    command += f" --resolution {resolutions} --device {options.device}"
+    command += f" --resolution {resolutions} --precision {options.precision} --device {options.device}"
     machine = f"one {torch.cuda.get_device_name()}" if options.device == "cuda" else f"{os.cpu_count()} CPU cores"
     names = ("torch", "torchvision", "transformers", "numpy", "pillow", "pycocotools")
     versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
@@ -205,12 +206,19 @@ def main(argv: Sequence[str] | None = None) -> dict:
     add("--checkpoint", type=Path, default=CHECKPOINT, help="default: the small one")
     add("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
     add("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="pixels a side; default %(default)s")
+    add(
+        "--precision",
+        choices=("fp32", "fp8"),
+        default="fp32",
+        help="fp8: the vision encoder's linear layers in E4M3, calibrated on drawn frames; default %(default)s",
+    )
     add("--device", default="cpu", help="cpu or cuda; default %(default)s")
     add("--output", type=Path, help="also write figures, command, machine, date and versions to this JSON file")
     options = parser.parse_args(argv)
     results = {}
     for resolution in options.resolution:
-        predict = TorchPredictor(*load_model(options.checkpoint, resolution, options.device), resolution)
+        loaded = load_model(options.checkpoint, resolution, options.device)
+        predict = (TorchPredictor if options.precision == "fp32" else Fp8Predictor)(*loaded, resolution)
         show = lambda done, r=resolution: print(f"\r{r}: {done}/{options.scenes}", end="", file=sys.stderr)  # noqa: E731
         results[resolution] = evaluate(predict, options.scenes, show)
         print(file=sys.stderr)

@@ -58,7 +58,7 @@ class TorchPredictor:
     def __call__(self, frame: np.ndarray, prompts: Sequence[Prompt]) -> list[Detections]:
         device = self.model.device
         pixels = torch.from_numpy(to_square(frame, self.resolution).copy())[None].to(device)
-        vision = self.model.get_vision_features(pixel_values=normalised(pixels))
+        vision = self.see(pixels)
         found: dict[int, Detections] = {}
         # Prompts with boxes carry extra tokens, so the two kinds go through the model in two calls.
         for boxed in (False, True):
@@ -66,6 +66,10 @@ class TorchPredictor:
             for k, detections in zip(chosen, self._run(vision, [prompts[k] for k in chosen]), strict=True):
                 found[k] = detections
         return [found[k] for k in range(len(prompts))]
+
+    def see(self, pixels: torch.Tensor) -> Sam3VisionEncoderOutput:
+        """What the vision encoder makes of a frame uint8 [1,R,R,3]."""
+        return self.model.get_vision_features(pixel_values=normalised(pixels))
 
     def _run(self, vision: Sam3VisionEncoderOutput, prompts: list[Prompt]) -> list[Detections]:
         if not prompts:
