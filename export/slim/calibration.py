@@ -19,9 +19,9 @@ from export.fused.fp8_block import Maxima
 from export.gate.frames import SUFFIXES, drawn_frames, to_pixels
 
 FILE = "calibration.json"
-ERROR_LIMIT = 0.03
-"""Largest error of a block's output, |E4M3 - as it is| / |as it is|. Errors of blocks hardly depend on each other: 32
-of half this much come to a cosine of about 0.996 at the end."""
+ERROR_LIMIT = 0.05
+"""Largest error of a block's output, |E4M3 - as it is| / |as it is|. Rounding alone makes 0.014 to 0.03 of the small
+checkpoint's blocks and of random ones; more comes from values that lie far apart, which one scale does not suit."""
 FEWEST_FRAMES, MOST_FRAMES = 4, 64
 """Few frames show few of the largest values, which would be cut off later; more than enough only take time."""
 DRAWN_FRAMES = 8

@@ -20,6 +20,8 @@ from export.fused.kernels.launch import traced_with_descriptors
 
 LARGEST = tl.constexpr(448.0)  # of E4M3
 PLAIN, GELU, RESIDUAL, ROTARY = 0, 1, 2, 3
+SWIZZLED = 128
+"""Bytes of a row of a descriptor's block, at most: Triton makes several of a longer one, a compiled package does not."""
 
 
 @triton.jit
@@ -30,7 +32,7 @@ def fp8_linear_kernel(
     scales_ptr,  # fp32: what the product is multiplied with, and what an E4M3 result is
     residual_ptr,  # [rows,OUTPUTS], or unused
     cos_ptr, sin_ptr,  # [tokens,HALF], or unused
-    out_ptr,  # [rows,OUTPUTS]
+    out,  # [rows,OUTPUTS]: a pointer, or a descriptor of blocks [ROWS,COLUMNS/PARTS]
     rows, tokens,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -42,7 +44,8 @@ def fp8_linear_kernel(
     HALF: tl.constexpr,  # pairs of channels of a head
     TURNED: tl.constexpr,
     PARTS: tl.constexpr,  # in which a tile is finished, 1 or 2
-    DESCRIPTORS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,  # of x and weight
+    STORES: tl.constexpr,  # by a descriptor
     FAST: tl.constexpr,  # hyperbolic tangent by the GPU's own instruction
 ):  # fmt: skip
     """Every tile whose number is this program's, counted in steps of the number of programs."""
@@ -69,15 +72,15 @@ def fp8_linear_kernel(
             for part in tl.static_range(2):
                 _finish(
                     left if part == 0 else right,
-                    *(bias_ptr, residual_ptr, cos_ptr, sin_ptr, out_ptr, scale, inverse, row),
+                    *(bias_ptr, residual_ptr, cos_ptr, sin_ptr, out, scale, inverse, row),
                     *(column + part * (COLUMNS // 2), rows, tokens),
-                    *(OUTPUTS, ROWS, COLUMNS // 2, ENDING, HALF, TURNED, FAST),
+                    *(OUTPUTS, ROWS, COLUMNS // 2, ENDING, HALF, TURNED, STORES, FAST),
                 )
         else:
             _finish(
                 total,
-                *(bias_ptr, residual_ptr, cos_ptr, sin_ptr, out_ptr, scale, inverse, row, column, rows, tokens),
-                *(OUTPUTS, ROWS, COLUMNS, ENDING, HALF, TURNED, FAST),
+                *(bias_ptr, residual_ptr, cos_ptr, sin_ptr, out, scale, inverse, row, column, rows, tokens),
+                *(OUTPUTS, ROWS, COLUMNS, ENDING, HALF, TURNED, STORES, FAST),
             )
 
 
@@ -91,7 +94,7 @@ def _block(pointer, row, column, rows, COLUMNS: tl.constexpr):
 @triton.jit
 def _finish(
     total,
-    bias_ptr, residual_ptr, cos_ptr, sin_ptr, out_ptr,
+    bias_ptr, residual_ptr, cos_ptr, sin_ptr, out,
     scale, inverse, row, column, rows, tokens,
     OUTPUTS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -99,6 +102,7 @@ def _finish(
     ENDING: tl.constexpr,
     HALF: tl.constexpr,
     TURNED: tl.constexpr,
+    STORES: tl.constexpr,
     FAST: tl.constexpr,
 ):  # fmt: skip
     """Writes the outputs of a tile [ROWS,COLUMNS] at `row` and `column`, of which `total` is the product."""
@@ -127,12 +131,18 @@ def _finish(
         turns = (column + 2 * HALF * tl.arange(0, heads) < TURNED)[None, :, None]
         cos, sin = tl.where(turns, cos, 1.0), tl.where(turns, sin, 0.0)
         y = tl.reshape(tl.join(first * cos - second * sin, second * cos + first * sin), (ROWS, COLUMNS))
-    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+    if STORES:
+        out.store([row, column], y.to(out.dtype))
+    else:
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Rows, columns and depth of a tile, the parts in which it is finished, warps, and stages of the load pipeline."""
+    """Rows, columns and depth of a tile, the parts in which it is finished, warps, and stages of the load pipeline.
+
+    `programs` run on a multiprocessor at a time; `descriptors` load, and with `stores` also write E4M3 results.
+    """
 
     rows: int
     columns: int
@@ -140,7 +150,9 @@ class Tile:
     parts: int
     warps: int
     stages: int
+    programs: int = 1
     descriptors: bool = True
+    stores: bool = False
     fast: bool = True
     group: int = 8
 
@@ -182,11 +194,13 @@ def launch_fp8_linear(
             TensorDescriptor.from_tensor(x, [tile.rows, inner]),
             TensorDescriptor.from_tensor(weight, [columns, inner]),
         )
-    programs = torch.cuda.get_device_properties(x.device).multi_processor_count if on_gpu else 3
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if on_gpu else 3
     unused = bias
-    traced_with_descriptors(fp8_linear_kernel)[(programs,)](
+    stores = tile.stores and gelu and columns // tile.parts <= SWIZZLED
+    traced_with_descriptors(fp8_linear_kernel)[(processors * tile.programs,)](
         *operands,
-        *(bias, scales, *(unused if t is None else t for t in (residual, cos, sin)), out),
+        *(bias, scales, *(unused if t is None else t for t in (residual, cos, sin))),
+        TensorDescriptor.from_tensor(out, [tile.rows, columns // tile.parts]) if stores else out,
         *(rows, 1 if cos is None else cos.shape[0]),
         OUTPUTS=outputs,
         INPUTS=inputs,
@@ -199,6 +213,7 @@ def launch_fp8_linear(
         TURNED=outputs // 3 * 2,
         PARTS=tile.parts,
         DESCRIPTORS=tile.descriptors,
+        STORES=stores,
         FAST=tile.fast,
         num_warps=tile.warps,
         num_stages=tile.stages,

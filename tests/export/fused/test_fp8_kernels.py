@@ -26,15 +26,17 @@ def test_linear_layers(layer: str, capability: int, most_kib: int) -> None:
     ending, outputs, inputs = LAYERS[layer]
     tile = tile_of(divmod(capability, 10))
     block = "tensordesc<fp8e4nv[{}, {}]>" if tile.descriptors else "*fp8e4nv"
-    types = half("bias", "residual", "cos", "sin", "out", scales_ptr="*fp32", rows="i64") | {
+    stores = tile.stores and ending == GELU
+    types = half("bias", "residual", "cos", "sin", scales_ptr="*fp32", rows="i64") | {
         "x": block.format(tile.rows, tile.inner),
         "weight": block.format(tile.columns, tile.inner),
+        "out": "*fp8e4nv" if ending == GELU else "*fp16",
     }
-    if ending == GELU:
-        types["out_ptr"] = "*fp8e4nv"
+    if stores:
+        types["out"] = block.format(tile.rows, tile.columns // tile.parts)
     constants = dict(OUTPUTS=outputs, INPUTS=inputs, ENDING=ending, HALF=32, TURNED=2048)
     constants |= dict(ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, GROUP=tile.group)
-    constants |= dict(PARTS=tile.parts, DESCRIPTORS=tile.descriptors, FAST=tile.fast)
+    constants |= dict(PARTS=tile.parts, DESCRIPTORS=tile.descriptors, STORES=stores, FAST=tile.fast)
     made = compiled("fp8_linear", types, constants, capability, tile.warps, tile.stages)
     assert multiplies(capability, made.asm["ptx"])
     assert ("cp.async.bulk.tensor" in made.asm["ptx"]) is tile.descriptors

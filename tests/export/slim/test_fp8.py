@@ -80,8 +80,8 @@ def test_maxima_are_the_largest_inputs_of_all_frames(encoder: FusedVisionEncoder
 @pytest.mark.parametrize(
     ("errors", "stay"),
     [
-        pytest.param((0.01, 0.02, 0.03, 0.029), (), id="none above the limit"),
-        pytest.param((0.2, 0.02, 0.03001, 0.01), (0, 2), id="two above it"),
+        pytest.param((0.01, 0.02, 0.05, 0.049), (), id="none above the limit"),
+        pytest.param((0.2, 0.02, 0.05001, 0.01), (0, 2), id="two above it"),
         pytest.param((0.01, float("nan"), 0.01, float("inf")), (1, 3), id="not a number"),
     ],
 )
@@ -112,13 +112,13 @@ def test_weights_and_activations_reach_the_largest_number(encoder: FusedVisionEn
 
 # ---- the file
 def test_a_calibration_is_what_was_written(tmp_path: Path) -> None:
-    calibration = Calibration((Maxima(1.5, 2.0, 3.0, 4.0),) * 2, (0.01, 0.04), "ab", "cd")
+    calibration = Calibration((Maxima(1.5, 2.0, 3.0, 4.0),) * 2, (0.01, 0.06), "ab", "cd")
     path = tmp_path / FILE
     assert Calibration.read(path) is None
     path.write_text(calibration.text())
     assert Calibration.read(path) == calibration
     assert json.loads(calibration.text())["in_fp16"] == [1]
-    assert calibration.summary() == {"blocks_in_fp16": [1], "largest_error": 0.04, "limit": 0.03}
+    assert calibration.summary() == {"blocks_in_fp16": [1], "largest_error": 0.06, "limit": 0.05}
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"maxima": [{"qkv": 1}]}', "[1]"], ids=["empty", "bare", "cut", "a list"])
