@@ -28,6 +28,8 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
         pytest.param("--queries 0", "queries must be 1 to 20", id="no queries"),
         pytest.param("--engine openvino", "must be one of tensorrt, onnxruntime, aoti, got 'openvino'", id="no engine"),
         pytest.param("--precision int4", "makes fp32 or fp16, got precision 'int4'", id="unknown precision"),
+        pytest.param("--precision fp8", "engine onnxruntime makes fp32 or fp16, got", id="fp8 without a GPU"),
+        pytest.param("--calibration-frames .", "expected --precision fp8 beside --calibration-frames", id="no fp8"),
         pytest.param("--max-batch 0", "max_batch must be at least 1", id="no batch"),
         pytest.param("--frame-count 0", "the gate always runs", id="no frames"),
         pytest.param("--checkpoint /nowhere/sam3", "which is no folder", id="missing folder"),

@@ -21,7 +21,7 @@ from export.fused.kernels.launch import traced_with_descriptors
 LARGEST = tl.constexpr(448.0)  # of E4M3
 PLAIN, GELU, RESIDUAL, ROTARY = 0, 1, 2, 3
 SWIZZLED = 128
-"""Bytes of a row of a descriptor's block, at most: Triton makes several of a longer one, a compiled package does not."""
+"""Most bytes of a row of a descriptor's block: Triton makes several of a longer one, a compiled package does not."""
 
 
 @triton.jit
