@@ -18,9 +18,9 @@ from ensemble.postprocess import Detections
 from ensemble.preprocess.cpu import attempt, load, plain_jpeg, scaled
 from ensemble.spec import Variant
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 900.0
 """An engine model that has not answered a batch by then is stuck; the batch's callers are told instead of waiting
-forever."""
+forever. On the CPU, batches of a large checkpoint that wait for each other take minutes."""
 
 
 class EngineClient:

@@ -23,6 +23,7 @@ from typing import Any
 
 from ensemble.loopback import open_direct
 from ensemble.server import gpu, repository, start_check
+from ensemble.server.health import Health
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.ports import choose_ports
 from ensemble.server.process import ServerProcess
@@ -36,11 +37,9 @@ from ensemble.server.requirements import (
     find_triton,
     lay_out_backends,
 )
-from ensemble.spec import Variant, is_front_name
+from ensemble.spec import Variant
 
 NO_METRICS = "--allow-metrics=false"
-PROBE_SIDE = 14
-"""Pixels a side of the black frame that a probe sends."""
 log = logging.getLogger(__name__)
 
 
@@ -165,36 +164,17 @@ class EmbeddedServer:
         assert self._process is not None, "start() comes first"
         self._process.wait(timeout)
 
-    def probe(self, timeout: float = 60.0) -> None:
-        """Sends every front model one black frame. Raises ServerError where one does not answer.
+    @property
+    def health(self) -> Health:
+        """What can be asked of the running server."""
+        assert self.pid is not None, "start() comes first"
+        return Health(self.http_url, self.metrics_url, self.root, self.pid)
 
-        Triton calls itself ready while a python model's process is dead and never starts it again: only an inference
-        tells.
-        """
-        body = {
-            "inputs": [
-                {
-                    "name": "frame",
-                    "datatype": "UINT8",
-                    "shape": [1, PROBE_SIDE, PROBE_SIDE, 3],
-                    "data": [0] * (3 * PROBE_SIDE**2),
-                },
-                {"name": "classes", "datatype": "BYTES", "shape": [1, 1], "data": ["object"]},
-            ]
-        }
-        for config in sorted(self.root.glob("*/config.pbtxt")):
-            if not is_front_name(config.parent.name):
-                continue
-            url = f"http://{self.http_url}/v2/models/{config.parent.name}/infer"
-            try:
-                with open_direct(urllib.request.Request(url, json.dumps(body).encode()), timeout):
-                    pass
-            except urllib.error.HTTPError as error:
-                raise ServerError(
-                    f"{config.parent.name} does not answer: {error.read().decode(errors='replace')[:500]}"
-                ) from None
-            except OSError as error:
-                raise ServerError(f"{config.parent.name} does not answer: {error}") from None
+    def probe(self, timeout: float = 60.0) -> None:
+        """Raises ServerError where one of the front models does not answer a frame within `timeout` seconds."""
+        health = self.health
+        for front in health.fronts:
+            health.probe(front, timeout)
 
     def _command(self, package: Path, backends: Path) -> list[str]:
         return [

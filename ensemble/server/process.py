@@ -136,6 +136,17 @@ def _children(pid: int) -> list[int]:
     return found
 
 
+def cpu_seconds(pid: int, model: str) -> float:
+    """Processor seconds so far of the processes that run this model for the server with that process id."""
+    ticks = 0
+    for child in _children(pid):
+        if _model_of(child) == model:
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(words[11]) + int(words[12])  # utime and stime, fields 14 and 15 of proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _model_of(pid: int) -> str:
     """Name of the model that a python process runs, from its command line, which names its `model.py`."""
     with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ import pytest
 
 from clients.connection import Client
 from clients.errors import InvalidRequest, Sam3ServerError
+from ensemble.server import supervision
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from ensemble.server.supervision import supervise
@@ -89,15 +90,16 @@ def test_a_broken_server_is_started_again_on_the_same_ports(supervised, logged, 
         client.detect(FRAME, ("object",))
 
 
-def test_a_server_that_hangs_is_started_again(own_server, logged):
+def test_a_server_that_hangs_is_started_again(own_server, logged, monkeypatch):
     """A stopped process is there and answers nobody: only the probe tells."""
-    ended, probe = threading.Event(), own_server.probe
-    own_server.probe = lambda: probe(PATIENCE_S if "ready again" in logged() else 2.0)
+    ended = threading.Event()
+    monkeypatch.setattr(supervision, "SILENCE_S", 2.0)
     thread = threading.Thread(target=supervise, args=(own_server, 0.1, ended), daemon=True)
     os.kill(stubs(own_server, "sam3_engine")[0], signal.SIGSTOP)
     thread.start()
     until(lambda: "ready again" in logged())
     assert "sam3_r140 does not answer" in logged()[0]
+    monkeypatch.setattr(supervision, "SILENCE_S", PATIENCE_S)
     ended.set()
     thread.join()
     with Client(own_server.grpc_url, model=FRONT, timeout=PATIENCE_S) as client:
