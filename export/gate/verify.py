@@ -57,7 +57,8 @@ class GateReport:
 
     def raise_for_failures(self) -> None:
         if self.failures:
-            raise GateError("; ".join(self.failures) + ". Nothing was written; export again, in fp32 if this was fp16")
+            remedy = "Nothing was written; export again, in fp32 if this was fp16, in fp16 if this was fp8"
+            raise GateError("; ".join(self.failures) + f". {remedy}")
 
 
 def verify(
