@@ -7,11 +7,12 @@ import logging
 import warnings
 
 from rich.console import Console
+from rich.markup import escape
 
 
 def refuse(prog: str, error: Exception, status: int) -> int:
     """Says on stderr and as JSON on stdout why a command ends; returns its exit status."""
-    Console(stderr=True).print(f"[red]{prog}:[/red] {error}", highlight=False, soft_wrap=True)
+    Console(stderr=True).print(f"[red]{prog}:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
     print(json.dumps({"ok": False, "error": str(error)}))
     return status
 

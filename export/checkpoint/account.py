@@ -71,7 +71,7 @@ def balanced(
         if fault:
             faults.setdefault(fault[0], []).append(fault[1])
         else:
-            state[weight.name] = weight.tensor.to(model[weight.name].dtype)
+            state[weight.name] = weight.tensor.detach().to(model[weight.name].dtype)
             stored[weight.name] = weight.tensor.dtype
         origins.setdefault(weight.name, weight.origin)
     missing = [name for name in model if name not in origins]
@@ -82,7 +82,7 @@ def balanced(
         else:
             faults.setdefault("are missing", []).append(name)
     if faults:
-        raise CheckpointError(_refusal(faults, len(model), file))
+        raise CheckpointError(_refusal(faults, model, file))
     dtypes = Counter(str(dtype).removeprefix("torch.") for dtype in stored.values())
     return state, Account(len(origins), dict(dtypes), dict(unused), dict(absent), tuple(notes), stored)
 
@@ -101,6 +101,8 @@ def _fault(weight: Weight, wanted: Tensor | None, origins: Mapping[str, str]) ->
         return "are there twice", f"{origin} and {origins[weight.name]}"
     if tensor.shape != wanted.shape:
         return "have another shape", f"{origin} {_shape(tensor)} where the configuration says {_shape(wanted)}"
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return "are sparse or without values", origin
     if tensor.is_floating_point() != wanted.is_floating_point() or tensor.element_size() < 2 < wanted.element_size():
         return "have a dtype that holds no weights", f"{origin} {tensor.dtype}"
     if not tensor.is_floating_point():
@@ -116,12 +118,16 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a single number"
 
 
-def _refusal(faults: Mapping[str, list[str]], count: int, file: str) -> str:
+def _refusal(faults: Mapping[str, list[str]], model: Mapping[str, Tensor], file: str) -> str:
     parts = "; ".join(f"{len(names)} weights {what}: {named(names)}" for what, names in faults.items())
-    if faults.keys() == {"are missing"}:
+    lacking = faults.get("are missing", [])
+    text = {name for name in model if name.startswith("text_") and not not_read(name)}
+    if set(lacking) == text:
+        remedy = "put its text encoder beside it (text_encoder.safetensors), or save the checkpoint whole"
+    elif faults.keys() == {"are missing"}:
         remedy = "download or save the checkpoint again, the file is incomplete"
     elif "have another shape" in faults:
         remedy = "the config.json beside the weights has to be the one that they were trained with"
     else:
         remedy = "pass the checkpoint as it was saved; for averaged weights, with --ema"
-    return f"{file}: of the {count} weights of the model {parts}; {remedy}"
+    return f"{file}: of the {len(model)} weights of the model {parts}; {remedy}"

@@ -27,6 +27,8 @@ ROTARY = 4
 PYRAMID = (4.0, 2.0, 1.0, 0.5)
 """Sizes of the feature pyramid's levels, in patches."""
 TRUNK = "sam3_vit_model"
+MOST_LAYERS = 256
+"""More than any such model has; a million of them would take all memory before a weight is compared."""
 WIDTHS = ("geometry_encoder_config", "detr_encoder_config", "detr_decoder_config", "mask_decoder_config")
 
 
@@ -91,6 +93,11 @@ def misfits(config: PreTrainedConfig) -> list[str]:
         f"{name} is {count}, expected one number from 1 on"
         for name, count in counts.items()
         if not isinstance(count, int) or count < 1
+    ]
+    faults += [
+        f"{name} are {count}, expected at most {MOST_LAYERS}"
+        for name, count in counts.items()
+        if name.startswith("layers") and isinstance(count, int) and count > MOST_LAYERS
     ]
     return faults or [*_uneven(config), *_apart(config)]
 

@@ -56,19 +56,25 @@ def load(name: str, tokenizer: str | None = None, ema: bool = False) -> Source:
 
 
 def _load(folder: Path, found: Found, shown: str, place: str | None, ema: bool) -> Source:
-    config = read_configuration(folder)
     check_preprocessing(folder)
     tokenizer_place = _tokenizer_place(place, folder)
     tokenizer = load_tokenizer(tokenizer_place)  # before the gigabytes
-    file = str(found.weights[0] if len(found.weights) == 1 else folder)
-    weights, unused, notes = _read(found, ema, file, config is not None)
-    config = config or told_by_weights({weight.name: weight.tensor for weight in weights})
-    model, account = _filled(config, weights, unused, notes, file)
+    model, account = read_model(folder, found, ema)
     check_tokenizer(tokenizer, model.config.text_config.vocab_size, str(tokenizer_place))
     if isinstance(model, Sam3LiteTextModel):
         settle(model, tokenizer)
     length = model.config.text_config.max_position_embeddings
-    return Source(shown, model, fixed_length(tokenizer, length), account, tokenizer_place, folder)
+    return Source(shown, model, fixed_length(tokenizer, length), account, tokenizer_place, folder, found.weights)
+
+
+def read_model(folder: Path, found: Found, ema: bool = False) -> tuple[Sam3Model | Sam3LiteTextModel, Account]:
+    """The model in fp32 that the files `found` in a folder hold, and the account of their weights. Raises
+    CheckpointError."""
+    config = read_configuration(folder)
+    file = str(found.weights[0] if len(found.weights) == 1 else folder)
+    weights, unused, notes = _read(found, ema, file, config is not None)
+    config = config or told_by_weights({weight.name: weight.tensor for weight in weights})
+    return _filled(config, weights, unused, notes, file)
 
 
 def _read(found: Found, ema: bool, file: str, configured: bool) -> tuple[list[Weight], Counter[str], list[str]]:

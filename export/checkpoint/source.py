@@ -39,8 +39,8 @@ class Source:
     """A loaded checkpoint: a `name` for people, the `model` in fp32 and eval mode at the size it was trained at, and
     the `tokenizer` (see `fixed_length`).
 
-    `account` says what became of the file's weights, `tokenizer_place` where the tokenizer is from and `folder` where
-    the configuration is; all None for random weights.
+    `account` says what became of the files' weights, `tokenizer_place` where the tokenizer is from, `folder` where the
+    configuration is and `files` which the weights are from; random weights have none of them.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Source:
     account: Account | None = None
     tokenizer_place: Path | None = None
     folder: Path | None = None
+    files: tuple[Path, ...] = ()
 
     @cached_property
     def record(self) -> Checkpoint:

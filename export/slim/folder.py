@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import Sam3ImageProcessor, Sam3Processor
 
 from export.checkpoint import Source
-from export.checkpoint.folder import TEXT_ENCODER
 from export.checkpoint.preprocessing import FILES
 from export.checkpoint.source import PART_WEIGHTS
 from export.checkpoint.tokenizer import load_tokenizer
@@ -26,11 +25,11 @@ REPORT = "slim.json"
 """What was done and what it cost, beside the weights."""
 
 
-def check_target(target: Path, source: Path) -> None:
+def check_target(target: Path, source: Path | None) -> None:
     """Raises ValueError where a folder cannot be written without touching what is there."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise ValueError(f"expected a folder that is not there yet, got {target}, which is; name another, or remove it")
-    if source.is_dir() and source.resolve() in target.resolve().parents:
+    if source and source.is_dir() and source.resolve() in target.resolve().parents:
         raise ValueError(f"expected a folder outside of the checkpoint, got {target} inside of {source}; name another")
 
 
@@ -61,8 +60,15 @@ def parted(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """One safetensors file. Tensors are copied where several share their memory."""
-    save_file({n: t.contiguous().clone() for n, t in weights.items()}, path, metadata={"format": "pt"})
+    """One safetensors file that everybody may read."""
+    save_file({name: _alone(tensor) for name, tensor in weights.items()}, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor in memory that no other has a part of, as in Meta's joined projections: safetensors wants that."""
+    own = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if own else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def write_description(folder: Path, source: Source, dtype: torch.dtype) -> None:
@@ -73,9 +79,7 @@ def write_description(folder: Path, source: Source, dtype: torch.dtype) -> None:
     if source.tokenizer_place is not None:
         tokenizer = load_tokenizer(source.tokenizer_place)
         size, mask = source.record.image_size, 4 * source.record.image_size // source.record.patch_size
-        images = Sam3ImageProcessor(
-            size={"height": size, "width": size}, mask_size={"height": mask, "width": mask}
-        )
+        images = Sam3ImageProcessor(size={"height": size, "width": size}, mask_size={"height": mask, "width": mask})
         Sam3Processor(images, tokenizer, target_size=size).save_pretrained(folder)
     for path in (source.folder / name for name in FILES) if source.folder else ():
         if path.is_file():  # it may say more than this project reads
@@ -85,21 +89,3 @@ def write_description(folder: Path, source: Source, dtype: torch.dtype) -> None:
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """`slim.json`"""
     (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-
-
-def megabytes(*paths: Path) -> float:
-    """Size in MB (10^6 bytes, as downloads are counted)."""
-    return round(sum(path.stat().st_size for path in paths) / 1e6, 1)
-
-
-__all__ = [
-    "TEXT_ENCODER",
-    "check_target",
-    "megabytes",
-    "parted",
-    "staged",
-    "text_folder",
-    "write_description",
-    "write_report",
-    "write_weights",
-]

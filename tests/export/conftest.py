@@ -4,6 +4,7 @@ made once a session."""
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPTokenizer, Sam3Config, Sam3Model
+from transformers import CLIPTokenizer, Sam3Config, Sam3LiteTextConfig, Sam3Model
 
 from ensemble.spec import ENGINES, Variant
 from export import checkpoint
@@ -83,6 +84,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def source(folder: Path) -> checkpoint.Source:
     return checkpoint.load(str(folder))
+
+
+@pytest.fixture(scope="session")
+def state(source: checkpoint.Source) -> dict[str, torch.Tensor]:
+    """The weights of the small random checkpoint."""
+    return dict(source.model.state_dict())
+
+
+@pytest.fixture(scope="session")
+def lite_folder(folder: Path, source: checkpoint.Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random SAM3-LiteText: everything but the text encoder has the sizes of the small checkpoint. Its table of
+    positions is longer than the tokenizer's 32 tokens."""
+    path = tmp_path_factory.mktemp("checkpoints") / "lite"
+    shutil.copytree(folder, path, ignore=shutil.ignore_patterns("*.safetensors"))
+    same = source.model.config.to_dict()
+    text = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, projection_dim=64)
+    text |= dict(max_position_embeddings=40, vocab_size=source.record.vocabulary_size, repmixer_kernel_size=5)
+    parts = {name: part for name, part in same.items() if name.endswith("_config") and name != "text_config"}
+    for name, part in parts.items():
+        if "model_type" in part and name != "vision_config":
+            parts[name] = part | {"model_type": part["model_type"].replace("sam3", "sam3_lite_text")}
+    model = checkpoint.random_source(Sam3LiteTextConfig(text_config=text, **parts), seed=1).model
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):  # batch statistics that are not those of a new layer
+            buffer.uniform_(0.5, 2.0)
+        elif name.endswith("running_mean"):
+            buffer.normal_(0, 0.5)
+    model.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -87,6 +87,12 @@ WEIGHTS = [
     ),
     ("never written", with_state(lambda s: s[TEXT].zero_()), ["1 weights are all zero", TEXT]),
     (
+        "sparse",
+        with_torch(lambda s: {**s, TEXT: s[TEXT].to_sparse()}),
+        ["1 weights are sparse or without values", TEXT],
+    ),
+    ("of no device", with_torch(lambda s: {**s, TEXT: s[TEXT].to("meta")}), ["sparse or without values", TEXT]),
+    (
         "twice",
         with_torch(lambda s: {**s, f"module.{TEXT}": s[TEXT]}),
         [f"1 weights are there twice: module.{TEXT} and {TEXT}"],
@@ -113,6 +119,7 @@ CONFIGURATIONS = [
         with_config(detr_decoder_config__num_queries="many"),
         ["transformers cannot read it", "num_q"],
     ),
+    ("a million layers", with_config(detr_encoder_config__num_layers=10**6), ["are 1000000, expected at most 256"]),
     (
         "no queries",
         with_config(detr_decoder_config__num_queries=0),
