@@ -21,6 +21,8 @@ from ensemble.postprocess import Detections
 from ensemble.preprocess.cpu import Preprocessor, attempt
 
 log = logging.getLogger(__name__)
+PATIENCE = 500
+"""Batches without want of memory after which larger decoder calls are tried again."""
 Prepared = Job | Exception
 """One frame of a batch: its job, or why it cannot be answered."""
 
@@ -44,6 +46,7 @@ class Detector:
     ) -> None:
         """`release` gives back memory that is kept for the next calls."""
         self.pipeline, self._preprocess, self._release = pipeline, preprocess, release
+        self._since_short = 0  # batches that memory sufficed for, since it did not
 
     def read(self, batch: list[Prepared]) -> Any:
         """Pixels uint8 [B,3,R,R] of the frames that can be read; in `batch`, a job whose frame cannot be read gives its
@@ -84,8 +87,17 @@ class Detector:
             found = begun.pipeline
         if isinstance(found, Exception):
             found = self._failed(begun.jobs, begun.pixel_values, found)
+        else:
+            self._recover()
         rest = iter(found or ())
         return [next(rest) if isinstance(item, Job) else item for item in begun.batch]
+
+    def _recover(self) -> None:
+        """After a while without want of memory, decoder calls take twice as many pairs again."""
+        self._since_short += 1
+        if self.pipeline.max_pairs < self.pipeline.variant.max_pairs and self._since_short >= PATIENCE:
+            self.pipeline.max_pairs = min(2 * self.pipeline.max_pairs, self.pipeline.variant.max_pairs)
+            self._since_short = 0
 
     def _run(self, jobs: Sequence[Job], pixel_values: Any) -> Sequence[Detections | Exception]:
         found = attempt(self.pipeline.run, jobs, pixel_values)
@@ -96,6 +108,7 @@ class Detector:
         what smaller calls find."""
         if not is_out_of_memory(error):
             return [error] * len(jobs)
+        self._since_short = 0
         self._release()
         half = len(jobs) // 2
         if half:
@@ -104,7 +117,7 @@ class Detector:
         if self.pipeline.max_pairs > 1:
             self.pipeline.max_pairs //= 2
             log.warning(
-                "memory ran out for one frame; from now on decoder calls take at most %d of its classes",
+                "memory ran out for one frame; decoder calls now take at most %d of its classes",
                 self.pipeline.max_pairs,
             )
             return self._run(jobs, pixel_values)

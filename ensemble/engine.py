@@ -96,7 +96,7 @@ class TritonPythonModel:
         if device_id is not None and "gpu_memory_mb" in parameters:
             stated_mb = float(parameters["gpu_memory_mb"]["string_value"])
             limit_memory(device_id, stated_mb - (gpu.used_mb(device_id) - before_mb) - TRITON_CONTEXT_MB)
-        self._overlaps = device_id is not None  # on the CPU, features are there when the call returns
+        self._answers_late = device_id is not None  # on the CPU, features are there when the call returns
         self._handed_over: Waiting[Part] = Waiting(MOST_WAITING)
         self._read: Waiting[Read] = Waiting(MOST_WAITING)
         self._threads = [threading.Thread(target=work, name=work.__name__) for work in (self._reading, self._computing)]
@@ -110,7 +110,7 @@ class TritonPythonModel:
             try:
                 self._handed_over.put(self._part(request, sender))
             except Exception as error:
-                _refuse(sender, error)
+                triton_io.send(sender, triton_io.refusal(error))
 
     def finalize(self) -> None:
         """Waits for the batches under way."""
@@ -143,7 +143,7 @@ class TritonPythonModel:
                 pixel_values = front.detector.read(prepared)
             except Exception as error:
                 for part in parts:
-                    _refuse(part.sender, error)
+                    triton_io.send(part.sender, triton_io.refusal(error))
                 continue
             self._read.put(Read(front, parts, jobs, prepared, pixel_values, time.perf_counter()))
 
@@ -155,12 +155,16 @@ class TritonPythonModel:
             parts = [part for read in batch for part in read.parts]
             begun = attempt(begin, batch)
             answered()
-            failed = isinstance(begun, Exception)
-            answered = partial(answer, parts, begun if failed else attempt(batch[0].front.detector.complete, begun))
-            if not self._overlaps or self._read.empty:
+            complete = batch[0].front.detector.complete
+            found = begun if isinstance(begun, Exception) else attempt(complete, begun)
+            answered = partial(self._answer, parts, found)
+            if not self._answers_late or self._read.empty:
                 answered()
                 answered = lambda: None  # noqa: E731
         answered()
+
+    def _answer(self, parts: Sequence[Any], answers: Sequence[Detections | Exception] | Exception) -> None:
+        answer(parts, answers)
 
 
 class Work(Protocol):
@@ -231,13 +235,6 @@ def begin(batch: Sequence[Read]) -> Begun:
     return batch[0].front.detector.begin([item for read in batch for item in read.prepared], joined(pixel_values))
 
 
-def _refuse(sender: Any, error: Exception) -> None:
-    """Answers one front model's batch with an error."""
-    invalid = isinstance(error, RequestError)
-    message = str(error) if invalid else f"{type(error).__name__}: {error}"
-    triton_io.send(sender, triton_io.error_response(message, invalid))
-
-
 def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception] | Exception) -> None:
     """Sends every part its share of the answers, or what failed for all, each exactly once whatever happens."""
     if isinstance(answers, Exception):
@@ -250,7 +247,7 @@ def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception] | Ex
             response = triton_io.response(handover.pack_answers(part.jobs, own, part.front.empty_masks))
         except Exception as error:
             log.exception("an answer could not be packed")
-            response = triton_io.error_response(f"{type(error).__name__}: {error}")
+            response = triton_io.refusal(error)
         triton_io.send(part.sender, response)
     front = parts[0].front
     front.metrics.update(front.detector.pipeline)

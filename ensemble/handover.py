@@ -13,7 +13,7 @@ import numpy as np
 from ensemble.interfaces import STAGES
 from ensemble.pipeline import Job
 from ensemble.postprocess import Detections
-from ensemble.request import Exemplars, FrameRequest, RequestError
+from ensemble.request import Exemplars, FrameRequest, RequestError, sentence
 from ensemble.spec import MAX_CLASSES, Variant
 
 ANSWERED, REJECTED, FAILED = range(3)
@@ -97,7 +97,7 @@ def pack_answers(jobs: Sequence[Job], answers: Sequence[Detections | Exception],
     def message(answer: Detections | Exception) -> bytes:
         if isinstance(answer, Detections):
             return b""
-        return (str(answer) if isinstance(answer, RequestError) else f"{type(answer).__name__}: {answer}").encode()
+        return sentence(answer).encode()
 
     def joined(name: str, start: np.ndarray) -> np.ndarray:
         return np.concatenate([start, *(getattr(answer, name) for answer in found)])

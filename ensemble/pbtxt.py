@@ -64,6 +64,22 @@ def write_engine(fronts: Fronts, gpus: Sequence[int], repository: Path, gpu_memo
     return _write(repository / interfaces.ENGINE_MODEL, text, "ensemble.engine")
 
 
+def write_direct(
+    variant: Variant,
+    engines: Mapping[str, str],
+    gpus: Sequence[int],
+    repository: Path,
+    gpu_memory_mb: float | None = None,
+) -> Path:
+    """Writes the engine model of one variant that clients call themselves, under the front model's name; otherwise as
+    `write_engine`."""
+    parameters = _engine_parameters({variant.front_name: (variant, engines)}, gpu_memory_mb)
+    parameters["variant"] = json.dumps(variant.to_dict(), separators=(",", ":"))
+    batching = [f"dynamic_batching {{ max_queue_delay_microseconds: {variant.queue_delay_us} }}"]
+    text = _render(variant.front, "python", _place(gpus), parameters, batching)
+    return _write(repository / variant.front_name, text, "ensemble.direct")
+
+
 def render(model: ModelSpec, variant: Variant, engine: str, engine_model: bool = False) -> str:
     """The `config.pbtxt` of `model` when `engine` (one of `spec.ENGINES`) runs the sub-models. Raises ValueError on an
     unknown engine."""
@@ -84,6 +100,14 @@ def render(model: ModelSpec, variant: Variant, engine: str, engine_model: bool =
 
 def render_engine(fronts: Fronts, gpus: Sequence[int], gpu_memory_mb: float | None = None) -> str:
     """The `config.pbtxt` of the engine model; see `write_engine`."""
+    return _render(interfaces.engine(), "python", _place(gpus), _engine_parameters(fronts, gpu_memory_mb))
+
+
+def _place(gpus: Sequence[int]) -> str:
+    return f"kind: KIND_GPU, gpus: [ {', '.join(map(str, gpus))} ], count: 1" if gpus else "kind: KIND_CPU, count: 1"
+
+
+def _engine_parameters(fronts: Fronts, gpu_memory_mb: float | None) -> dict[str, str]:
     told = {
         name: {"variant": variant.to_dict(), "engines": dict(engines)} for name, (variant, engines) in fronts.items()
     }
@@ -94,8 +118,7 @@ def render_engine(fronts: Fronts, gpus: Sequence[int], gpu_memory_mb: float | No
     }
     if gpu_memory_mb is not None:
         parameters["gpu_memory_mb"] = str(gpu_memory_mb)
-    place = f"kind: KIND_GPU, gpus: [ {', '.join(map(str, gpus))} ], count: 1" if gpus else "kind: KIND_CPU, count: 1"
-    return _render(interfaces.engine(), "python", place, parameters)
+    return parameters
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,6 +31,11 @@ class RequestError(ValueError):
     """A request that cannot be answered as it is; the message says what was expected, what came, and what to do."""
 
 
+def sentence(error: Exception) -> str:
+    """What a caller is told: a RequestError as it is, of others which kind they are."""
+    return str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True, slots=True)
 class Exemplars:
     """Boxes that show what is meant: `boxes` float32 [K,4] cxcywh in 0..1, `labels` int32 [K], 1 like this and 0 unlike

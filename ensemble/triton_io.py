@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
+from ensemble.request import RequestError, sentence
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +76,11 @@ def error_response(message: str, invalid: bool = False) -> Any:
     """An answer that tells one caller what was wrong: the request (`invalid`), or the server."""
     code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def refusal(error: Exception) -> Any:
+    """An answer that says what failed, and whether the request was at fault."""
+    return error_response(sentence(error), isinstance(error, RequestError))
 
 
 def send(sender: Any, response: Any) -> None:

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resolutions=options.resolution,
             **server_settings(options),
             sub_models=options.sub_models,
+            direct=options.direct,
         )
         if options.check:
             report = server.check()
@@ -124,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--resolution", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository")
     add_front_options(parser)
     add("--sub-models", action="store_true", help="serve each sub-model as a Triton model too, to measure the parts")
+    add(
+        "--direct",
+        action=argparse.BooleanOptionalAction,
+        help="clients call the process that holds the sub-models, without front models; default: for one resolution on"
+        " GPUs",
+    )
     add(
         "--probe-interval",
         type=float,

@@ -50,7 +50,8 @@ class EmbeddedServer:
     models (`repository.FRONT_SETTINGS`), which otherwise are as exported. `gpus` are the numbers of the GPUs to serve
     on, the first where none is named; `gpu_memory_mb` is how much of each may be taken, what is free where it is None;
     `text_encoder` is one of `start_check.TEXT_ENCODER`. With `sub_models` each sub-model is a Triton model of its own.
-    Raises ServerError with a remedy where something is missing.
+    With `direct` clients call the engine model, without front models between; None: for one resolution on GPUs. Raises
+    ServerError with a remedy where something is missing.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class EmbeddedServer:
         text_encoder: str = "auto",
         front: Mapping[str, int] | None = None,
         sub_models: bool = False,
+        direct: bool | None = None,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._timeout, self._arguments = address, start_timeout, tuple(arguments)
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
         self._text_encoder = "gpu" if sub_models and text_encoder == "auto" else text_encoder
+        self._direct = direct
         self._gpus, self._front, self._sub_models = tuple(gpus), dict(front or {}), sub_models
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
@@ -134,7 +137,9 @@ class EmbeddedServer:
         wide = [replace(s, variant=replace(s.variant, front_instances=n)) for s, n in zip(served, fronts, strict=True)]
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
-            self.root = repository.lay_out(wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb)
+            self.root = repository.lay_out(
+                wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb, self._is_direct(served)
+            )
             command = self._command(package, lay_out_backends(package, self._scratch))
             pool = round(self._pool([s.variant for s in served]) * MB)
             words = [f"{start_check.POOL_FLAG}{number}:" for number in cards]
@@ -221,6 +226,17 @@ class EmbeddedServer:
         if self._sub_models:
             return repository.adjusted(chosen, self._front)
         return repository.suited(chosen, self._front)
+
+    def _is_direct(self, served: Sequence[Served]) -> bool:
+        """Whether clients call the engine model. Raises ServerError where they cannot."""
+        if self._direct and (len(served) != 1 or self._sub_models):
+            raise ServerError(
+                f"clients can call the engine model of one resolution that holds its sub-models, got {len(served)}"
+                f" resolutions{' and --sub-models' if self._sub_models else ''}; leave out --direct"
+            )
+        if self._direct is None:
+            return len(served) == 1 and served[0].on_gpu and not self._sub_models
+        return self._direct
 
     def _cards(self, served: Sequence[Served]) -> dict[int, gpu.Gpu | None]:
         """The GPUs to serve on by number, None for one that NVML does not show: no GPU at all for models of the CPU.

@@ -89,6 +89,15 @@ class Served:
         return any(a.on_gpu for a in self.artifacts)
 
     @property
+    def engines(self) -> dict[str, str]:
+        """Of each sub-model by part."""
+        return {m.part: a.engine for m, a in zip(self.variant.sub_models, self.artifacts, strict=True)}
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder.parent / self.variant.text_encoder.name / "1" / "tokenizer.json"
+
+    @property
     def text_encoder_cpu(self) -> Artifact:
         """The text encoder's form for the CPU; it need not exist."""
         name = self.variant.text_encoder_cpu.name
@@ -176,18 +185,24 @@ def lay_out(
     gpus: Sequence[int] = (),
     sub_models: bool = False,
     gpu_memory_mb: float | None = None,
+    direct: bool = False,
 ) -> Path:
     """The repository that the embedded server loads, in `folder`, which it returns: the front models, and the engine
     model that holds their sub-models on each of `gpus`, or on the CPU where none is named.
 
-    With `sub_models` each sub-model is a Triton model of its own instead, and the front models call them. Artifacts are
-    linked, never copied.
+    With `sub_models` each sub-model is a Triton model of its own instead, and the front models call them. With `direct`
+    the one front model that there is holds the sub-models itself. Artifacts are linked, never copied.
     """
     root = folder / "repository"
+    if direct:
+        (one,) = served
+        own = pbtxt.write_direct(one.variant, one.engines, gpus, root, gpu_memory_mb)
+        _link(own / "1" / "tokenizer.json", one.tokenizer)
+        _link_artifacts(own, one)
+        return root
     for one in served:
         front = pbtxt.write(one.variant.front, one.variant, one.engine, root, engine_model=not sub_models)
-        tokenizer = one.folder.parent / one.variant.text_encoder.name / "1" / "tokenizer.json"
-        _link(front / "1" / "tokenizer.json", tokenizer)
+        _link(front / "1" / "tokenizer.json", one.tokenizer)
         for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
             if sub_models:
                 own = pbtxt.write(model, one.variant, artifact.engine, root)
@@ -195,18 +210,16 @@ def lay_out(
                     if file.suffix != ".py":
                         _link(own / "1" / file.name, file)
     if not sub_models:
-        engines = {
-            one.variant.front_name: (
-                one.variant,
-                {m.part: a.engine for m, a in zip(one.variant.sub_models, one.artifacts, strict=True)},
-            )
-            for one in served
-        }
+        engines = {one.variant.front_name: (one.variant, one.engines) for one in served}
         engine = pbtxt.write_engine(engines, gpus, root, gpu_memory_mb)
         for one in served:
-            for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
-                _link(engine / "1" / model.name, artifact.folder)
+            _link_artifacts(engine, one)
     return root
+
+
+def _link_artifacts(engine: Path, served: Served) -> None:
+    for model, artifact in zip(served.variant.sub_models, served.artifacts, strict=True):
+        _link(engine / "1" / model.name, artifact.folder)
 
 
 def _link(link: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from ensemble import detector as detector_module
 from ensemble.detector import Detector, is_out_of_memory, joined
 from ensemble.pipeline import Job, Pipeline
 from ensemble.preprocess.cpu import CpuPreprocessor
@@ -89,9 +90,22 @@ def test_decoder_calls_become_smaller_where_one_frame_is_too_much(detector, sub_
     short_of_memory(sub_models, "decoder", lambda size: size <= 1)
     names = ("aa", "bbb", "cccc")
     assert counts(run(detector, [job(1, names)])) == [6]
-    assert caplog.messages == ["memory ran out for one frame; from now on decoder calls take at most 1 of its classes"]
+    assert caplog.messages == ["memory ran out for one frame; decoder calls now take at most 1 of its classes"]
     assert counts(run(detector, [job(1, names), job(3, names)])) == [6, 6]
     assert len(caplog.messages) == 1, "it stays so"
+
+
+def test_decoder_calls_become_larger_again_after_a_while(detector, sub_models, monkeypatch):
+    monkeypatch.setattr(detector_module, "PATIENCE", 3)
+    short_of_memory(sub_models, "decoder", lambda size: size <= 1)
+    frame = [job(1, ("aa", "bbb", "cccc"))]
+    assert counts(run(detector, frame)) == [6]
+    assert detector.pipeline.max_pairs == 1
+    sizes = []
+    for _ in range(7):
+        assert counts(run(detector, frame)) == [6]
+        sizes.append(detector.pipeline.max_pairs)
+    assert sizes == [1, 1, 2, 1, 1, 1, 2], "after three good ones it is tried again"
 
 
 def test_no_memory_for_a_single_frame(detector, sub_models):

@@ -59,7 +59,7 @@ def picture(data):
 
 JPEG = encoded(FRAME, "JPEG", quality=90)
 BAD = {
-    "not an image": (picture(b"hello there, camera"), "expected a JPEG, PNG, WEBP file"),
+    "not an image": (picture(b"hello there, camera"), "expected a JPEG, PNG or WebP file"),
     "truncated JPEG": (picture(JPEG[: len(JPEG) // 2]), "cannot be decoded"),
     "0x0": (picture(bomb(0, 0)), "image: "),
     "40,000 x 40,000": (picture(bomb(40_000, 40_000)), "at most 50,000,000 pixels"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from ensemble.callers import Callers
 from ensemble.front import TritonPythonModel
 from ensemble.handover import EngineError
 from ensemble.metrics import FrontMetrics
@@ -29,8 +30,7 @@ def detections(count):
 def model():
     """A front model whose engine gives the answers that a test puts there."""
     made = TritonPythonModel()
-    made.variant, made.tokenizer = VARIANT, WORDS
-    made.metrics = FrontMetrics("sam3_r28", VARIANT.max_batch)
+    made.callers = Callers(VARIANT, WORDS, FrontMetrics("sam3_r28", VARIANT.max_batch))
     made.answers = []
 
     def detect(batch):

@@ -1,0 +1,73 @@
+"""The callers' side of a model that clients call: requests to jobs, and detections to responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ensemble import request, triton_io
+from ensemble.detector import Prepared
+from ensemble.interfaces import STAGES
+from ensemble.metrics import FrontMetrics
+from ensemble.pipeline import Job
+from ensemble.postprocess import Detections, to_rle
+from ensemble.prompts import PromptTokenizer
+from ensemble.spec import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """What a model of one variant needs to understand its callers and to answer them."""
+
+    variant: Variant
+    tokenizer: PromptTokenizer
+    metrics: FrontMetrics
+
+    @classmethod
+    def of(cls, variant: Variant, args: Mapping[str, str]) -> Callers:
+        """`args` are those of Triton's `initialize`. The tokenizer lies beside the model where the server was laid out
+        for an engine model, with the text encoder otherwise."""
+        folder = Path(args["model_repository"])
+        own = folder / args["model_version"] / "tokenizer.json"
+        shared = folder.parent / variant.text_encoder.name / "1" / "tokenizer.json"
+        tokenizer = PromptTokenizer(own if own.exists() else shared, variant.checkpoint.context_length)
+        return cls(variant, tokenizer, FrontMetrics(args["model_name"], variant.max_batch))
+
+    def parse(self, arrays: Mapping[str, np.ndarray]) -> Job:
+        """The job that a request's arrays ask for. Raises RequestError."""
+        wanted = request.parse(arrays, self.variant.max_boxes)
+        return Job(wanted, [self.tokenizer(name) for name in wanted.classes])
+
+    def respond(self, item: Prepared, answer: Detections | Exception, start: float, frames: int) -> Any:
+        """The response to one caller, whose request came at `start` (`time.perf_counter`) and shared its batch with
+        `frames` frames, itself among them."""
+        if isinstance(answer, Exception):
+            invalid = isinstance(answer, request.RequestError)
+            self.metrics.frame("rejected" if invalid else "failed")
+            return triton_io.refusal(answer)
+        assert isinstance(item, Job), "only jobs have detections"
+        begun = time.perf_counter()
+        masks, rle = answer.mask_bits, []
+        if item.request.mask_format == "rle":
+            masks, rle = masks[:0], to_rle(masks, self.variant.mask_size)
+        now = time.perf_counter()
+        item.add_ms("pack", (now - begun) * 1e3)
+        item.stage_ms["total"] = (now - start) * 1e3
+        arrays = {
+            "boxes": answer.boxes,
+            "scores": answer.scores,
+            "class_ids": answer.class_ids,
+            "presence": answer.presence,
+            "mask_bits": masks,
+            "mask_rle": np.array(rle, dtype=object),
+            "frame_size": np.array(item.frame_size, np.int32),
+            "stage_ms": np.array([item.stage_ms.get(stage, 0.0) for stage in STAGES], np.float32),
+            "batch": np.array([frames], np.int32),
+        }
+        self.metrics.frame("ok", len(answer.scores), item.stage_ms)
+        return triton_io.response({name: array[None] for name, array in arrays.items()})
