@@ -112,7 +112,7 @@ def test_a_broken_artifact_never_enters_and_what_was_not_at_fault_is_not_built_a
             perturb(path, "box_head.layer3.bias", factor)
         return {}
 
-    monkeypatch.setattr(exporting, "ready", lambda name, tensorrt: replace(made, build=build))
+    monkeypatch.setattr(exporting, "ready", lambda name, tensorrt, precision: replace(made, build=build))
     with pytest.raises(GateError, match="pred_boxes"):
         export_fresh(root, 112)
     assert (root / decoder / "1" / "model.onnx").read_bytes() == before
