@@ -70,7 +70,8 @@ class LiteTextEncoder(nn.Module):
         length = config.max_position_embeddings
         self.end: int = config.eos_token_id
         self.tokens = text.embeddings.token_embedding
-        self.positions = text.embeddings.position_embedding.position_embedding[0, 0]  # [L,W]
+        table = text.embeddings.position_embedding.position_embedding.detach()
+        self.positions = nn.Parameter(table[0, 0], requires_grad=False)  # [L,W]
         self.layers = nn.ModuleList(
             TextLayer(layer, form) if hasattr(layer, "self_attn") else MixerLayer(layer) for layer in text.layers
         )

@@ -35,18 +35,21 @@ def test_every_weight_is_loaded_and_positions_have_the_tokenizers_length(lite, l
     assert found[table].shape == (1, 1, 32, 64)
 
 
-def test_features_are_those_of_transformers(lite, lite_folder, error):
+@pytest.mark.parametrize(
+    ("form", "precision", "limit"), [("explicit", "fp32", EXACT), ("fused", "fp32", EXACT), ("explicit", "fp16", 5e-3)]
+)
+def test_features_are_those_of_transformers(lite, lite_folder, error, form, precision, limit):
     """Its own model stretches the positions on every call; the sub-model has batch norms and skips folded in."""
     theirs = Sam3LiteTextModel.from_pretrained(lite_folder).eval()
     tokens = AutoTokenizer.from_pretrained(lite_folder)(
         list(PROMPTS), padding="max_length", max_length=32, return_tensors="pt"
     )
     wanted = theirs.get_text_features(**tokens, return_dict=True).pooler_output
-    for form in ("explicit", "fused"):
-        module = make_part("text_encoder", lite.model, Style(form, "plain"), "fp32")
-        found = module(tokens["input_ids"].int())
-        real = tokens["attention_mask"].bool()
-        assert error(found[real], wanted[real]) < EXACT
+    real = tokens["attention_mask"].bool()
+    module = make_part("text_encoder", lite.model, Style(form, "plain"), precision)
+    found = module(tokens["input_ids"].int())
+    assert found.dtype == {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    assert error(found[real].float(), wanted[real]) < limit
 
 
 def test_an_export_beside_sam3_builds_the_text_encoder_alone(exported, lite, tmp_path, source):
