@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -193,6 +193,15 @@ def export_fresh(source: checkpoint.Source) -> Callable[..., Export]:
     """(root, resolution, precision, source) -> an export of its own, of the random checkpoint unless another is
     given."""
     return lambda root, resolution, precision="fp32", other=None: export(other or source, root, resolution, precision)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of many small tensors, on which threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -163,6 +163,7 @@ CONFIGURATIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(("write", "words"), table(*WEIGHTS, *CONFIGURATIONS))
 def test_refusals_say_what_is_wrong(bare_folder, state, write, words):
     refusal(bare_folder, state, write, words)

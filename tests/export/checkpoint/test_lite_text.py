@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Sam3LiteTextModel
 
+from ensemble.spec import Variant
 from export.checkpoint import at_size, load
-from export.gate.frames import drawn_frames
+from export.engines.onnx import export_onnx
+from export.engines.onnxruntime import onnx_session
+from export.engines.registry import ready
+from export.engines.tensorrt.settings import TensorRT
+from export.manifest import recipe
 from export.sub_models.parts import PARTS, Style, make_part
-from export.variant import Job, export_variant
 
 EXACT = 2e-6
 PROMPTS = ("red circle", "the thing on the left", "ring", "a very long name of a thing that has many words", "")
@@ -52,15 +56,22 @@ def test_features_are_those_of_transformers(lite, lite_folder, error, form, prec
     assert error(found[real].float(), wanted[real]) < limit
 
 
-def test_an_export_beside_sam3_builds_the_text_encoder_alone(exported, lite, tmp_path, source):
+def test_beside_sam3_only_the_text_encoder_is_out_of_date(lite, source):
     """With the weights of SAM3 in the other four sub-models, as the published ones have."""
-    shared = {n: t for n, t in source.model.state_dict().items() if not n.startswith("text_")}
     model = at_size(lite.model, 112, 20)
+    shared = {name: tensor for name, tensor in source.model.state_dict().items() if not name.startswith("text_")}
     model.load_state_dict(shared, strict=False)
     both = replace(lite, model=model)
-    assert {part for part in PARTS if both.part_sha256(part) != source.part_sha256(part)} == {"text_encoder"}
-    export = exported(112)
-    root = shutil.copytree(export.root, tmp_path / "repository")
-    variant = replace(export.variant, checkpoint=both.record)
-    written = export_variant(Job(both, variant, "onnxruntime", root, drawn_frames(2, 112)))
-    assert [w.model for w in written if w.state == "built"] == ["sam3_text_encoder"]
+    variant, tool = Variant(112, 20, "fp32", checkpoint=source.record), ready("onnxruntime", TensorRT())
+    other = replace(variant, checkpoint=both.record)
+    stale = {part for part in PARTS if recipe(both, other, part, tool) != recipe(source, variant, part, tool)}
+    assert stale == {"text_encoder"}
+
+
+def test_the_artifact_computes_the_same(lite, tmp_path, error):
+    variant = Variant(112, 20, "fp32", checkpoint=lite.record)
+    module = make_part("text_encoder", lite.model, Style("explicit", "plain"), "fp32")
+    export_onnx(module, variant.text_encoder, tmp_path / "model.onnx")
+    ids = np.array([lite.tokenizer.encode(words).ids for words in PROMPTS], np.int32)
+    found = onnx_session(tmp_path / "model.onnx")({"input_ids": ids})["text_features"]
+    assert error(torch.from_numpy(found), module(torch.from_numpy(ids))) < EXACT
