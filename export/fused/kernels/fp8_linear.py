@@ -19,6 +19,24 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from export.fused.kernels.launch import traced_with_descriptors
 
 LARGEST = tl.constexpr(448.0)  # of E4M3
+GELU_OF_FOUR = tl.constexpr(
+    """{
+    .reg .b32 a, b, s, t, h, c, d; .reg .b16 e, f;
+    mov.b32 c, 0x3a623a62; mov.b32 d, 0x28912891;
+    cvt.rn.f16x2.f32 h, $5, $5;
+    cvt.rn.f16x2.f32 a, $2, $1;              cvt.rn.f16x2.f32 b, $4, $3;
+    mul.rn.f16x2 s, a, a;                    mul.rn.f16x2 t, b, b;
+    fma.rn.f16x2 s, s, d, c;                 fma.rn.f16x2 t, t, d, c;
+    mul.rn.f16x2 s, s, a;                    mul.rn.f16x2 t, t, b;
+    tanh.approx.f16x2 s, s;                  tanh.approx.f16x2 t, t;
+    mul.rn.f16x2 a, a, h;                    mul.rn.f16x2 b, b, h;
+    fma.rn.f16x2 a, a, s, a;                 fma.rn.f16x2 b, b, t, b;
+    cvt.rn.satfinite.e4m3x2.f16x2 e, a;      cvt.rn.satfinite.e4m3x2.f16x2 f, b;
+    mov.b32 $0, {e, f};
+    }"""
+)
+"""GELU of the four numbers $1 to $4, times twice $5, rounded to E4M3: x (1 + tanh(x (c + d x^2))) / 2 in halves, which
+have seven bits more than E4M3. It takes less than half of the instructions of the same in fp32."""
 PLAIN, GELU, RESIDUAL, ROTARY = 0, 1, 2, 3
 SWIZZLED = 128
 """Most bytes of a row of a descriptor's block: Triton makes several of a longer one, a compiled package does not."""
@@ -46,7 +64,7 @@ def fp8_linear_kernel(
     PARTS: tl.constexpr,  # in which a tile is finished, 1 or 2
     DESCRIPTORS: tl.constexpr,  # of x and weight
     STORES: tl.constexpr,  # by a descriptor
-    FAST: tl.constexpr,  # hyperbolic tangent by the GPU's own instruction
+    PACKED: tl.constexpr,  # GELU in halves, two at a time
 ):  # fmt: skip
     """Every tile whose number is this program's, counted in steps of the number of programs."""
     rows = tl.cast(rows, tl.int32)  # a number that varies from call to call comes as 64 bits in a compiled package
@@ -74,13 +92,13 @@ def fp8_linear_kernel(
                     left if part == 0 else right,
                     *(bias_ptr, residual_ptr, cos_ptr, sin_ptr, out, scale, inverse, row),
                     *(column + part * (COLUMNS // 2), rows, tokens),
-                    *(OUTPUTS, ROWS, COLUMNS // 2, ENDING, HALF, TURNED, STORES, FAST),
+                    *(OUTPUTS, ROWS, COLUMNS // 2, ENDING, HALF, TURNED, STORES, PACKED),
                 )
         else:
             _finish(
                 total,
                 *(bias_ptr, residual_ptr, cos_ptr, sin_ptr, out, scale, inverse, row, column, rows, tokens),
-                *(OUTPUTS, ROWS, COLUMNS, ENDING, HALF, TURNED, STORES, FAST),
+                *(OUTPUTS, ROWS, COLUMNS, ENDING, HALF, TURNED, STORES, PACKED),
             )
 
 
@@ -103,7 +121,7 @@ def _finish(
     HALF: tl.constexpr,
     TURNED: tl.constexpr,
     STORES: tl.constexpr,
-    FAST: tl.constexpr,
+    PACKED: tl.constexpr,
 ):  # fmt: skip
     """Writes the outputs of a tile [ROWS,COLUMNS] at `row` and `column`, of which `total` is the product."""
     down, across = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
@@ -111,13 +129,12 @@ def _finish(
     place = down.to(tl.int64)[:, None] * OUTPUTS + across[None, :]
     y = total * scale + tl.load(bias_ptr + across, mask=across < OUTPUTS, other=0.0).to(tl.float32)[None, :]
     if ENDING == 1:
-        slope = y * (0.7978845608028654 + 0.035677408136300125 * y * y)  # sqrt(2/pi) * (y + 0.044715 y^3)
-        if FAST:
-            rise = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [slope], tl.float32, True, 1)
-            y = y * (0.5 + 0.5 * rise)
+        if PACKED:
+            y = tl.inline_asm_elementwise(GELU_OF_FOUR, "=r" + ",f" * 8, [y, 0.5 * inverse], tl.float8e4nv, True, 4)
         else:
-            y = y / (1.0 + tl.exp2(-2.8853900817779268 * slope))
-        y = tl.minimum(tl.maximum(y * inverse, -LARGEST), LARGEST)
+            slope = y * (0.7978845608028654 + 0.035677408136300125 * y * y)  # sqrt(2/pi) * (y + 0.044715 y^3)
+            y = y / (1.0 + tl.exp2(-2.8853900817779268 * slope)) * inverse
+            y = tl.minimum(tl.maximum(y, -LARGEST), LARGEST)
     if ENDING == 2:
         y += tl.load(residual_ptr + place, mask=inside, other=0.0).to(tl.float32)
     if ENDING == 3:
@@ -153,7 +170,7 @@ class Tile:
     programs: int = 1
     descriptors: bool = True
     stores: bool = False
-    fast: bool = True
+    packed: bool = True
     group: int = 8
 
 
@@ -214,14 +231,14 @@ def launch_fp8_linear(
         PARTS=tile.parts,
         DESCRIPTORS=tile.descriptors,
         STORES=stores,
-        FAST=tile.fast,
+        PACKED=tile.packed,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     return out
 
 
-INTERPRETED = Tile(16, 64, 32, parts=2, warps=4, stages=1, descriptors=False, fast=False)
+INTERPRETED = Tile(16, 64, 32, parts=2, warps=4, stages=1, descriptors=False, packed=False)
 
 
 def _power(size: int) -> int:

@@ -36,7 +36,7 @@ def test_linear_layers(layer: str, capability: int, most_kib: int) -> None:
         types["out"] = block.format(tile.rows, tile.columns // tile.parts)
     constants = dict(OUTPUTS=outputs, INPUTS=inputs, ENDING=ending, HALF=32, TURNED=2048)
     constants |= dict(ROWS=tile.rows, COLUMNS=tile.columns, INNER=tile.inner, GROUP=tile.group)
-    constants |= dict(PARTS=tile.parts, DESCRIPTORS=tile.descriptors, STORES=stores, FAST=tile.fast)
+    constants |= dict(PARTS=tile.parts, DESCRIPTORS=tile.descriptors, STORES=stores, PACKED=tile.packed)
     made = compiled("fp8_linear", types, constants, capability, tile.warps, tile.stages)
     assert multiplies(capability, made.asm["ptx"])
     assert ("cp.async.bulk.tensor" in made.asm["ptx"]) is tile.descriptors
