@@ -40,9 +40,11 @@ class AotiRunner:
     def __init__(self, path: Path, device_id: int | None) -> None:
         self._device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
         torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it, but ten bits of mantissa are not fp32
-        # One thread computes. With the locks of several, an event that a run waits for, and no CUDA graph.
-        self._package = torch._inductor.aoti_load_package(
-            str(path), run_single_threaded=True, device_index=-1 if device_id is None else device_id
+        # The loader that `torch._inductor.aoti_load_package` wraps: the wrapper imports the compiler, eight seconds of
+        # a start, and reads two JSON documents in each call. One thread computes: with the locks of several there is
+        # an event that a run waits for, and no CUDA graph.
+        self._package = torch._C._aoti.AOTIModelPackageLoader(
+            str(path), "model", True, 1, -1 if device_id is None else device_id
         )
         self._captured = CapturedCalls(self._run)
         metadata = self._package.get_metadata()
@@ -73,8 +75,7 @@ class AotiRunner:
         return dict(zip(self.outputs, results, strict=True))
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        results = self._package(*inputs)
-        return [results] if isinstance(results, torch.Tensor) else list(results)  # a single output comes bare
+        return self._package.boxed_run(list(inputs))
 
     def _is_small(self, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether the processor's launches take longer than the GPU's work. The first input's first axis are images, of
