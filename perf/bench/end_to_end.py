@@ -124,7 +124,8 @@ def measure_server(
         serving(options, [variant.resolution]) as target,
     ):
         look_once(target.grpc, variant.front_name, load.pictures()[0], options.classes)
-        point = Point(FRONT, variant.resolution, 1, options.classes)
+        own = variant.precision if variant.front_name.endswith(variant.precision) else ""
+        point = Point(FRONT, variant.resolution, 1, options.classes, precision=own)
         gpus = len(server_settings(options)["gpus"])
         for cameras, in_flight in loads(options.cameras, options.in_flight):
             under_way = replace(point, cameras=cameras * in_flight)
@@ -133,7 +134,7 @@ def measure_server(
             )
             about = {"resolution": variant.resolution, "gpus": gpus, "cameras": cameras}
             about |= {"in_flight": in_flight, "classes": options.classes}
-            row = {"engine": served.engine, **about, **{name: round(told[name], 2) for name in FIGURES}}
+            row = {"engine": served.engine, "precision": variant.precision, **about, **{name: round(told[name], 2) for name in FIGURES}}
             row |= {"peak_mb": round(told["gpu_memory_mb"], 2), "cosine": round(min(cosines), 6)}
             yield row, told | about | {"variant": variant.to_dict()}
 

@@ -32,10 +32,12 @@ class Point:
     shared_memory: str = "none"
     masks: str = "bits"
     turn: int = 1  # a sweep may go over all its points several times
+    precision: str = ""  # int8 or fp8, which have models of their own; the others share names
 
     @property
     def model(self) -> str:
-        return f"sam3_r{self.resolution}" if self.target == FRONT else f"sam3_{self.target}_r{self.resolution}"
+        start = "sam3" if self.target == FRONT else f"sam3_{self.target}"
+        return f"{start}_r{self.resolution}{self.precision and f'_{self.precision}'}"
 
     @property
     def label(self) -> str:

@@ -19,6 +19,7 @@ def test_resolutions_are_measured_side_by_side():
     ("point", "expected"),
     [
         pytest.param(Point("front", 252, 8, 4), ["-m", "sam3_r252", "-u", "g:1", "-i", "grpc"], id="cameras over gRPC"),
+        pytest.param(Point("front", 252, 8, 4, precision="fp8"), ["-m", "sam3_r252_fp8"], id="a precision of its own"),
         pytest.param(Point("front", 252, 8, 4, protocol="http"), ["-u", "h:2", "-i", "http"], id="over HTTP"),
         pytest.param(Point("front", 252, 8, 4), ["--concurrency-range", "8"], id="answers are waited for"),
         pytest.param(Point("front", 252, 1, 4, rate=12.5), ["--request-rate-range", "12.5"], id="fixed rate"),
