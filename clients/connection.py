@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.calls import AsyncCalls, BlockingCalls
 from clients.detections import Detections
-from clients.errors import ModelNotFound, Sam3ServerError
+from clients.errors import OF_ANOTHER, TRIES, InvalidRequest, ModelNotFound, Sam3ServerError
 from clients.message import Image, Options, build_request, parse_response
 from clients.transport import DEFAULT_TIMEOUT_S, Server, front_models, listing, only_model
 
@@ -109,6 +109,15 @@ class Client(_Connection):
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
     def _infer(self, model: str, inputs: list[Any]) -> Any:
+        for left in reversed(range(TRIES)):
+            try:
+                return self._infer_once(model, inputs)
+            except InvalidRequest as error:
+                if not left or OF_ANOTHER not in str(error):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _infer_once(self, model: str, inputs: list[Any]) -> Any:
         if self.server.protocol == "http":
             return self._call("infer", model, inputs, model=model)
         try:
@@ -174,6 +183,15 @@ class AsyncClient(_Connection):
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
     async def _infer(self, model: str, inputs: list[Any]) -> Any:
+        for left in reversed(range(TRIES)):
+            try:
+                return await self._infer_once(model, inputs)
+            except InvalidRequest as error:
+                if not left or OF_ANOTHER not in str(error):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _infer_once(self, model: str, inputs: list[Any]) -> Any:
         if self.server.protocol == "http":
             return await self._call("infer", model, inputs, model=model)
         triton = self._open()

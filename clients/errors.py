@@ -22,6 +22,13 @@ INVALID_STATUS: Final = frozenset({"StatusCode.INVALID_ARGUMENT", "400", "413", 
 NOT_FOUND_STATUS: Final = frozenset({"StatusCode.NOT_FOUND", "404"})
 
 
+OF_ANOTHER: Final = "incomplete string data for inference input"
+"""Triton's python backend tells this to every request of a batch in which one request's text is broken off. Those of
+this package never are."""
+TRIES: Final = 5
+"""How often a request that another one has spoilt is sent."""
+
+
 class Sam3ServerError(Exception):
     """Any failure of a request. Raised as it is where the server failed internally (its message is kept)."""
 

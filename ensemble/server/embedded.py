@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import sys
 import tempfile
 import time
 import urllib.error
@@ -26,7 +28,7 @@ from ensemble.server import gpu, repository, start_check
 from ensemble.server.health import Health
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.ports import choose_ports
-from ensemble.server.process import ServerProcess
+from ensemble.server.process import ServerProcess, triton_command
 from ensemble.server.repository import Served
 from ensemble.server.requirements import (
     ServerError,
@@ -39,6 +41,8 @@ from ensemble.server.requirements import (
 )
 from ensemble.spec import Variant
 
+LOOPBACK = "127.0.0.1"
+"""Where Triton's own HTTP listens, behind the guard (`ensemble/server/guard.py`)."""
 NO_METRICS = "--allow-metrics=false"
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,7 @@ class EmbeddedServer:
         self.root = self.repository
         """The repository that Triton was started with."""
         self._process: ServerProcess | None = None
+        self._guard: ServerProcess | None = None
         self._started: list[Served] = []
         self._scratch: Path | None = None
 
@@ -140,14 +145,22 @@ class EmbeddedServer:
             self.root = repository.lay_out(
                 wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb, self._is_direct(served)
             )
-            command = self._command(package, lay_out_backends(package, self._scratch))
+            (inner_port,) = choose_ports(LOOPBACK, (0,))
+            backends = lay_out_backends(package, self._scratch)
+            ports = {"http": (LOOPBACK, inner_port)} | {
+                kind: (self.address, port) for kind, port in (("grpc", self.grpc_port), ("metrics", self.metrics_port))
+            }
+            command = triton_command(package, backends, self.root, self.identity, ports)
             pool = round(self._pool([s.variant for s in served]) * MB)
             words = [f"{start_check.POOL_FLAG}{number}:" for number in cards]
             command += [f"{word}{pool}" for word in words if not any(a.startswith(word) for a in self._arguments)]
             command += self._arguments
             self._process = ServerProcess(command, environment(package, libpython))
+            guard = [sys.executable, "-m", "ensemble.server.guard", "--address", self.address]
+            guard += ["--port", str(self.http_port), "--target", f"{LOOPBACK}:{inner_port}"]
+            self._guard = ServerProcess(guard, os.environ)
             self._wait_until_ready()
-            self._process.watch_children()
+            self._process.watch_children({self._guard.pid: "the guard of the HTTP port"})
         except BaseException:
             self.stop()
             raise
@@ -156,8 +169,9 @@ class EmbeddedServer:
     def stop(self, patience: float = 20.0) -> None:
         """Ends the server in order, or after `patience` seconds at once, and what it left in shared memory; may be
         called twice."""
-        if self._process is not None:
-            self._process.stop(patience)
+        for process in (self._guard, self._process):  # Triton waits for connections that are still open
+            if process is not None:
+                process.stop(patience)
         for leftover in Path("/dev/shm").glob(f"{self.identity}*"):
             leftover.unlink(missing_ok=True)
         if self._scratch is not None:
@@ -180,22 +194,6 @@ class EmbeddedServer:
         health = self.health
         for front in health.fronts:
             health.probe(front, timeout)
-
-    def _command(self, package: Path, backends: Path) -> list[str]:
-        return [
-            str(package / "tritonserver" / "bin" / "tritonserver"),
-            f"--id={self.identity}",
-            f"--model-repository={self.root}",
-            f"--backend-directory={backends}",
-            f"--backend-config=python,shm-region-prefix-name={self.identity}",
-            "--disable-auto-complete-config",
-            "--grpc-http2-max-ping-strikes=0",  # clients ping while they wait; the default closes their connections
-            "--exit-timeout-secs=3",  # an idle keep-alive connection counts as work in progress until then
-            *(f"--{kind}-address={self.address}" for kind in ("http", "grpc", "metrics")),
-            f"--http-port={self.http_port}",
-            f"--grpc-port={self.grpc_port}",
-            f"--metrics-port={self.metrics_port}",
-        ]
 
     def check(self) -> dict[str, Any]:
         """What `start` would serve and on what, for people (`lines`) and programs. Raises ServerError where it cannot
@@ -264,11 +262,14 @@ class EmbeddedServer:
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None, "start() has made it"
+        assert self._guard is not None, "start() has made it"
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
             if not self.running:
                 time.sleep(0.3)  # the last log lines
                 raise ServerError(f"Triton did not start.\n{self._process.errors()}")
+            if not self._guard.running:
+                raise ServerError(f"nothing listens on {self.http_url}.\n{self._guard.errors()}")
             if self._get("/v2/health/ready") is not None:
                 about = json.loads(self._get("/v2") or "{}")
                 if about.get("name") != self.identity:

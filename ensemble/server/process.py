@@ -65,9 +65,10 @@ class ServerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def watch_children(self) -> None:
-        """From now on `wait` notices when a process of a python model ends: Triton itself never starts it again."""
-        self._children = {pid: _model_of(pid) for pid in _children(self.pid)}
+    def watch_children(self, others: Mapping[int, str] | None = None) -> None:
+        """From now on `wait` notices when a process of a python model ends, which Triton itself never starts again, or
+        one of `others`: process id -> name."""
+        self._children = {pid: _model_of(pid) for pid in _children(self.pid)} | dict(others or {})
 
     def wait(self, seconds: float) -> None:
         """Blocks for so long while all is well. Raises ServerError when the server or one of its models has ended."""
@@ -118,6 +119,24 @@ class ServerProcess:
             else:
                 log.debug(text)
         process.wait()
+
+
+def triton_command(
+    package: Path, backends: Path, repository: Path, identity: str, ports: Mapping[str, tuple[str, int]]
+) -> list[str]:
+    """The command line of the embedded Triton; `ports` are address and port of "http", "grpc" and "metrics"."""
+    return [
+        str(package / "tritonserver" / "bin" / "tritonserver"),
+        f"--id={identity}",
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={identity}",
+        "--disable-auto-complete-config",
+        "--grpc-http2-max-ping-strikes=0",  # clients ping while they wait; the default closes their connections
+        "--exit-timeout-secs=3",  # an idle keep-alive connection counts as work in progress until then
+        *(f"--{kind}-address={address}" for kind, (address, _) in ports.items()),
+        *(f"--{kind}-port={port}" for kind, (_, port) in ports.items()),
+    ]
 
 
 def _readable(line: str) -> tuple[int, str]:

@@ -21,6 +21,7 @@ class Answers:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.came = self.cancelled = self.answered = 0
+        self.sentence = "an answer of the server's"
 
     def infer(self, request: service_pb2.ModelInferRequest, context: grpc.ServicerContext):
         self.came += 1
@@ -33,7 +34,7 @@ class Answers:
         self.go.wait(60)
         ended.set()
         self.answered += 1
-        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an answer of the server's")
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, self.sentence)
 
 
 @contextlib.contextmanager

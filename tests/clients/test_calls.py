@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from clients import AsyncClient, Client, InvalidRequest, RequestTimeout, ServerUnavailable, calls, transport
+from clients.errors import TRIES
 from clients.transport import DEFAULT_TIMEOUT_S, KEEPALIVE_S, Server
 from tests.clients.grpc_server import Answers, Relay, serving, wait_until
 
@@ -75,6 +76,16 @@ def test_errors_are_passed_on(answers, port, kind):
     answers.go.set()
     with pytest.raises(InvalidRequest, match="an answer of the server's"):
         detect(kind, f"127.0.0.1:{port}", 60)
+    assert answers.came == 1
+
+
+@pytest.mark.parametrize("kind", ["blocking", "asyncio"])
+def test_a_request_that_another_one_of_its_batch_spoilt_is_sent_again(answers, port, kind):
+    answers.go.set()
+    answers.sentence = "incomplete string data for inference input 'classes', expecting string of length 11"
+    with pytest.raises(InvalidRequest, match="incomplete string data"):
+        detect(kind, f"127.0.0.1:{port}", 60)
+    assert answers.came == TRIES
 
 
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
