@@ -19,21 +19,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from export.fused.kernels.launch import traced_with_descriptors
 
 LARGEST = tl.constexpr(448.0)  # of E4M3
-GELU_OF_FOUR = tl.constexpr(
-    """{
-    .reg .b32 a, b, s, t, h, c, d; .reg .b16 e, f;
-    mov.b32 c, 0x3a623a62; mov.b32 d, 0x28912891;
-    cvt.rn.f16x2.f32 h, $5, $5;
-    cvt.rn.f16x2.f32 a, $2, $1;              cvt.rn.f16x2.f32 b, $4, $3;
-    mul.rn.f16x2 s, a, a;                    mul.rn.f16x2 t, b, b;
-    fma.rn.f16x2 s, s, d, c;                 fma.rn.f16x2 t, t, d, c;
-    mul.rn.f16x2 s, s, a;                    mul.rn.f16x2 t, t, b;
-    tanh.approx.f16x2 s, s;                  tanh.approx.f16x2 t, t;
-    mul.rn.f16x2 a, a, h;                    mul.rn.f16x2 b, b, h;
-    fma.rn.f16x2 a, a, s, a;                 fma.rn.f16x2 b, b, t, b;
-    cvt.rn.satfinite.e4m3x2.f16x2 e, a;      cvt.rn.satfinite.e4m3x2.f16x2 f, b;
-    mov.b32 $0, {e, f};
-    }"""
+GELU_OF_FOUR = tl.constexpr(  # on one line: PyTorch writes it into a string of its own when it makes a package
+    "{ .reg .b32 a, b, s, t, h, c, d; .reg .b16 e, f;"
+    " mov.b32 c, 0x3a623a62; mov.b32 d, 0x28912891; cvt.rn.f16x2.f32 h, $5, $5;"
+    " cvt.rn.f16x2.f32 a, $2, $1; cvt.rn.f16x2.f32 b, $4, $3;"
+    " mul.rn.f16x2 s, a, a; mul.rn.f16x2 t, b, b;"
+    " fma.rn.f16x2 s, s, d, c; fma.rn.f16x2 t, t, d, c;"
+    " mul.rn.f16x2 s, s, a; mul.rn.f16x2 t, t, b;"
+    " tanh.approx.f16x2 s, s; tanh.approx.f16x2 t, t;"
+    " mul.rn.f16x2 a, a, h; mul.rn.f16x2 b, b, h;"
+    " fma.rn.f16x2 a, a, s, a; fma.rn.f16x2 b, b, t, b;"
+    " cvt.rn.satfinite.e4m3x2.f16x2 e, a; cvt.rn.satfinite.e4m3x2.f16x2 f, b; mov.b32 $0, {e, f}; }"
 )
 """GELU of the four numbers $1 to $4, times twice $5, rounded to E4M3: x (1 + tanh(x (c + d x^2))) / 2 in halves, which
 have seven bits more than E4M3. It takes less than half of the instructions of the same in fp32."""

@@ -54,3 +54,10 @@ def test_norm_and_attention(capability: int, most_kib: int) -> None:
     made = compiled("attention", attention, constants, capability, 8, 3)
     assert "e4m3x2" in made.asm["ptx"]
     assert made.metadata.shared <= most_kib * 1024
+
+
+def test_assembly_survives_the_way_into_a_package() -> None:
+    """PyTorch (2.11) writes a kernel's source and constants into a string: a line break within one ends it there."""
+    from export.fused.kernels.fp8_linear import GELU_OF_FOUR
+
+    assert "\n" not in GELU_OF_FOUR.value
