@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 from yarl import URL
 
 MOST_BYTES = 64 * 2**20
@@ -82,6 +83,7 @@ class Guard:
         self._session: aiohttp.ClientSession | None = None
 
     def application(self) -> web.Application:
+        setattr(RequestHandler, "handle_error", _handle_error)  # noqa: B010 - there is no other way to replace it
         app = web.Application(client_max_size=MOST_BYTES)
         app.router.add_route("*", "/{path:.*}", self._pass_on)
         app.cleanup_ctx.append(self._connected)
@@ -131,6 +133,21 @@ def _error(status: int, sentence: str) -> web.Response:
     return web.json_response({"error": sentence}, status=status)
 
 
+def _handle_error(
+    handler: Any, request: Any, status: int = 500, error: BaseException | None = None, message: str | None = None
+) -> web.Response:
+    """In place of aiohttp's own page, which repeats all of a request that is no HTTP."""
+    if request.writer.output_size:
+        raise ConnectionError("the answer has begun already")
+    if status >= 500 and not isinstance(error, OSError):  # that is a caller who has gone
+        log.error("a request failed in the guard", exc_info=error)
+    answer = _error(status, "expected an HTTP request, got bytes that are none, or headers that are too long")
+    if status >= 500:
+        answer = _error(status, "the request failed in the server's HTTP port; its log says why")
+    answer.force_close()
+    return answer
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs until it is told to end."""
     parser = argparse.ArgumentParser(prog="python -m ensemble.server.guard", description=__doc__)
@@ -138,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--target", required=True, help="host:port of Triton's own HTTP")
     options = parser.parse_args(argv)
+    logging.basicConfig(format="guard: %(message)s")
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # requests that are no HTTP are answered, not told
     app = Guard(options.target).application()
     web.run_app(app, host=options.address, port=options.port, print=None, access_log=None, shutdown_timeout=1.0)

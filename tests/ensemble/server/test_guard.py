@@ -1,5 +1,6 @@
 """The guard of the HTTP port: passes on what Triton can take, byte for byte, and refuses what would end it."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -176,6 +177,24 @@ async def test_methods_that_triton_has_no_use_for(triton, method):
     async with triton.session.request(method, "/v2/health/ready") as answer:
         assert answer.status == 405
     assert triton.asked == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello " * 5000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"\x16\x03\x01" * 99 + b"\n",
+    ],
+    ids=["no request line", "a long header", "TLS"],
+)
+async def test_what_is_no_http_gets_one_short_sentence(triton, data):
+    reader, writer = await asyncio.open_connection("127.0.0.1", triton.session._base_url.port)
+    writer.write(data)
+    answer = await reader.read()
+    writer.close()
+    assert b"400 Bad Request" in answer
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"].startswith("expected an HTTP request")
 
 
 async def test_without_triton_the_answer_says_so(triton):
