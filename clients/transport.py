@@ -6,10 +6,12 @@ The blocking and the asyncio client share this module, so each protocol's peculi
 from __future__ import annotations
 
 import importlib
+import os
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from clients.errors import ModelNotFound, Sam3ServerError, translate
+from clients.errors import ModelNotFound, Sam3ServerError, ServerUnavailable, translate
 from ensemble.loopback import is_loopback
 from ensemble.spec import is_front_name
 
@@ -84,7 +86,10 @@ class Server:
 
     def error(self, error: BaseException, model: str | None) -> Sam3ServerError:
         """The client's exception for one of the transport's."""
-        return translate(error, address=self.address, protocol=self.protocol, model=model, timeout=self.timeout)
+        found = translate(error, address=self.address, protocol=self.protocol, model=model, timeout=self.timeout)
+        if isinstance(found, ServerUnavailable) and self.protocol == "grpc" and (proxy := proxy_of(self.address)):
+            return ServerUnavailable(f"{found}; gRPC goes through {proxy}: without it where no_proxy names this host")
+        return found
 
     def infer_inputs(self, arrays: dict[str, Any]) -> list[Any]:
         """tritonclient's input objects for the arrays of `build_request`."""
@@ -95,6 +100,17 @@ class Server:
             item = infer_input(name, list(array.shape), dtype_of(array.dtype))
             inputs.append(item.set_data_from_numpy(array))
         return inputs
+
+
+def proxy_of(address: str) -> str | None:
+    """The environment's variable that sends gRPC to `address` through a proxy, as gRPC reads it; None where none
+    does."""
+    host = urlsplit(f"//{address}").hostname or ""
+    spared = next((os.environ[name] for name in ("no_grpc_proxy", "no_proxy") if os.environ.get(name)), "")
+    ends = [word.strip() for word in spared.split(",") if word.strip()]
+    if is_loopback(address) or host.endswith(tuple(ends)):
+        return None
+    return next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)), None)
 
 
 def front_models(index: Any) -> tuple[str, ...]:

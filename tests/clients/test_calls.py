@@ -8,7 +8,7 @@ import pytest
 
 from clients import AsyncClient, Client, InvalidRequest, RequestTimeout, ServerUnavailable, calls, transport
 from clients.errors import TRIES
-from clients.transport import DEFAULT_TIMEOUT_S, KEEPALIVE_S, Server
+from clients.transport import DEFAULT_TIMEOUT_S, KEEPALIVE_S, Server, proxy_of
 from tests.clients.grpc_server import Answers, Relay, serving, wait_until
 
 MODEL = "sam3_r252"
@@ -132,6 +132,28 @@ def test_a_patient_client_pings_rarely(timeout, every_s):
 )
 def test_loopback_never_goes_to_a_proxy(url, direct):
     assert (dict(Server(url)._channel_arguments()).get("grpc.enable_http_proxy") == 0) is direct
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "named"),
+    [
+        ("gpu-host", {"http_proxy": "http://proxy:3128"}, "http_proxy"),
+        ("gpu-host", {"http_proxy": "http://proxy:3128", "grpc_proxy": "http://proxy:3128"}, "grpc_proxy"),
+        ("gpu-host", {"http_proxy": "http://proxy:3128", "no_proxy": "example.org,gpu-host"}, None),
+        ("gpu-host", {"http_proxy": ""}, None),
+        ("gpu-host", {}, None),
+        ("localhost", {"http_proxy": "http://proxy:3128"}, None),
+    ],
+)
+def test_an_error_names_the_proxy_that_is_in_the_way(address, environment, named, monkeypatch):
+    for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert proxy_of(address) == named
+    error = str(Server(address).error(ConnectionRefusedError("refused"), "sam3_r252"))
+    assert ("no_proxy" in error) is (named is not None)
+    assert "no_proxy" not in str(Server(address, "http").error(ConnectionRefusedError("refused"), "sam3_r252"))
 
 
 @pytest.mark.parametrize("name", ["grpc_proxy", "https_proxy", "http_proxy"])

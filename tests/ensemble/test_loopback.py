@@ -1,5 +1,6 @@
 """This machine is asked directly, whatever the environment says of proxies; others by way of them."""
 
+import asyncio
 import os
 import threading
 import urllib.request
@@ -7,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from clients import AsyncClient, Client
 from clients.dashboard.load import _fetch
 from clients.fleet.webhook import Webhook
 from ensemble.loopback import is_loopback, no_proxy_variables, open_url
@@ -77,12 +79,19 @@ def local():
         server.shutdown()
 
 
+async def _ready(address):
+    async with AsyncClient(address, protocol="http") as client:
+        return await client.ready()
+
+
 ASKED = {
     "urllib": lambda address: open_url(f"http://{address}/", 5).status == 200,
     "the server's own readiness": lambda address: EmbeddedServer("none")._get("/v2/health/ready", address) == "{}",
     "the dashboard's metrics": lambda address: "error" not in _fetch(address),
     "perf's metrics": lambda address: scrape(address) == {},
     "perf's list of models": lambda address: Target(grpc="", http=address, metrics="").models() == [],
+    "the blocking client over HTTP": lambda address: Client(address, protocol="http").ready(),
+    "the asyncio client over HTTP": lambda address: asyncio.run(_ready(address)),
     "a webhook": lambda address: Webhook(f"http://{address}/events")._post({}),
 }
 

@@ -1,5 +1,5 @@
-"""Some hundred requests that are taken back: whether the server lives or dies of it, it answers afterwards, and a camera
-beside them is told of every frame. Thousands are a command's (`tests/fuzz/cancelled.py`)."""
+"""Some hundred requests that are taken back: whether the server lives or dies of it, it answers afterwards, and a
+camera beside them is told of every frame. Thousands are a command's (`tests/fuzz/cancelled.py`)."""
 
 import pytest
 
