@@ -120,3 +120,13 @@ def test_every_folder_is_on_the_page():
     folders = {path.parent.relative_to(ROOT) for path in MODULES.values()}
     unnamed = sorted(str(folder) for folder in folders if f"`{folder}/`" not in PAGE)
     assert not unnamed, "expected every folder of the rooms in docs/architecture.md"
+
+
+COMMANDS = [name for name, path in MODULES.items() if re.search(r"^def main\(", path.read_text(), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_runs_as_a_module(module):
+    """`python -m` of a module that has a `main` runs it, and does not end in silence."""
+    runs = r'^if __name__ == "__main__":\n    (main\(\)|(raise SystemExit|sys\.exit)\(main\(\)\))$'
+    assert re.search(runs, MODULES[module].read_text(), re.MULTILINE)

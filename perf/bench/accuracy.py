@@ -162,3 +162,7 @@ def rows_of(name: str, precision: str, resolution: int, figures: Figures, truth:
 def beyond(row: Mapping[str, Any]) -> bool:
     """Whether an average precision is further from fp32's than allowed; NaN is."""
     return any(not abs(row[f"{figure}_points"]) <= MOST_POINTS for figure in GATED)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -213,3 +213,7 @@ def chosen(campaign: Sequence[Step], only: Sequence[str] | None) -> list[Step]:
     wanted = {step.name for step in campaign if only is None or step.name.startswith(tuple(only))}
     wanted |= {need for step in campaign if step.name in wanted for need in step.needs}
     return [step for step in campaign if step.name in wanted]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

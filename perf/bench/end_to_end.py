@@ -134,7 +134,12 @@ def measure_server(
             )
             about = {"resolution": variant.resolution, "gpus": gpus, "cameras": cameras}
             about |= {"in_flight": in_flight, "classes": options.classes}
-            row = {"engine": served.engine, "precision": variant.precision, **about, **{name: round(told[name], 2) for name in FIGURES}}
+            row = {
+                "engine": served.engine,
+                "precision": variant.precision,
+                **about,
+                **{name: round(told[name], 2) for name in FIGURES},
+            }
             row |= {"peak_mb": round(told["gpu_memory_mb"], 2), "cosine": round(min(cosines), 6)}
             yield row, told | about | {"variant": variant.to_dict()}
 
@@ -156,3 +161,7 @@ def look_once(url: str, model: str, picture: inputs.SampleFrame, classes: int) -
         raise ServerError(
             f"{model}: expected {wanted} detections with masks, got {len(found)} with {len(found.mask_bits)}"
         )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -197,3 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = record.new(p.prog, argv) | summary | {"held": result, "rows": samples}
     record.publish(a.output, data, "hard soak", COLUMNS)
     return 1 if False in result.values() else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -213,3 +213,7 @@ def products() -> list[Row]:
             call = lambda: F.linear(x, weight, bias)  # noqa: B023, E731
         rows.append(row(f"image transformer, {what}, 8 frames", "cuBLAS", call))
     return rows
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -78,3 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"way": way, **{name: round(value, 3) for name, value in figures.items()}, "frames": len(ms)})
     record.publish(options.output, record.new(parser.prog, argv) | {"rows": rows}, "fetching a frame")
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -92,3 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = f"{options.model}, milliseconds per frame (median of {options.rounds})"
     record.publish(options.output, record.new(parser.prog, argv) | {"rows": rows}, title)
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -177,3 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = f"{options.resolution}, {options.classes} classes, one frame at a time"
     record.publish(options.output, data, title)
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

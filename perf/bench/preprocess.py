@@ -141,3 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for sentence in bad:
         print(f"{parser.prog}: {sentence}", file=sys.stderr)
     return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

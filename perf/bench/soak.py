@@ -204,3 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = held(summary, samples)
     record.publish(a.output, record.new(p.prog, argv) | summary | {"held": result, "rows": samples}, "soak", COLUMNS)
     return 1 if False in result.values() else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

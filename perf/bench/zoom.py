@@ -144,3 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = f"{counts['scenes']} scenes, {counts['objects']} objects"
     record.publish(options.output, record.new(parser.prog, argv) | counts | {"rows": compared.rows()}, title)
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

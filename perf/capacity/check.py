@@ -88,3 +88,7 @@ def packages(measured: Sequence[tuple[dict[str, Any], float]]) -> Table:
         load = (str(row[name]) for name in ("resolution", "cameras", "in_flight"))
         sheet.add_row(*load, f"{row['peak_mb']:,.0f}", f"{mb:,.0f}", f"{mb / row['peak_mb'] - 1:+.1%}")
     return sheet
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -157,3 +157,7 @@ def table(found: Sequence[Recommendation]) -> Table:
         sheet.add_row(str(o.resolution), str(o.batch), *cells, patches, "no" if o.reasons else "yes")
     sheet.caption = "° measured elsewhere   † measured with another pipeline   * modelled   unmarked: measured here"
     return sheet
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

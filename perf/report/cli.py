@@ -138,3 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = build(found, evaluation, options.output)
     print(json.dumps({"report": str(options.output / "report.html"), "files": files}))
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

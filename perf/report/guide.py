@@ -255,3 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.page.write_text(after)
     print(json.dumps({"page": str(options.page), "up_to_date": before == after, "written": not options.check}))
     return int(options.check and before != after)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

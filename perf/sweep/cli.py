@@ -150,3 +150,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "ratios_repeat_within": repeatability(rows),
         "best": {name: best[name] for name in kept} if best else None,
     }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -144,3 +144,7 @@ def write_profile(path: Path, row: Row, call: Callable[[], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -183,3 +183,7 @@ def host(tensor: torch.Tensor) -> np.ndarray:
 
 def tensors(arrays: Arrays, device: str) -> Outputs:
     return {name: torch.from_numpy(array.copy()).to(device) for name, array in arrays.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

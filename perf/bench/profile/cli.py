@@ -205,3 +205,7 @@ def stage_table(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) 
             cells += [f"{row['memory_ms']:.2f}", row["bound"], f"{row['of_bound']:.0%}"]
         sheet.add_row(row["stage"], f"{row['ms']:.2f}", *cells)
     return sheet
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

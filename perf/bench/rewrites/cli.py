@@ -139,3 +139,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
         if not row.get("fp16_cosine", 1.0) >= similar:
             found.append(f"{where}: expected a cosine of at least {similar} in fp16, got {row['fp16_cosine']}")
     return found
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
