@@ -38,8 +38,9 @@ from ensemble.server import gpu
 from ensemble.server.memory import TRITON_CONTEXT_MB
 from ensemble.spec import Variant, find_engine
 
-MOST_WAITING = 64
-"""Batches of front models that may wait for a thread; of ours each has one under way at most."""
+WAITING_BATCHES = 1
+"""Largest batches of frames that may wait for each thread: enough for a GPU to stay busy; more would wait here while
+another GPU's instance has nothing to do."""
 log = logging.getLogger(__name__)
 
 
@@ -97,8 +98,9 @@ class TritonPythonModel:
             stated_mb = float(parameters["gpu_memory_mb"]["string_value"])
             limit_memory(device_id, stated_mb - (gpu.used_mb(device_id) - before_mb) - TRITON_CONTEXT_MB)
         self._answers_late = device_id is not None  # on the CPU, features are there when the call returns
-        self._handed_over: Waiting[Part] = Waiting(MOST_WAITING)
-        self._read: Waiting[Read] = Waiting(MOST_WAITING)
+        most = WAITING_BATCHES * max(front.variant.max_batch for front in self.fronts.values())
+        self._handed_over: Waiting[Part] = Waiting(most)
+        self._read: Waiting[Read] = Waiting(most)
         self._threads = [threading.Thread(target=work, name=work.__name__) for work in (self._reading, self._computing)]
         for thread in self._threads:
             thread.start()
@@ -184,7 +186,7 @@ class Waiting(Generic[AnyWork]):
     """Work that waits for a thread, in the order of coming."""
 
     def __init__(self, most: int) -> None:
-        """`most` entries wait; `put` blocks while there are as many."""
+        """`put` blocks while `most` frames wait or more."""
         self._most = most
         self._waiting: deque[AnyWork] = deque()
         self._changed = threading.Condition()
@@ -196,7 +198,7 @@ class Waiting(Generic[AnyWork]):
 
     def put(self, work: AnyWork) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < self._most)
+            self._changed.wait_for(lambda: sum(len(waiting.jobs) for waiting in self._waiting) < self._most)
             self._waiting.append(work)
             self._changed.notify_all()
 

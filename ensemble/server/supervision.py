@@ -30,7 +30,7 @@ large checkpoint takes minutes."""
 OVERTAKEN = 1000
 """So many more answers than requests waited before the probe, and none to the probe: a part of the server hangs."""
 POLL_S = 1.0
-LAST_FRAMES_S = 3.0
+LAST_FRAMES_S = 1.0
 """A broken server's time to answer what it still can. Triton waits much longer for a process that is not there."""
 BUSY_SHARE = 0.1
 """Of a processor, which an engine that computes takes at least."""

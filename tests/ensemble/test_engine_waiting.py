@@ -38,13 +38,14 @@ def read_apart(model, *requests):
     """Hands batches over one by one: each waits for the computing thread before the next one comes."""
     for count, one in enumerate(requests, 1):
         model.execute([one])
-        until(lambda count=count: len(model._read._waiting) == count)
+        until(lambda count=count: len(model._read._waiting) == count, *model._threads)
 
 
 @pytest.mark.parametrize("together", [pytest.param(True, id="read together"), pytest.param(False, id="read apart")])
-def test_what_waits_becomes_one_batch(start, sub_models, held, reading, together):
+def test_what_waits_becomes_one_batch(start, sub_models, held, reading, monkeypatch, together):
     """Of one front model, in the order of coming, as far as the largest batch goes; each gets its own answers. Whether
     pixels are read together or apart makes no difference."""
+    monkeypatch.setattr(engine_module, "WAITING_BATCHES", 9)
     model, first = start(), request(job(1, ("bbb",)))
     model.execute([first])
     reading.release()
@@ -88,7 +89,7 @@ def test_a_batch_that_cannot_be_joined(start, sub_models, held, monkeypatch):
     held.entered.acquire()
     read_apart(model, *asked[1:3])
     held.set()
-    until(lambda: asked[2].sent)
+    until(lambda: asked[2].sent, *model._threads)
     model.execute(asked[3:])
     model.finalize()
     found = [answers(one, job(1, ("bbb",)))[0] for one in asked]
@@ -113,7 +114,7 @@ def test_pixels_that_cannot_be_read_at_all(start, monkeypatch):
     monkeypatch.setattr(engine_module, "open_preprocessor", open_preprocessor)
     model, bad, good = start(), request(job(1, ("bbb",)), job(1, ("bbb",))), request(job(1, ("bbb",)))
     model.execute([bad])
-    until(lambda: bad.sent)
+    until(lambda: bad.sent, *model._threads)
     model.execute([good])
     model.finalize()
     assert response(bad).error().message() == "RuntimeError: no room for pixels"
@@ -144,18 +145,18 @@ def test_put_blocks_while_as_much_waits_as_may():
     assert waiting.take() == [], "closed, and nothing is left"
 
 
-def test_execute_waits_when_too_much_waits(start, reading, monkeypatch):
-    """Triton's queue holds the rest, with its timeouts; nothing is lost."""
-    monkeypatch.setattr(engine_module, "MOST_WAITING", 2)
-    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(4)]
+def test_execute_waits_when_too_much_waits(start, reading):
+    """Triton's queue holds the rest, with its timeouts, or another GPU's instance takes it; nothing is lost."""
+    most = VARIANT.max_batch
+    model, asked = start(), [request(job(1, ("bbb",))) for _ in range(most + 2)]
     model.execute(asked[:1])
-    until(lambda: model._handed_over.empty)
-    model.execute(asked[1:3])
-    executing = threading.Thread(target=model.execute, args=(asked[3:],), daemon=True)
+    until(lambda: model._handed_over.empty, *model._threads)
+    model.execute(asked[1 : most + 1])
+    executing = threading.Thread(target=model.execute, args=(asked[most + 1 :],), daemon=True)
     executing.start()
     executing.join(0.05)
-    assert executing.is_alive(), "one is being read and two wait"
+    assert executing.is_alive(), "one is being read and as many as the largest batch wait"
     reading.release(100)
     executing.join()
     model.finalize()
-    assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2] * 4
+    assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2] * len(asked)
