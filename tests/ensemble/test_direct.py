@@ -85,7 +85,7 @@ def test_what_fails_is_told_to_its_callers_and_serving_goes_on(model, sub_models
     sub_models.decoder = failing
     lost, found = request(1), request(1)
     model.execute([lost])
-    until(lambda: lost.sent)
+    until(lambda: lost.sent, *model._threads, model._sending)
     sub_models.decoder = decode
     model.execute([found])
     model.finalize()

@@ -50,7 +50,7 @@ def test_a_text_encoder_on_the_cpu_encodes_while_others_are_computed(start, sub_
     model.execute([asked[0]])
     held.entered.acquire()
     model.execute([asked[1]])
-    until(lambda: [part for part, _, _ in sub_models.calls].count("text_encoder") == 2)
+    until(lambda: [part for part, _, _ in sub_models.calls].count("text_encoder") == 2, *model._threads)
     assert asked[0].sent == [], "the first batch is still under way"
     held.set()
     model.finalize()
@@ -119,7 +119,7 @@ def test_a_sub_model_that_fails_is_told_to_its_batch_alone(start, sub_models):
     asked = [request(*jobs) for jobs in [(bad, bad), (good,)] * 2]
     for one in asked:
         model.execute([one])
-        until(lambda one=one: one.sent)
+        until(lambda one=one: one.sent, *model._threads)
     model.finalize()
     for failed, answered in zip(asked[0::2], asked[1::2], strict=True):
         assert [str(answer) for answer in answers(failed, bad, bad)] == ["RuntimeError: no kernel"] * 2
