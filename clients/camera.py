@@ -92,6 +92,7 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
         errors.append(camera.reader.error)
     if errors:
         raise Failed(errors[0])
+    why = {"skipped_why": dict(camera.stats.skipped.why)} if summary["skipped"] else {}
     p50, p95 = percentiles(latencies)
     return {
         "source": str(arguments.source),
@@ -99,12 +100,13 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
         "frames": summary["answered"],
         "failed": summary["failed"],
         "dropped": camera.stats.dropped["replaced"],
+        "skipped": summary["skipped"],
         "detections": summary["detections"],
         "fps": summary["fps"],
         "p50_ms": round(p50, 2),
         "p95_ms": round(p95, 2),
         "output": [str(path) for path in arguments.output],
-    }
+    } | why
 
 
 def plain_record(camera: Camera, answer: Answer) -> dict[str, Any]:
@@ -163,8 +165,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: every frame was answered (or, in a fleet, dropped as configured); 1: some failed, or none was answered; 2: it
-    could not start or continue, and stderr says why."""
+    """0: every frame was answered (or, in a fleet, dropped as configured); 1: some failed or could not be decoded, or
+    none was answered; 2: it could not start or continue, and stderr says why."""
     p = parser()
     arguments = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -189,15 +191,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = asyncio.run(run_source(arguments))
             answered = result["frames"]
             print(
-                f"{answered} frames, {result['failed']} failed, {result['detections']} detections, {result['fps']} fps,"
-                f" p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms"
+                f"{answered} frames, {result['failed']} failed, {result['skipped']} skipped,"
+                f" {result['detections']} detections, {result['fps']} fps, p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms"
             )
     except (Failed, ValueError, ImportError) as error:
         print(f"sam3-camera: {error}", file=sys.stderr)
         print(json.dumps(about | {"error": str(error)}))
         return 2
     print(json.dumps(result))
-    return 1 if result["failed"] or not answered else 0
+    return 1 if result["failed"] or result["skipped"] or not answered else 0
 
 
 def camera_line(each: dict[str, Any]) -> str:
@@ -205,6 +207,7 @@ def camera_line(each: dict[str, Any]) -> str:
     return (
         f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())}"
         f" dropped + {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
+        + (f", {each['skipped']} skipped" if "skipped" in each else "")
         + (f"; {each['error']}" if "error" in each else "")
     )
 

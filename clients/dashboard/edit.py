@@ -22,8 +22,6 @@ class Refused(ValueError):  # noqa: N818 - the name says what happened
 
 MOST_BOXES = Variant().max_boxes
 """The most exemplars of one class."""
-LEAST_SIDE = 0.005
-"""The smallest side of a box, as a share of the frame: a smaller one is an accidental click."""
 
 
 def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
@@ -46,11 +44,9 @@ def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tu
         if exemplar.name not in config.classes:
             raise Refused(f"expected one of the camera's classes ({', '.join(config.classes)}), got {exemplar.name!r}")
         try:
-            x0, y0, x1, y1 = box = inside_frame(exemplar.box)
+            box = inside_frame(exemplar.box)
         except ValueError as error:
             raise Refused(str(error)) from None
-        if min(x1 - x0, y1 - y0) < LEAST_SIDE:
-            raise Refused(f"expected a box of at least {LEAST_SIDE:.1%} of the frame a side, got {list(exemplar.box)}")
         checked.append(replace(exemplar, box=box))
     for name, count in Counter(e.name for e in exemplars).items():
         if count > MOST_BOXES:

@@ -81,7 +81,7 @@ class Camera:
             for request in self._requests:
                 request.cancel()
         await deliverer
-        self.stats.read = self.reader.read
+        self.stats.read, self.stats.skipped = self.reader.read, self.reader.skipped
         for reason, count in (("replaced", self.reader.replaced), ("stopped", left)):
             if count:
                 self.stats.dropped[reason] += count

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from clients.video.skipped import Skipped
+
 LATEST = 2048
 """Latencies kept of each camera."""
 
@@ -35,6 +37,7 @@ class CameraStats:
     failed: Counter[str] = field(default_factory=Counter)
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     error: str = ""
+    skipped: Skipped = field(default_factory=Skipped)
 
     def record(self, seconds: float) -> dict[str, Any]:
         """The counts as plain data, with the frame rate over `seconds`."""
@@ -49,7 +52,15 @@ class CameraStats:
             "fps": round(self.answered / seconds, 2) if seconds else 0.0,
             "p50_ms": round(p50, 1),
             "p95_ms": round(p95, 1),
-        } | ({"error": self.error} if self.error else {})
+        } | self._troubles()
+
+    def _troubles(self) -> dict[str, Any]:
+        """What went wrong, only where something did: `skipped` says what of the source could not be decoded and was
+        therefore not read."""
+        troubles: dict[str, Any] = {"error": self.error} if self.error else {}
+        if self.skipped.count:
+            troubles |= {"skipped": self.skipped.count, "skipped_why": dict(self.skipped.why)}
+        return troubles
 
 
 def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
@@ -66,6 +77,7 @@ def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
         "answered": sum(answered),
         "dropped": dropped.total(),
         "failed": failed.total(),
+        "skipped": sum(camera.skipped.count for camera in cameras),
         "dropped_by": dict(dropped),
         "failed_by": dict(failed),
         "detections": sum(camera.detections for camera in cameras),

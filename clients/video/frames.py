@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import av
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+
+from clients.video.skipped import Skipped
+from ensemble.pictures import FORMATS, PictureError, decode
+from ensemble.spec import MAX_IMAGE_BYTES
 
 if TYPE_CHECKING:
     from typing import Self  # Python 3.11; the package runs on 3.10
@@ -42,12 +45,14 @@ class Frame:
 
 class Source(Protocol):
     """An iterable of frames. `fps` is the rate at which they were taken, `count` how many there are (None: unknown),
-    and `live` says whether frames arrive at their own pace rather than on request.
+    and `live` says whether frames arrive at their own pace rather than on request. What cannot be decoded is left out
+    and told to `skipped`, which a reader replaces by its own.
     """
 
     fps: float
     count: int | None
     live: bool
+    skipped: Skipped
 
     def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
         """The frames for whose time in seconds `wanted` is true. The others are decoded too, since later frames
@@ -61,27 +66,36 @@ class Source(Protocol):
 
 
 class Stills:
-    """Image files in the order given."""
+    """Image files in the order given. One that is no picture is left out and told to `skipped`."""
 
     live = False
 
     def __init__(self, paths: list[Path], fps: float = STILLS_FPS) -> None:
         self.paths, self.fps = paths, fps
         self.count: int | None = len(paths)
+        self.skipped = Skipped()
 
     def __iter__(self) -> Iterator[Frame]:
         return self.read()
 
     def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
+        """The pictures, decoded as the server decodes files. Raises SourceError where not one of them is a picture."""
+        wrong, good = "", False
         for index, path in enumerate(self.paths):
             if not wanted(index / self.fps):
                 continue
             try:
-                with Image.open(path) as image:
-                    rgb = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-            except (OSError, UnidentifiedImageError) as error:
-                raise SourceError(f"{str(path)!r} is not an image that Pillow can read ({error})") from error
+                rgb = picture(path)
+            except SourceError as error:
+                wrong = wrong or str(error)
+                self.skipped.add(str(error))
+                continue
+            good = True
             yield Frame(index, index / self.fps, rgb)
+        if wrong and not good:
+            raise SourceError(
+                wrong if len(self.paths) == 1 else f"none of {len(self.paths)} files is a picture: {wrong}"
+            )
 
     def close(self) -> None:
         """Does nothing: no file is held open between frames."""
@@ -93,6 +107,19 @@ class Stills:
         self.close()
 
 
+def picture(path: Path) -> NDArray[np.uint8]:
+    """uint8 [H,W,3] RGB of an image file. Raises SourceError, which names the file."""
+    formats = (*FORMATS, "BMP") if path.suffix.lower() == ".bmp" else FORMATS
+    try:
+        if (size := path.stat().st_size) > MAX_IMAGE_BYTES:
+            raise SourceError(f"{str(path)!r}: at most {MAX_IMAGE_BYTES >> 20} MB, got {size / 2**20:.0f} MB")
+        return np.asarray(decode(path.read_bytes(), formats))
+    except OSError as error:
+        raise SourceError(f"{str(path)!r} cannot be read ({error.strerror or error})") from error
+    except PictureError as error:
+        raise SourceError(f"{str(path)!r} is not an image: {error}") from error
+
+
 class Video:
     """The first video stream of a file, decoded frame by frame. Raises SourceError for what FFmpeg cannot open."""
 
@@ -100,6 +127,7 @@ class Video:
 
     def __init__(self, path: Path | str) -> None:
         self.path = path
+        self.skipped = Skipped()
         try:
             self._container = self._open()
         except (av.FFmpegError, OSError, ValueError) as error:

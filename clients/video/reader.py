@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from clients.video.encode import to_jpeg
 from clients.video.frames import Frame, Source, SourceError, without_password
+from clients.video.skipped import Skipped
 from clients.video.sources import is_address, open_source
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
@@ -56,7 +57,8 @@ class Reader:
 
     `read` counts the frames that were offered, `replaced` those among them that a newer frame replaced, `reconnects`
     how often a live camera was opened again. `state` is `connecting`, `live`, `lost`, `failed` or `ended`, `error` the
-    latest failure, `source_fps` the rate of the source (valid from the first frame on).
+    latest failure, `skipped` what could not be decoded and was left out, `source_fps` the rate of the source (valid
+    from the first frame on).
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Reader:
         self.raw, self.reconnect = raw, reconnect
         self.read = self.replaced = self.reconnects = 0
         self.state, self.error, self.source_fps = "connecting", "", 0.0
+        self.skipped = Skipped()
         self._opener, self._first_pause = opener, first_pause
         self._ready: deque[CapturedFrame] = deque()
         self._change = threading.Condition()
@@ -140,7 +143,7 @@ class Reader:
             before, live = self._seen, self._seen > 0
             try:
                 with self._opener(self.address) as source:
-                    live, self.source_fps = source.live, source.fps
+                    live, self.source_fps, source.skipped = source.live, source.fps, self.skipped
                     self._play(source)
                     if not (self.reconnect if live else self.repeat):
                         break

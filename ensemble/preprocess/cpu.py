@@ -8,7 +8,6 @@ library.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -17,17 +16,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from ensemble import pictures
 from ensemble.request import FrameRequest, RequestError
-from ensemble.spec import MAX_IMAGE_PIXELS
 
-Image.MAX_IMAGE_PIXELS = MAX_IMAGE_PIXELS
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _check_size() refuses what Pillow only warns of
-MAX_IMAGE_SIDE = 32_768
-"""Pixels of a frame's longer side. Between its two passes the resize holds side × R pixels: 50 million in one column
-would be 50 gigapixels."""
-FORMATS = ("JPEG", "PNG", "WEBP")
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow only warns of is refused
 ORIENTATION = 0x0112
 END_OF_IMAGE = b"\xff\xd9"
 TRAILER_BYTES = 64
@@ -112,27 +106,22 @@ def load(request: FrameRequest) -> Image.Image:
     if request.image is not None:
         return decode(request.image)
     assert request.frame is not None, "a request has one or the other"
-    _check_size(request.frame.shape[1], request.frame.shape[0], "frame")
+    with _refused("frame"):
+        pictures.check_size(request.frame.shape[1], request.frame.shape[0])
     return Image.fromarray(np.ascontiguousarray(request.frame))
 
 
 def decode(data: bytes) -> Image.Image:
-    """A JPEG, PNG or WebP file as an upright RGB image: grey, palette, alpha, CMYK and 16-bit files are converted, EXIF
-    orientation is applied.
-
-    Raises RequestError for anything else, for truncated files, and before decoding for more than `MAX_IMAGE_PIXELS`.
-    """
-    with _one_sentence(data):
-        image = _open_header(data)
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+    """The picture of `ensemble.pictures.decode`. Raises RequestError where that raises PictureError."""
+    with _refused("image"):
+        return pictures.decode(data)
 
 
 def plain_jpeg(data: bytes) -> PlainJpeg | None:
     """The file, if any decoder may read it; None where Pillow has to. Reads the header alone. Raises RequestError as
     `decode` does."""
-    with _one_sentence(data):
-        image = _open_header(data)
+    with _refused("image"), pictures.one_sentence(data):
+        image = pictures.open_header(data)
         if image.format != "JPEG" or image.mode not in ("RGB", "L"):
             return None
         components = bytes(layer[0] for layer in getattr(image, "layer", ()))
@@ -164,48 +153,15 @@ def _header(request: FrameRequest) -> PlainJpeg | np.ndarray | None:
 def _load_array(request: FrameRequest) -> np.ndarray:
     if request.frame is None:
         return np.asarray(load(request))
-    _check_size(request.frame.shape[1], request.frame.shape[0], "frame")
+    with _refused("frame"):
+        pictures.check_size(request.frame.shape[1], request.frame.shape[0])
     return np.ascontiguousarray(request.frame)
 
 
-def _open_header(data: bytes) -> Image.Image:
-    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-    _check_size(image.width, image.height, "image")
-    return image
-
-
 @contextmanager
-def _one_sentence(data: bytes) -> Iterator[None]:
-    """Whatever Pillow raises about `data` becomes a RequestError of one sentence."""
+def _refused(name: str) -> Iterator[None]:
+    """A PictureError becomes a RequestError about the input `name`."""
     try:
         yield
-    except Image.DecompressionBombError:
-        raise RequestError(_too_large("a file that claims more")) from None
-    except UnidentifiedImageError:
-        start = data[:8].hex(" ")
-        raise RequestError(
-            f"image: expected a {', '.join(FORMATS)} file, got {len(data):,} bytes that start with {start}"
-        ) from None
-    except RequestError:
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error on broken files
-        raise RequestError(f"image: the file cannot be decoded ({error}); send it whole") from None
-
-
-def _check_size(width: int, height: int, name: str) -> None:
-    if width * height > MAX_IMAGE_PIXELS:
-        raise RequestError(_too_large(f"{width}x{height}"))
-    if max(width, height) > MAX_IMAGE_SIDE:
-        raise RequestError(
-            f"{name}: at most {MAX_IMAGE_SIDE:,} pixels a side, got {width}x{height}; scale it down first"
-        )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _too_large(got: str) -> str:
-    return f"image: at most {MAX_IMAGE_PIXELS:,} pixels, got {got}; scale it down first"
+    except pictures.PictureError as error:
+        raise RequestError(f"{name}: {error}") from None

@@ -12,6 +12,7 @@ from collections import deque
 import numpy as np
 
 from clients.video.reader import AHEAD, CapturedFrame
+from clients.video.skipped import Skipped
 
 RGB = np.zeros((8, 8, 3), np.uint8)
 
@@ -57,7 +58,7 @@ class VirtualReader:
     def __init__(self, frames: int, live: bool = False, pause: float = 0.005) -> None:
         self.frames, self.live, self.pause = frames, live, pause
         self.read = self.replaced = self.reconnects = 0
-        self.state, self.error = "connecting", ""
+        self.state, self.error, self.skipped = "connecting", "", Skipped()
         self._ready: deque[CapturedFrame] = deque()
         self._change = asyncio.Event()
         self._taken = asyncio.Event()
