@@ -181,6 +181,12 @@ def weight_bytes(a: Architecture = SAM3, element: int = 2) -> float:
     return a.parameters * element
 
 
+def text_encoder_bytes(a: Architecture = SAM3, element: int = 2) -> float:
+    """Of the weights: the part that a server with little GPU memory keeps on the CPU. Norms and biases are left out."""
+    layer = 4 * a.text_width**2 + 2 * a.text_width * a.text_mlp
+    return (a.text_layers * layer + a.checkpoint.vocabulary_size * a.text_width) * element
+
+
 def feature_bytes(resolution: int, frames: int, a: Architecture = SAM3, element: int = 2) -> float:
     """The feature pyramid of `frames` frames, which lives from the vision encoder to the last mask: 256 channels at 4p,
     2p and p."""

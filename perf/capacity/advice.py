@@ -34,6 +34,8 @@ HERE, ELSEWHERE, ANOTHER, MODELLED = (
     "modelled",
 )
 
+TEXT_ENCODER_ON_CPU = "the text encoder is on the CPU then, where sam3-serve puts it by itself"
+
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
@@ -75,6 +77,7 @@ class Figure:
     value: float
     basis: str
     where: str = ""
+    note: str = ""
 
 
 @dataclass(slots=True)
@@ -111,15 +114,18 @@ def _recommendation(wanted: Requirements, resolution: int, evidence: Sequence[Ev
     memory = _memory(wanted, resolution, evidence)
     choice = Recommendation(resolution, min(wanted.cameras, PLAN_BATCH), fps, p95, memory, wanted.patches(resolution))
     many = counted(wanted.cameras, "camera")
+    if memory.note:
+        choice.notes.append(memory.note)
     ours = ""
     if GUIDE in memory.where:
-        megabytes = packages_mb(evidence[0].architecture, resolution, choice.batch, wanted.classes)
-        ours = f"this server with compiled packages needs {megabytes / GB:.1f} GB, modelled"
+        own = _packages_memory(wanted, resolution, evidence[0])
+        ours = f"this server with compiled packages needs {own.value / GB:.1f} GB, modelled"
+        ours += f", {own.note}" if own.note else ""
         choice.notes.append(f"the memory is another pipeline's; {ours}")
     if memory.value > wanted.memory_mb:
         choice.reasons.append(
             f"{resolution} needs {memory.value / GB:.1f} GB for {many}, you have {wanted.memory_mb / GB:.3g}"
-            f"{f' (another pipeline; {ours})' if ours else ''}"
+            f"{f' (another pipeline; {ours})' if ours else f' ({memory.note})' if memory.note else ''}"
         )
     if fps.value < wanted.fps * (1 - FPS_TOLERANCE):
         choice.reasons.append(
@@ -175,10 +181,9 @@ def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence])
         sample = source.find(resolution, wanted.cameras, wanted.classes)
         if sample and sample.memory_mb:
             return Figure(sample.memory_mb, _basis(source, sample), sample.where)
-        batch = min(wanted.cameras, PLAN_BATCH)
         if source.packages:
-            megabytes = packages_mb(source.architecture, resolution, batch, wanted.classes)
-            return Figure(megabytes, MODELLED, ONE_PROCESS.source)
+            return _packages_memory(wanted, resolution, source)
+        batch = min(wanted.cameras, PLAN_BATCH)
         calibration = source.calibration()
         memory = calibration.memory_mb(resolution, batch, wanted.classes)
         if memory is not None:
@@ -189,6 +194,15 @@ def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence])
         f"{evidence[0].name} has no GPU memory figures, and no other measurement of the same model has; sweep on the"
         " GPU, or leave it out to decide by the published table"
     )
+
+
+def _packages_memory(wanted: Requirements, resolution: int, evidence: Evidence) -> Figure:
+    """Of this server, which takes its text encoder off a GPU that has no room for it."""
+    load = evidence.architecture, resolution, min(wanted.cameras, PLAN_BATCH), wanted.classes
+    megabytes = packages_mb(*load)
+    if megabytes <= wanted.memory_mb:
+        return Figure(megabytes, MODELLED, ONE_PROCESS.source)
+    return Figure(packages_mb(*load, text_encoder=False), MODELLED, ONE_PROCESS.source, TEXT_ENCODER_ON_CPU)
 
 
 def what_next(wanted: Requirements, rejected: Sequence[Recommendation], calibration: Calibration) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.server.architecture import SAM3, Architecture
-from ensemble.server.memory import MB, engine_model_need, weight_bytes
+from ensemble.server.memory import MB, engine_model_need, text_encoder_bytes, weight_bytes
 from ensemble.spec import Checkpoint, Variant
 from perf import record, results
 from perf.capacity.calibrate import Calibration, fit
@@ -108,15 +108,18 @@ def _is_process_a_model(row: dict[str, Any], setting: dict[str, Any]) -> bool:
     return setting.get("engine") == "aoti" and bool(row.get("pool_mb"))
 
 
-def packages_mb(architecture: Architecture, resolution: int, frames: int, classes: int) -> float:
+def packages_mb(
+    architecture: Architecture, resolution: int, frames: int, classes: int, *, text_encoder: bool = True
+) -> float:
     """Megabytes that this server with compiled packages needs for batches of `frames` frames of `classes` classes each,
-    as its start check reckons."""
+    as its start check reckons; with the text encoder on the GPU, or on the CPU."""
     checkpoint = Checkpoint(hidden_size=architecture.fpn, num_queries=architecture.queries)
     pairs = min(frames * classes, Variant.max_pairs)
     variant = Variant(
         resolution, queries=architecture.queries, max_batch=frames, max_pairs=pairs, checkpoint=checkpoint
     )
-    return engine_model_need([variant], weight_bytes(architecture) / MB).total
+    weights = weight_bytes(architecture) - (0 if text_encoder else text_encoder_bytes(architecture))
+    return engine_model_need([variant], weights / MB).total
 
 
 def peaks() -> list[tuple[dict[str, Any], float]]:

@@ -133,6 +133,30 @@ def test_capacity_says_on_what_time_and_memory_rest(carried, capsys):
     assert found["memory_mb"] < 6064, "four cameras need less"
 
 
+@pytest.mark.parametrize(
+    ("memory", "status", "megabytes", "sentence"),
+    [
+        pytest.param("8GB", 0, 6064, None, id="there is room"),
+        pytest.param("5.5GB", 0, 5391, "the text encoder is on the CPU then", id="not for the text encoder"),
+        pytest.param(
+            "5GB",
+            1,
+            5391,
+            "1008 needs 5.3 GB for 8 cameras, you have 5 (the text encoder is on the CPU then",
+            id="not even without",
+        ),
+    ],
+)
+def test_the_text_encoder_goes_where_the_server_puts_it(carried, capsys, memory, status, megabytes, sentence):
+    words = ["--cameras", "8", "--memory", memory, "--calibration", "h200", "--resolution", "1008"]
+    assert capacity.main(words) == status
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    one = found if status == 0 else found["rejected"][0]
+    assert one["memory_mb"] == pytest.approx(megabytes, abs=1)
+    said = " ".join(one["notes"] if status == 0 else one["reasons"])
+    assert sentence in said if sentence else said == ""
+
+
 def test_on_such_a_gpu_it_is_the_default(carried, monkeypatch):
     assert evidence.usual() == ["rtx5090"]
     monkeypatch.setattr(record, "card", lambda: {"gpu": "NVIDIA H200", "gpu_memory_mb": 143771})
