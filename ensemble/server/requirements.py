@@ -57,6 +57,15 @@ def check_numpy() -> None:
         )
 
 
+def check_onnxruntime() -> None:
+    """Raises ServerError where ONNX Runtime, which a text encoder on the CPU needs, is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ServerError(
+            "expected ONNX Runtime, which runs the text encoder on the CPU, found none; install it with pip install"
+            " onnxruntime, or start with --text-encoder gpu"
+        )
+
+
 def find_libpython() -> Path | None:
     """The folder of the shared libpython that the stub links to, None where the system's linker finds it. Raises
     ServerError where there is none."""

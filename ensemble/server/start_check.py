@@ -8,7 +8,7 @@ manifests, and from the model that `sam3-perf capacity` uses.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ensemble.server.memory import (
     server_need,
 )
 from ensemble.server.repository import Artifact, Served, build_command
-from ensemble.server.requirements import ServerError
+from ensemble.server.requirements import ServerError, check_onnxruntime
 from ensemble.spec import MB, RESOLUTIONS, Variant
 
 log = logging.getLogger(__name__)
@@ -174,9 +174,18 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool | None) -> Non
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
         f"{names}: needs {wanted}, modelled ({(FOOTPRINTS[served[0].engine] if pool else ONE_PROCESS).source}); {have}."
-        f" {what_fits(served, free, pool)}. To start all the same, state another amount: --gpu-memory, or"
-        " SAM3_GPU_MEMORY_MB in the container"
+        f" {what_fits(served, free, pool)}.{_without_text_encoder(served, free, pool)} To start all the same, state"
+        " another amount: --gpu-memory, or SAM3_GPU_MEMORY_MB in the container"
     )
+
+
+def _without_text_encoder(served: Sequence[Served], free_mb: float, pool: Pool | None) -> str:
+    """A sentence where the server would start with its text encoder on the CPU."""
+    if pool is not None or not all(s.artifacts[1].on_gpu for s in served):
+        return ""
+    weights = need_of(served, pool).weights - _files_mb({s.artifacts[1].path for s in served})
+    least = least_engine_model_need([s.variant for s in served], weights).total
+    return f" With --text-encoder cpu it starts: that needs {least:,.0f} MB at least." if least <= free_mb else ""
 
 
 def place_text_encoder(
@@ -191,10 +200,10 @@ def place_text_encoder(
     placed = [s for s in served if s.on_gpu]
     if where == "gpu" or not placed:
         return list(served)
-    there = all(s.text_encoder_cpu.path.is_file() for s in placed)
     if where == "auto":
         free = [card.free_mb for card in cards.values() if card] if stated_mb is None else [stated_mb]
         wanted = need_of(placed, None)
+        there = all(s.text_encoder_cpu.path.is_file() for s in placed)
         if not there or not free or wanted.total <= min(free):
             return list(served)
         log.info(
@@ -203,20 +212,25 @@ def place_text_encoder(
             wanted,
             f"{min(free):,.0f}",
         )
-    if not there:
+    missing = [s for s in placed if not s.text_encoder_cpu.path.is_file()]
+    if missing:
         raise ServerError(
-            f"expected the text encoder for the CPU at {placed[0].text_encoder_cpu.path}, found no such file; export"
-            f" again with\n{build_command(placed, placed[0].folder.parent, force=False)}"
+            f"expected the text encoder for the CPU at {missing[0].text_encoder_cpu.path}, found no such file; export"
+            f" again with\n{build_command(missing, missing[0].folder.parent, force=False)}"
         )
+    check_onnxruntime()
     return [s.with_text_encoder_on_cpu() if s.on_gpu else s for s in served]
 
 
 def need_of(served: Sequence[Served], pool: Pool | None) -> Need:
     """Megabytes of these front models together; files that several share count once."""
-    files = {a.path for s in served for a in s.artifacts if a.on_gpu}
-    weights = sum(path.stat().st_size for path in files if path.is_file()) / MB
+    weights = _files_mb({a.path for s in served for a in s.artifacts if a.on_gpu})
     variants = [s.variant for s in served]
     return _need(variants, served[0].engine, weights, pool)
+
+
+def _files_mb(paths: Iterable[Path]) -> float:
+    return sum(path.stat().st_size for path in paths if path.is_file()) / MB
 
 
 def _need(variants: Sequence[Variant], engine: str, weights_mb: float, pool: Pool | None) -> Need:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from ensemble.server import embedded, start_check
+from ensemble.server import embedded, requirements, start_check
 from ensemble.server import repository as placement
 from ensemble.server.gpu import Gpu
 from ensemble.server.requirements import ServerError
@@ -51,6 +51,32 @@ def test_a_text_encoder_that_was_not_exported_for_the_cpu(tmp_path):
     embedded_server = embedded.EmbeddedServer(tmp_path, text_encoder="cpu", sub_models=True)
     with pytest.raises(ServerError, match="leave out --sub-models"):
         embedded_server.check()
+
+
+def test_without_onnx_runtime_nothing_is_loaded(tmp_path, monkeypatch):
+    served = placement.read(write(tmp_path, [672], "aoti"))
+    monkeypatch.setattr(requirements.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ServerError, match=r"expected ONNX Runtime, .* install it with pip install onnxruntime"):
+        start_check.place_text_encoder(served, "cpu", {0: None}, None)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "sentence"),
+    [
+        pytest.param(
+            3_100,
+            "With --text-encoder cpu it starts: that needs 2,688 MB at least",
+            id="with the text encoder it does not fit",
+        ),
+        pytest.param(2_500, "", id="not even without it"),
+    ],
+)
+def test_who_keeps_it_on_a_gpu_that_is_too_small_is_told(tmp_path, megabytes, sentence):
+    server = embedded.EmbeddedServer(write(tmp_path, [672], "aoti"), gpu_memory_mb=megabytes, text_encoder="gpu")
+    with pytest.raises(ServerError, match="sam3_r672: needs") as refused:
+        server.check()
+    assert ("--text-encoder" in str(refused.value)) == bool(sentence)
+    assert sentence in str(refused.value)
 
 
 def test_a_server_on_the_cpu_has_it_there_anyway(tmp_path):
