@@ -79,7 +79,7 @@ def measure(
     # perf_analyzer refuses fewer requests than it sends in a second
     fewest = max(2 * point.cameras, 4, math.ceil(point.rate))
     once_more(lambda: run(fewest, log=False))
-    models, loaded = fronts[f"sam3_r{point.resolution}"].sub_models, target.models()
+    models, loaded = fronts[point.model].sub_models, target.models()
     parts = {model.part: model.name for model in models if model.name in loaded}
     count, front = max(load.requests, fewest), point.target == FRONT
 
