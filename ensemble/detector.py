@@ -64,9 +64,16 @@ class Detector:
                 job.add_ms("decode", milliseconds)
         return pixel_values
 
+    def knows(self, jobs: Sequence[Job]) -> bool:
+        """Whether no name of these jobs has to be encoded."""
+        return self.pipeline.prompts.knows([name for job in jobs for name in job.tokens])
+
     def encode(self, jobs: Sequence[Job]) -> None:
-        """Has the names of these jobs encoded, which `begin` then finds in the cache; raises what encoding raises."""
-        self.pipeline.encode([name for job in jobs for name in job.tokens])
+        """Has the names of these jobs encoded ahead of `begin`; raises what encoding raises."""
+        start = time.perf_counter()
+        self.pipeline.encode(jobs)
+        for job in jobs:
+            job.add_ms("text", (time.perf_counter() - start) * 1e3)
 
     def detect(self, batch: Sequence[Prepared], pixel_values: Any) -> list[Detections | Exception]:
         """The answer to each item of `batch`, in order; see `complete`."""

@@ -53,7 +53,7 @@ class TritonPythonModel(engine.TritonPythonModel):
             if isinstance(job, Exception):
                 triton_io.send(sender, self._callers.respond(job, job, start, 1))
             else:
-                self._handed_over.put(Asked(self._front, [job], sender, start))
+                self._hand_over(Asked(self._front, [job], sender, start))
 
     def finalize(self) -> None:
         super().finalize()

@@ -4,7 +4,8 @@ Front models hand over batches (`ensemble/handover.py`), and `execute` returns a
 computes, each taking whatever has come meanwhile: no frame waits for others while there is nothing to do, and batches
 are as full as the load makes them. Answers are packed and sent while the next batch's features are under way on the
 GPU. No more threads than these, and fronts in processes of their own, because of Python's lock: a thread that launches
-kernels waits for it whenever another one runs Python.
+kernels waits for it whenever another one runs Python. Where the text encoder is on the CPU, a third thread waits for
+it.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from ensemble.request import RequestError
 from ensemble.server import gpu
 from ensemble.server.memory import TRITON_CONTEXT_MB
 from ensemble.spec import Variant, find_engine
+from ensemble.waiting import Waiting
 
 WAITING_BATCHES = 1
 """Largest batches of frames that may wait for each thread: enough for a GPU to stay busy; more would wait here while
@@ -52,7 +53,7 @@ class Front:
     metrics: PipelineMetrics
     empty_masks: np.ndarray
     encodes_ahead: bool = False
-    """The text encoder is on the CPU: new names are encoded while the GPU computes other batches."""
+    """The text encoder is on the CPU and the rest on a GPU: new names are encoded while others are computed."""
 
     @property
     def variant(self) -> Variant:
@@ -99,9 +100,11 @@ class TritonPythonModel:
             limit_memory(device_id, stated_mb - (gpu.used_mb(device_id) - before_mb) - TRITON_CONTEXT_MB)
         self._answers_late = device_id is not None  # on the CPU, features are there when the call returns
         most = WAITING_BATCHES * max(front.variant.max_batch for front in self.fronts.values())
+        self._unknown: Waiting[Part] = Waiting(most)
         self._handed_over: Waiting[Part] = Waiting(most)
         self._read: Waiting[Read] = Waiting(most)
-        self._threads = [threading.Thread(target=work, name=work.__name__) for work in (self._reading, self._computing)]
+        work = self._encoding, self._reading, self._computing
+        self._threads = [threading.Thread(target=each, name=each.__name__) for each in work]
         for thread in self._threads:
             thread.start()
 
@@ -110,17 +113,16 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._handed_over.put(self._part(request, sender))
+                self._hand_over(self._part(request, sender))
             except Exception as error:
                 triton_io.send(sender, triton_io.refusal(error))
 
     def finalize(self) -> None:
         """Waits for the batches under way."""
-        reading, computing = self._threads
-        self._handed_over.close()
-        reading.join()
-        self._read.close()
-        computing.join()
+        queues: tuple[Waiting[Any], ...] = (self._unknown, self._handed_over, self._read)
+        for waiting, thread in zip(queues, self._threads, strict=True):
+            waiting.close()
+            thread.join()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _part(self, request: Any, sender: Any) -> Part:
@@ -132,6 +134,22 @@ class TritonPythonModel:
         front = self.fronts[name]
         return Part(front, handover.unpack_jobs(arrays, front.variant), sender)
 
+    def _hand_over(self, part: Part) -> None:
+        front = part.front
+        ahead = front.encodes_ahead and not front.detector.knows(part.jobs)
+        (self._unknown if ahead else self._handed_over).put(part)
+
+    def _encoding(self) -> None:
+        """The thread that has new names encoded where the CPU does it, which takes long: frames without any do not wait
+        for it. It leaves Python's lock to the others meanwhile."""
+        while parts := self._unknown.take():
+            error = attempt(parts[0].front.detector.encode, [job for part in parts for job in part.jobs])
+            for part in parts:
+                if error:
+                    triton_io.send(part.sender, triton_io.refusal(error))
+                else:
+                    self._handed_over.put(part)
+
     def _reading(self) -> None:
         """The thread that reads pixels, of all waiting parts together: decoding eight files at once takes a GPU a third
         of the time."""
@@ -140,8 +158,6 @@ class TritonPythonModel:
             prepared: list[Prepared] = list(jobs)
             front = parts[0].front
             try:
-                if front.encodes_ahead:
-                    front.detector.encode(jobs)
                 pixel_values = front.detector.read(prepared)
             except Exception as error:
                 for part in parts:
@@ -167,64 +183,6 @@ class TritonPythonModel:
 
     def _answer(self, parts: Sequence[Any], answers: Sequence[Detections | Exception] | Exception) -> None:
         answer(parts, answers)
-
-
-class Work(Protocol):
-    """What waits for a thread: frames of one front model."""
-
-    @property
-    def front(self) -> Front: ...
-
-    @property
-    def jobs(self) -> list[Job]: ...
-
-
-AnyWork = TypeVar("AnyWork", bound=Work)
-
-
-class Waiting(Generic[AnyWork]):
-    """Work that waits for a thread, in the order of coming."""
-
-    def __init__(self, most: int) -> None:
-        """`put` blocks while `most` frames wait or more."""
-        self._most = most
-        self._waiting: deque[AnyWork] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-
-    @property
-    def empty(self) -> bool:
-        return not self._waiting
-
-    def put(self, work: AnyWork) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: sum(len(waiting.jobs) for waiting in self._waiting) < self._most)
-            self._waiting.append(work)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """`take` returns what is there, and after that nothing."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def take(self) -> list[AnyWork]:
-        """The oldest, and of the same front model as much as fits in its largest batch with it. Blocks until there is
-        something; empty after `close`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            taken: list[AnyWork] = []
-            left: deque[AnyWork] = deque()
-            frames = 0
-            for work in self._waiting:
-                fits = not taken or (
-                    work.front is taken[0].front and frames + len(work.jobs) <= work.front.variant.max_batch
-                )
-                (taken if fits else left).append(work)
-                frames += len(work.jobs) if fits else 0
-            self._waiting = left
-            self._changed.notify_all()
-            return taken
 
 
 def begin(batch: Sequence[Read]) -> Begun:

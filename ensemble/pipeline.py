@@ -7,6 +7,7 @@ where they were made, and the flow is tested without a server.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class Job:
     request: FrameRequest
     tokens: list[Tokens]
     frame_size: tuple[int, int] | None = None  # height, width; None until the frame is read
+    prompts: list[Prompt] | None = None  # of the names, once they are encoded
     stage_ms: dict[str, float] = field(default_factory=dict)
 
     def add_ms(self, stage: str, milliseconds: float) -> None:
@@ -64,15 +66,11 @@ class Begun:
 
 
 class Pipeline:
-    """One variant's flow. Not for two threads at once. `prompts` is shared by all pipelines of one text encoder; one of
-    its own is made where none is given."""
+    """One variant's flow; not for two threads at once, but for `encode`. `prompts` is shared by all pipelines of one
+    text encoder; one of its own is made where none is given."""
 
     def __init__(
-        self,
-        variant: Variant,
-        call: Call,
-        prompts: PromptCache | None = None,
-        annotate: Annotate = unmarked,
+        self, variant: Variant, call: Call, prompts: PromptCache | None = None, annotate: Annotate = unmarked
     ) -> None:
         self.variant, self._call, self._annotate = variant, call, annotate
         self.prompts = prompts or PromptCache(self._encode_text)
@@ -82,6 +80,7 @@ class Pipeline:
         """Calls of each sub-model so far, by part."""
         self.hits = self.misses = 0
         """Class names that were and that were not in the cache so far."""
+        self._counting = threading.Lock()
         self._float = NUMPY_DTYPES[FLOAT_DTYPES[variant.precision]]
 
     def run(self, jobs: Sequence[Job], pixel_values: Any) -> list[Detections]:
@@ -120,21 +119,19 @@ class Pipeline:
         return results
 
     # ---- prompts
-    def encode(self, tokens: Sequence[Tokens]) -> None:
-        """Brings these names into the cache; in another thread too, if the text encoder shares nothing with others."""
-        self.misses += self.prompts.lookup(tokens)[1]
-
-    def _pairs(self, jobs: Sequence[Job]) -> list[Pair]:
+    def encode(self, jobs: Sequence[Job]) -> None:
+        """Finds or makes the prompts of these jobs, also ahead of `begin` in another thread than the other calls'."""
         tokens = [name for job in jobs for name in job.tokens]
         found, encoded = self.prompts.lookup(tokens)
-        self.misses += encoded
-        self.hits += len(tokens) - encoded
-        prompts = iter(found)
-        return [
-            Pair(image, class_id, next(prompts))
-            for image, job in enumerate(jobs)
-            for class_id in range(len(job.tokens))
-        ]
+        with self._counting:
+            self.misses += encoded
+            self.hits += len(tokens) - encoded
+        for job in jobs:
+            job.prompts, found = found[: len(job.tokens)], found[len(job.tokens) :]
+
+    def _pairs(self, jobs: Sequence[Job]) -> list[Pair]:
+        self.encode([job for job in jobs if job.prompts is None])
+        return [Pair(i, *found) for i, job in enumerate(jobs) for found in enumerate(job.prompts or ())]
 
     def _encode_text(self, input_ids: np.ndarray) -> np.ndarray:
         model = self.variant.text_encoder

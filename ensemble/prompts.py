@@ -67,6 +67,11 @@ class PromptCache:
         self._entries: OrderedDict[bytes, Prompt] = OrderedDict()
         self._lock = threading.Lock()
 
+    def knows(self, tokens: Sequence[Tokens]) -> bool:
+        """Whether all these names are here."""
+        with self._lock:
+            return all(ids.tobytes() in self._entries for ids, _ in tokens)
+
     def lookup(self, tokens: Sequence[Tokens]) -> tuple[list[Prompt], int]:
         """A `Prompt` for each (ids, mask), and how many had to be encoded because they were not cached."""
         wanted = {ids.tobytes(): (ids, mask) for ids, mask in tokens}

@@ -39,22 +39,63 @@ def test_instances_of_a_gpu_open_on_their_own(start, sub_models):
     assert {device_id for *_, device_id in sub_models.opened} == {1}
 
 
-def test_a_text_encoder_on_the_cpu_encodes_while_others_are_computed(start, sub_models, held):
-    """Beside packages on a GPU: a new name is encoded by the thread that reads, not by the one that computes."""
-    model = start("GPU", "1", engines=dict.fromkeys(ENGINES, "aoti") | {"text_encoder": "onnxruntime"})
+@pytest.fixture
+def encoding(sub_models):
+    """Holds the text encoder at names of more than two letters until it is set."""
+    let_go, entered, encode = threading.Event(), threading.Event(), sub_models.text_encoder
+
+    def wait(model, input_ids):
+        if input_ids.max() > 2:
+            entered.set()
+            let_go.wait()
+        return encode(model, input_ids)
+
+    sub_models.text_encoder = wait
+    let_go.entered = entered
+    yield let_go
+    let_go.set()
+
+
+ON_CPU = dict.fromkeys(ENGINES, "aoti") | {"text_encoder": "onnxruntime"}
+
+
+def test_a_new_name_keeps_no_other_frame_waiting_where_the_cpu_encodes_it(start, sub_models, encoding):
+    """Beside packages on a GPU. What came for known names meanwhile is answered, and the new name is counted once."""
+    counted = [("sam3_text_cache_total", "sam3_r28", result) for result in ("hit", "miss")]
+    before = [MetricFamily.told.get(key, 0) for key in counted]
+    model = start("GPU", "1", engines=ON_CPU)
     places = {name: (engine, device) for engine, name, _, device in sub_models.opened}
     assert places["sam3_text_encoder"] == ("onnxruntime", None)
     assert places["sam3_decoder_r28_q6"] == ("aoti", 1)
-    known, new = job(1, ("aa",)), job(1, ("bbb",))
-    asked = [request(known), request(new)]
-    model.execute([asked[0]])
-    held.entered.acquire()
-    model.execute([asked[1]])
-    until(lambda: [part for part, _, _ in sub_models.calls].count("text_encoder") == 2, *model._threads)
-    assert asked[0].sent == [], "the first batch is still under way"
-    held.set()
+    known, new = job(1, ("aa",)), job(1, ("aa", "bbb"))
+    asked = [request(job(1, ("aa",))), request(new), request(known)]
+    model.execute(asked[:1])
+    until(lambda: asked[0].sent, *model._threads)
+    model.execute(asked[1:2])
+    encoding.entered.wait()
+    model.execute(asked[2:])
+    until(lambda: asked[2].sent, *model._threads)
+    assert asked[1].sent == [], "its name is being encoded"
+    encoding.set()
     model.finalize()
-    assert [len(answers(one, each)[0].scores) for one, each in zip(asked, (known, new), strict=True)] == [1, 2]
+    assert [len(answers(one, each)[0].scores) for one, each in zip(asked[1:], (new, known), strict=True)] == [3, 1]
+    assert new.stage_ms["text"] > 0
+    assert [MetricFamily.told[key] - was for key, was in zip(counted, before, strict=True)] == [2, 2]
+
+
+def test_a_name_that_cannot_be_encoded_is_told_to_its_frames_alone(start, sub_models):
+    def failing(*_, **__):
+        raise RuntimeError("no such kernel")
+
+    model, good = start("GPU", "1", engines=ON_CPU), request(job(1, ("aa",)))
+    model.execute([good])
+    until(lambda: good.sent, *model._threads)
+    sub_models.text_encoder = failing
+    bad, again = request(job(1, ("bbb",))), request(job(1, ("aa",)))
+    model.execute([bad, again])
+    model.finalize()
+    assert response(bad).error().message() == "RuntimeError: no such kernel"
+    assert len(answers(again, job(1, ("aa",)))[0].scores) == 1
 
 
 def test_text_is_encoded_once_for_all_resolutions(start, sub_models):

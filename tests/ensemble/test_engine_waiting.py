@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ensemble import engine as engine_module
-from ensemble.engine import Waiting
+from ensemble.waiting import Waiting
 from tests.ensemble.engine_model import answers, request, response
 from tests.ensemble.fake_triton import TritonError
 from tests.ensemble.stand_ins import VARIANT, job

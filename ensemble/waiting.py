@@ -1,0 +1,66 @@
+"""Work that waits for a thread, until it becomes one batch with as much as came meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class Work(Protocol):
+    """What waits for a thread: frames of one front model."""
+
+    @property
+    def front(self) -> Any: ...  # has the `variant` that says how many frames a batch may have
+
+    @property
+    def jobs(self) -> Sequence[Any]: ...
+
+
+AnyWork = TypeVar("AnyWork", bound=Work)
+
+
+class Waiting(Generic[AnyWork]):
+    """Work that waits for a thread, in the order of coming."""
+
+    def __init__(self, most: int) -> None:
+        """`put` blocks while `most` frames wait or more."""
+        self._most = most
+        self._waiting: deque[AnyWork] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    @property
+    def empty(self) -> bool:
+        return not self._waiting
+
+    def put(self, work: AnyWork) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: sum(len(waiting.jobs) for waiting in self._waiting) < self._most)
+            self._waiting.append(work)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """`take` returns what is there, and after that nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def take(self) -> list[AnyWork]:
+        """The oldest, and of the same front model as much as fits in its largest batch with it. Blocks until there is
+        something; empty after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            taken: list[AnyWork] = []
+            left: deque[AnyWork] = deque()
+            frames = 0
+            for work in self._waiting:
+                fits = not taken or (
+                    work.front is taken[0].front and frames + len(work.jobs) <= work.front.variant.max_batch
+                )
+                (taken if fits else left).append(work)
+                frames += len(work.jobs) if fits else 0
+            self._waiting = left
+            self._changed.notify_all()
+            return taken
