@@ -1,21 +1,21 @@
-"""Frames and the sources that are files: a video, a folder of images, or one image.
+"""Frames, what a source of them is, and the sources that are pictures: a folder of images, or one image.
 
 A source is an iterable of `Frame`s that decodes one frame at a time, so a film of any length needs the memory of one
-frame. `clients/video/streams.py` has the live sources, `clients/video/sources.py` chooses between them.
+frame. `clients/video/film.py` has video files, `clients/video/streams.py` the live sources, `clients/video/sources.py`
+chooses between them.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.redact import without_password
 from clients.video.skipped import Skipped
 from ensemble.pictures import FORMATS, PictureError, decode
 from ensemble.spec import MAX_IMAGE_BYTES
@@ -31,7 +31,14 @@ EVERY: Callable[[float], bool] = lambda time_s: True  # noqa: E731 - typed as a 
 
 
 class SourceError(ValueError):
-    """A source cannot be opened or read; the message names the source and what was expected."""
+    """A source cannot be opened or read; the message names the source, without a password, and what was expected."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
+
+
+class SourceRefused(SourceError):  # noqa: N818 - the name says what happened
+    """The other side answers, and says that it will not give this: a wrong path, or a wrong password."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,71 +125,3 @@ def picture(path: Path) -> NDArray[np.uint8]:
         raise SourceError(f"{str(path)!r} cannot be read ({error.strerror or error})") from error
     except PictureError as error:
         raise SourceError(f"{str(path)!r} is not an image: {error}") from error
-
-
-class Video:
-    """The first video stream of a file, decoded frame by frame. Raises SourceError for what FFmpeg cannot open."""
-
-    live = False
-
-    def __init__(self, path: Path | str) -> None:
-        self.path = path
-        self.skipped = Skipped()
-        try:
-            self._container = self._open()
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise SourceError(
-                f"{without_password(path)!r} is not a video that FFmpeg can open ({without_password(str(error))})"
-            ) from error
-        if not self._container.streams.video:
-            self._container.close()
-            raise SourceError(f"{without_password(path)!r} has no video stream")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
-        self.fps = float(self._stream.average_rate or 25)
-        self.count: int | None = self._stream.frames or None
-
-    def _open(self) -> av.container.InputContainer:
-        return av.open(str(self.path))
-
-    def __iter__(self) -> Iterator[Frame]:
-        """From the start each time. Raises SourceError, with the number of good frames, where the file is damaged."""
-        return self.read()
-
-    def read(self, wanted: Callable[[float], bool] = EVERY) -> Iterator[Frame]:
-        self._container.seek(0)
-        index = 0
-        try:
-            for decoded in self._container.decode(self._stream):
-                time_s = decoded.time if decoded.time is not None else index / self.fps
-                if wanted(time_s):
-                    yield Frame(index, time_s, upright(decoded))
-                index += 1
-        except av.FFmpegError as error:
-            raise SourceError(
-                f"{without_password(self.path)!r} cannot be decoded after {index} frames"
-                f" ({without_password(str(error))})"
-            ) from error
-        if not index:
-            raise SourceError(f"{without_password(self.path)!r} holds no frames")
-
-    def close(self) -> None:
-        """Closes the file; iterating afterwards fails."""
-        self._container.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def without_password(address: Path | str) -> str:
-    """The address for messages and logs: without a camera's user name and password."""
-    return re.sub(r"(?<=://)[^/@]*@", "", str(address))
-
-
-def upright(decoded: av.VideoFrame) -> NDArray[np.uint8]:
-    """uint8 [H,W,3] RGB. Phones record sideways and store the rotation in degrees counterclockwise."""
-    rgb: NDArray[Any] = decoded.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(rgb, decoded.rotation // 90)) if decoded.rotation else rgb

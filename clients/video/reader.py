@@ -2,7 +2,8 @@
 
 Decoding, colour conversion and JPEG take milliseconds, and a camera may hang for seconds: none of that may block the
 event loop. Of a live camera only the newest frame is kept, and the frames that it replaced are counted; a file waits
-until its frames are taken. A live camera that ends, hangs or sends garbage is opened again, at growing intervals.
+until its frames are taken. A live camera that ends, hangs or sends garbage is opened again, at growing intervals; one
+that never gave a frame and says that it will not is asked `REFUSALS` times.
 """
 
 from __future__ import annotations
@@ -15,17 +16,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.redact import without_password
 from clients.video.encode import to_jpeg
-from clients.video.frames import Frame, Source, SourceError, without_password
+from clients.video.frames import Frame, Source, SourceError, SourceRefused
 from clients.video.skipped import Skipped
-from clients.video.sources import is_address, open_source
+from clients.video.sources import is_remote, open_source
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 """Between attempts to reconnect: doubled each time, with jitter so that many cameras do not reconnect at once."""
+REFUSALS = 3
+"""A wrong path stays wrong, and a wrong password locks accounts; a relay may be a little later than its readers."""
+EARLY = 0.25
+"""Part of the time between two wanted frames by which a live one may come early: else a camera of about the wanted rate
+would lose every other frame."""
 AHEAD = 3
 """Frames of a file that are decoded ahead."""
 
@@ -52,8 +60,9 @@ class Reader:
     """Reads `address` in a thread of its own; belongs to the event loop in which it was started.
 
     `fps` limits the frames per second (None: all frames); the frames in between are not counted. `realtime` plays a
-    file at its own speed as if it were live, `loop` plays it again and again. `raw` skips the JPEG. Without `reconnect`
-    a live camera that fails or ends is not opened again.
+    file at its own speed as if it were live, `loop` plays it again and again. `raw` skips the JPEG. `transport` is what
+    RTSP is asked for, `tcp` or `udp` (None: TCP, else UDP). Without `reconnect` a live camera that fails or ends is not
+    opened again.
 
     `read` counts the frames that were offered, `replaced` those among them that a newer frame replaced, `reconnects`
     how often a live camera was opened again. `state` is `connecting`, `live`, `lost`, `failed` or `ended`, `error` the
@@ -70,7 +79,8 @@ class Reader:
         loop: bool = False,
         raw: bool = False,
         reconnect: bool = True,
-        opener: Callable[[str], Source] = open_source,
+        transport: str | None = None,
+        opener: Callable[[str], Source] | None = None,
         first_pause: float = FIRST_PAUSE_S,
     ) -> None:
         self.address, self.fps, self.realtime, self.repeat = address, fps, realtime, loop
@@ -78,10 +88,11 @@ class Reader:
         self.read = self.replaced = self.reconnects = 0
         self.state, self.error, self.source_fps = "connecting", "", 0.0
         self.skipped = Skipped()
-        self._opener, self._first_pause = opener, first_pause
         self._ready: deque[CapturedFrame] = deque()
         self._change = threading.Condition()
         self._stopping = threading.Event()
+        self._opener = opener or partial(open_source, transport=transport, fps=fps, pause=self._stopping.wait)
+        self._first_pause, self._refusals, self._early = first_pause, 0, 0.0
         self._ended = False
         self._next_due = self._film_s = 0.0
         self._born, self._seen = time.monotonic(), 0  # `_seen` counts decoded frames, including those skipped by `fps`
@@ -139,23 +150,12 @@ class Reader:
     def _run(self) -> None:
         pause = self._first_pause
         while not self._stopping.is_set():
-            # a camera that has delivered frames and now cannot be opened is live too
-            before, live = self._seen, self._seen > 0
-            try:
-                with self._opener(self.address) as source:
-                    live, self.source_fps, source.skipped = source.live, source.fps, self.skipped
-                    self._play(source)
-                    if not (self.reconnect if live else self.repeat):
-                        break
-                    self.error = f"{without_password(self.address)!r} ended" if live else ""
-            except Exception as error:  # whatever a decoder raises must not end the thread silently
-                self.error = str(error) if isinstance(error, SourceError) else f"{type(error).__name__}: {error}"
-                if not live and (self._seen > before or not is_address(self.address)):
-                    break  # a damaged file would fail at the same frame again
-                if not self.reconnect:
-                    break
-            if not live and self.repeat and self._seen > before:
-                continue
+            before = self._seen
+            again, live = self._open_and_play()
+            if not again:
+                break
+            if not live and self._seen > before:
+                continue  # the next round of a film
             pause = self._first_pause if self._seen > before else min(2 * pause, LONGEST_PAUSE_S)
             self.state = "lost" if self._seen else "connecting"
             self._stopping.wait(pause * random.uniform(0.8, 1.2))
@@ -164,11 +164,30 @@ class Reader:
         self._ended = True
         self._notify()
 
+    def _open_and_play(self) -> tuple[bool, bool]:
+        """Plays the source to its end. Whether it is to be opened again, and whether it is live."""
+        before, live = self._seen, False
+        try:
+            with self._opener(self.address) as source:
+                live, self.source_fps, source.skipped = source.live, source.fps, self.skipped
+                self._play(source)
+                self.error = f"{without_password(self.address)!r} ended" if live and self.reconnect else ""
+                return (self.reconnect if live else self.repeat), live
+        except Exception as error:  # whatever a decoder raises must not end the thread silently
+            kind = "" if isinstance(error, SourceError) else f"{type(error).__name__}: "
+            self.error = kind + without_password(str(error))
+            if not live and self._seen > before:  # a damaged film: it can be looped as far as it goes
+                return self.repeat, live
+            self._refusals += isinstance(error, SourceRefused)
+            given_up = not self._seen and self._refusals >= REFUSALS
+            return self.reconnect and not given_up and (live or is_remote(self.address)), live
+
     def _play(self, source: Source) -> None:
         newest_only = source.live or self.realtime
         start = time.monotonic()
         # times continue where the previous connection or round ended
         began = start - self._born if newest_only else self._film_s
+        self._early = EARLY if source.live else 0.0
         for frame in source.read(lambda time_s: self._wanted(began + time_s, 1 / source.fps)):
             if self.realtime and not source.live:
                 self._stopping.wait(max(0.0, start + frame.time_s - time.monotonic()))
@@ -185,7 +204,7 @@ class Reader:
             return True  # lets `_play` see that it should stop
         if not self.fps:
             return True
-        if time_s + 1e-3 < self._next_due:
+        if time_s + 1e-3 < self._next_due - self._early / self.fps:
             return False
         # Counted from the schedule, not from this frame: else 10 of 25 fps would become 8.3. Counted from this frame
         # where the source is behind the schedule.

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from clients.video import streams
+from clients.video import address
 from clients.video.frames import Frame, SourceError
 from clients.video.reader import AHEAD, Reader
 from tests.clients.video.cameras import FakeCamera, transport_stream
@@ -184,8 +184,8 @@ async def test_a_camera_that_disconnects_is_opened_again():
 
 
 async def test_a_camera_that_freezes_is_opened_again(monkeypatch):
-    monkeypatch.setattr(streams, "READ_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(streams, "OPEN_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(address, "READ_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(address, "OPEN_TIMEOUT_S", 3.0)
     data, thaw = transport_stream([(48, 64)]), threading.Event()
 
     def act(connection, n):
