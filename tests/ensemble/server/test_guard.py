@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from clients import Client
 from ensemble.server import guard
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.guard import JSON_LENGTH, Guard, Refused, check
@@ -205,8 +206,16 @@ async def test_without_triton_the_answer_says_so(triton):
 
 
 @pytest.mark.server
-def test_a_guard_that_ends_is_noticed_and_a_port_that_is_taken_is_said(repository):
+def test_a_guard_that_ends_is_noticed_and_a_port_that_is_taken_is_said(repository, monkeypatch):
+    """Where everything goes to a proxy that nobody has started, as the server's own questions must not."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "grpc_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with EmbeddedServer(repository, resolutions=[140]) as running:
+        running.probe()
+        with Client(running.grpc_url, model="sam3_r140") as client:
+            assert client.ready()
         with pytest.raises(ServerError, match=f"port {running.http_port} on 127.0.0.1 cannot be used"):
             EmbeddedServer(repository, http_port=running.http_port)
         os.kill(running._guard.pid, signal.SIGKILL)
