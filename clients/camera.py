@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clients.console import make_parser
+from clients.console import make_parser, say
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig, read_config
 from clients.fleet.fleet import open_pool, watch
 from clients.fleet.request import Answer
 from clients.fleet.stats import percentiles
-from clients.output import SUFFIXES, Outputs, frame_record
+from clients.outputs.files import SUFFIXES
+from clients.outputs.outputs import Outputs
+from clients.outputs.records import frame_record
+from clients.redact import without_password
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.video.frames import IMAGE_SUFFIXES
 from clients.video.reader import Reader
@@ -43,20 +46,22 @@ async def run_fleet_file(config: FleetConfig, seconds: float | None) -> dict[str
     """Runs the cameras of a configuration; returns the summary."""
     cameras = [Camera(camera) for camera in config.cameras]
     outputs = Outputs(cameras)
+    await outputs.open()
     try:
         summary = await watch(cameras, open_pool(config), outputs, asyncio.Event(), seconds=seconds)
     finally:
-        events = await outputs.close()
-    return summary | (events if outputs.webhooks else {})
+        written = await outputs.close()
+    return summary | written
 
 
 async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
     """Sends the frames of one source, one after the other, and prints a line for each; returns the summary.
 
-    A frame that times out is counted as failed and the run continues; any other failure ends it. Raises Failed.
+    A frame that times out is counted as failed and the run continues; any other failure of a request ends it. What
+    cannot be written any more is counted. Raises Failed.
     """
     config = CameraConfig(
-        name=str(arguments.source),
+        name=without_password(arguments.source),
         source=str(arguments.source),
         classes=tuple(arguments.classes),
         thresholds=(arguments.threshold,) * len(arguments.classes),
@@ -70,16 +75,18 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
     pool = open_pool(FleetConfig((config,), (address,), arguments.protocol, arguments.timeout))
     camera = Camera(config, Reader(config.source, raw=config.raw, reconnect=False), arguments.limit)
     outputs = Outputs([camera], plain_record, append=False)
+    if wrong := await outputs.open():
+        raise Failed("; ".join(wrong))
     stop, latencies, errors = asyncio.Event(), [], []
 
     async def handle(camera: Camera, answer: Answer) -> None:
         start = f"{answer.frame.index:6d} {answer.frame.time_s:8.2f} s"
         if answer.found is not None:
             latencies.append(answer.found.latency_ms)
-            print(f"{start} {answer.found.latency_ms:8.1f} ms  {answer.found.summary()}")
+            say(f"{start} {answer.found.latency_ms:8.1f} ms  {answer.found.summary()}")
             await outputs(camera, answer)
         elif answer.outcome == "timeout":
-            print(f"{start}  failed: {answer.error}")
+            say(f"{start}  failed: {answer.error}")
         else:
             errors.append(answer.error)
             stop.set()
@@ -87,26 +94,31 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         summary = await watch([camera], pool, handle, stop, seconds=arguments.seconds, status=False)
     finally:
-        await outputs.close()
+        written = await outputs.close()
     if camera.reader.state == "failed":
         errors.append(camera.reader.error)
     if errors:
         raise Failed(errors[0])
     why = {"skipped_why": dict(camera.stats.skipped.why)} if summary["skipped"] else {}
     p50, p95 = percentiles(latencies)
-    return {
-        "source": str(arguments.source),
-        "model": pool.endpoints[0].client(config.model).model,
-        "frames": summary["answered"],
-        "failed": summary["failed"],
-        "dropped": camera.stats.dropped["replaced"],
-        "skipped": summary["skipped"],
-        "detections": summary["detections"],
-        "fps": summary["fps"],
-        "p50_ms": round(p50, 2),
-        "p95_ms": round(p95, 2),
-        "output": [str(path) for path in arguments.output],
-    } | why
+    return (
+        {
+            "source": config.name,
+            "model": pool.endpoints[0].client(config.model).model,
+            "frames": summary["answered"],
+            "failed": summary["failed"],
+            "dropped": camera.stats.dropped["replaced"],
+            "skipped": summary["skipped"],
+            "unhandled": summary["unhandled"],
+            "detections": summary["detections"],
+            "fps": summary["fps"],
+            "p50_ms": round(p50, 2),
+            "p95_ms": round(p95, 2),
+            "output": [str(path) for path in arguments.output],
+        }
+        | written
+        | why
+    )
 
 
 def plain_record(camera: Camera, answer: Answer) -> dict[str, Any]:
@@ -165,8 +177,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: every frame was answered (or, in a fleet, dropped as configured); 1: some failed or could not be decoded, or
-    none was answered; 2: it could not start or continue, and stderr says why."""
+    """0: every frame was answered (or, in a fleet, dropped as configured) and written; 1: some failed, could not be
+    decoded or could not be written, or none was answered; 2: it could not start or continue, and stderr says why."""
     p = parser()
     arguments = p.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -181,25 +193,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.output = [default_output(arguments.source)]
         if wrong := [str(path) for path in arguments.output if path.suffix not in SUFFIXES]:
             p.error(f"--output must end in {', '.join(SUFFIXES)}, got {', '.join(wrong)}")
-        about = {"source": str(arguments.source)}
+        about = {"source": without_password(arguments.source)}
     try:
         if arguments.config is not None:
             result = asyncio.run(run_fleet_file(read_config(arguments.config), arguments.seconds))
             answered = result["answered"]
-            print(*(camera_line(each) for each in result["each"]), sep="\n")
+            say(*(camera_line(each) for each in result["each"]))
         else:
             result = asyncio.run(run_source(arguments))
             answered = result["frames"]
-            print(
+            say(
                 f"{answered} frames, {result['failed']} failed, {result['skipped']} skipped,"
-                f" {result['detections']} detections, {result['fps']} fps, p50 {result['p50_ms']} ms, p95 {result['p95_ms']} ms"
+                f" {result['detections']} detections, {result['fps']} fps, p50 {result['p50_ms']} ms,"
+                f" p95 {result['p95_ms']} ms"
             )
-    except (Failed, ValueError, ImportError) as error:
-        print(f"sam3-camera: {error}", file=sys.stderr)
-        print(json.dumps(about | {"error": str(error)}))
+    except (Failed, ValueError, ImportError, OSError, KeyboardInterrupt) as error:
+        told = without_password(str(error)) or "interrupted before it had started"
+        print(f"sam3-camera: {told}", file=sys.stderr)
+        say(json.dumps(about | {"error": told}))
         return 2
-    print(json.dumps(result))
-    return 1 if result["failed"] or result["skipped"] or not answered else 0
+    troubles = [output for output in result["outputs"] if "error" in output]
+    say(*(f"{output['output']}: {output['lost']} lost; {output['error']}" for output in troubles))
+    if not say(json.dumps(result)):
+        print(json.dumps(result), file=sys.stderr)
+    bad = result["failed"] or result["skipped"] or result["unhandled"] or troubles
+    return 1 if bad or not answered else 0
 
 
 def camera_line(each: dict[str, Any]) -> str:
@@ -208,6 +226,7 @@ def camera_line(each: dict[str, Any]) -> str:
         f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())}"
         f" dropped + {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
         + (f", {each['skipped']} skipped" if "skipped" in each else "")
+        + (f", {each['unhandled']} not handled ({each['handler_error']})" if "unhandled" in each else "")
         + (f"; {each['error']}" if "error" in each else "")
     )
 

@@ -26,7 +26,7 @@ _NAMED = re.compile(
     r"(?P<value>(?:(?:basic|bearer|digest)\s+)?[^&\s'\",;)]+)"
 )
 _SEGMENT = re.compile(
-    rf"(?i)(?P<key>://[^\s'\"]*?/(?:[\w-]*(?:password|passwd|pwd|token|apikey|secret)/|(?=[^\s/?#'\":=]+:)))"
+    r"(?i)(?P<key>://[^\s'\"]*?/(?:[\w-]*(?:password|passwd|pwd|token|apikey|secret)/|(?=[^\s/?#'\":=]+:)))"
     r"(?P<value>[^\s/?#'\"]+)"
 )
 _LONE_USER = re.compile(r"(?<![\w/.@])[^\s/@:'\"]+:[^\s@'\"]+@(?=[\w\[])")

@@ -40,7 +40,8 @@ OUTCOMES = {
 """The outcome of a frame by the exception; `server_error` for any other."""
 
 Handler = Callable[["Camera", Answer], Awaitable[None] | None]
-"""Called with each answer, in the camera's order. A camera's next answer waits until the handler has returned."""
+"""Called with each answer, in the camera's order. A camera's next answer waits until the handler has returned. What it
+raises is counted and named in the camera's account, and the camera goes on."""
 
 
 class Camera:
@@ -62,6 +63,7 @@ class Camera:
         self._requests: set[asyncio.Task[Answer]] = set()
         self._slots = asyncio.Semaphore(config.in_flight)
         self._failures = 0
+        self._stopped = asyncio.Event()
         wants_tracks = config.track or config.zones
         self._tracker = Tracker(config.fps or USUAL_FPS, config.threshold) if wants_tracks else None
         self._zones = ZoneMonitor(config.zones)
@@ -76,11 +78,10 @@ class Camera:
         await asyncio.wait({self._feeder, deliverer}, return_when=asyncio.FIRST_COMPLETED)
         left = self.reader.stop()
         self._in_order.put_nowait(None)
-        if self._feeder.cancelled():
-            await asyncio.wait({deliverer}, timeout=GRACE_S)
-            for request in self._requests:
-                request.cancel()
-        await deliverer
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait({deliverer, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        await self._finish(deliverer)
         self.stats.read, self.stats.skipped = self.reader.read, self.reader.skipped
         for reason, count in (("replaced", self.reader.replaced), ("stopped", left)):
             if count:
@@ -89,8 +90,24 @@ class Camera:
         if not self._feeder.cancelled():
             self._feeder.result()  # raises an unexpected error
 
+    async def _finish(self, deliverer: asyncio.Task[None]) -> None:
+        """Waits for the frames in flight, then for their handler, no longer than `GRACE_S` each."""
+        await asyncio.wait({deliverer}, timeout=GRACE_S)
+        for request in self._requests:
+            request.cancel()
+        await asyncio.wait({deliverer}, timeout=GRACE_S)
+        if not deliverer.done():
+            self.stats.handler_failed(TimeoutError("an answer's handler did not return"))
+            deliverer.cancel()
+            await asyncio.wait({deliverer}, timeout=GRACE_S)
+            while not self._in_order.empty():
+                self.stats.dropped["stopped"] += self._in_order.get_nowait() is not None
+        elif not deliverer.cancelled():
+            deliverer.result()
+
     def stop(self) -> None:
         """Sends no more frames."""
+        self._stopped.set()
         if self._feeder is not None:
             self._feeder.cancel()
 
@@ -132,6 +149,9 @@ class Camera:
             else:
                 self._failures += 1
             return Answer.now(frame, OUTCOMES.get(type(error), "server_error"), error=str(error))
+        except Exception as error:  # an answer that makes no sense must not end the camera
+            self._failures += 1
+            return Answer.now(frame, "client_error", error=f"{type(error).__name__}: {error}")
         finally:
             pool.release(endpoint)
             self._slots.release()
@@ -144,13 +164,24 @@ class Camera:
                 continue
             answer = request.result()
             self._count(answer)
-            if self._tracker and answer.found is not None and answer.outcome == "answered":
-                tracks = self._tracker.update(answer.found)
-                events = self._zones.update(answer.found, tracks, answer.frame.time_s)
-                answer = replace(answer, tracks=tuple(tracks.tolist()), events=tuple(events))
-            done = handler(self, answer)
-            if done is not None:
-                await done
+            try:
+                done = handler(self, self._tracked(answer))
+                if done is not None:
+                    await done
+            except Exception as error:  # it must cost neither this camera's next answer nor another camera
+                self.stats.handler_failed(error)
+
+    def _tracked(self, answer: Answer) -> Answer:
+        """The answer with its tracks and the zones' events; without them where these fail."""
+        if self._tracker is None or answer.found is None or answer.outcome != "answered":
+            return answer
+        try:
+            tracks = self._tracker.update(answer.found)
+            events = self._zones.update(answer.found, tracks, answer.frame.time_s)
+        except Exception as error:
+            self.stats.handler_failed(error)
+            return answer
+        return replace(answer, tracks=tuple(tracks.tolist()), events=tuple(events))
 
     def _count(self, answer: Answer) -> None:
         stats = self.stats

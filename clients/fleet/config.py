@@ -7,7 +7,7 @@ checked before anything runs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from clients.fleet.config_parts import read_classes, read_model, read_threshold,
 from clients.fleet.yaml_lines import ConfigError, Entry, load
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
-from clients.output import SUFFIXES
+from clients.outputs.files import SUFFIXES
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.video.sources import is_address
 from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS
@@ -50,7 +50,7 @@ class CameraConfig:
     """
 
     name: str
-    source: str
+    source: str = field(repr=False)  # holds passwords, as `webhook` may
     classes: tuple[str, ...]
     thresholds: tuple[float, ...]
     model: str | None = None
@@ -65,7 +65,7 @@ class CameraConfig:
     track: bool = False
     zones: tuple[Zone, ...] = ()
     zoom: Zoom | None = None
-    webhook: str | None = None
+    webhook: str | None = field(default=None, repr=False)
 
     @property
     def threshold(self) -> float:

@@ -15,6 +15,7 @@ from clients.fleet.config import FleetConfig
 from clients.fleet.endpoint import Endpoint
 from clients.fleet.pool import Pool
 from clients.fleet.stats import summary
+from clients.redact import without_password
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ async def run_fleet(
     """
     clock = asyncio.get_running_loop().time
     start = clock()
-    finished = asyncio.gather(*(asyncio.create_task(camera.run(pool, handler)) for camera in cameras))
+    finished = asyncio.gather(*(asyncio.create_task(_run_one(camera, pool, handler)) for camera in cameras))
     if not keep:
         finished.add_done_callback(lambda _: stop.set())
     try:
@@ -55,6 +56,15 @@ async def run_fleet(
         await pool.close()
     stats = [camera.stats for camera in cameras]
     return summary(stats, seconds) | {"each": [each.record(seconds) for each in stats]}
+
+
+async def _run_one(camera: Camera, pool: Pool, handler: Handler) -> None:
+    """A camera that fails in a way that nobody thought of ends alone, with its reason in the account."""
+    try:
+        await camera.run(pool, handler)
+    except Exception as error:
+        camera.stats.error = without_password(f"{type(error).__name__}: {error}")
+        logger.warning("%s: ended: %s", camera.config.name, camera.stats.error)
 
 
 async def watch(

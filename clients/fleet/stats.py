@@ -6,14 +6,20 @@ kept for the latest frames only, so that a run of weeks takes no more memory tha
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clients.redact import without_password
 from clients.video.skipped import Skipped
+
+logger = logging.getLogger(__name__)
 
 LATEST = 2048
 """Latencies kept of each camera."""
@@ -38,6 +44,18 @@ class CameraStats:
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     error: str = ""
     skipped: Skipped = field(default_factory=Skipped)
+    unhandled: int = 0
+    handler_error: str = ""
+
+    def handler_failed(self, error: Exception) -> None:
+        """Counts an answer whose handler, tracks or zones failed, and names the latest failure, with its line."""
+        self.unhandled += 1
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        text = without_password(f"{type(error).__name__}: {error}{where}")
+        if text != self.handler_error:
+            logger.warning("%s: an answer was not handled: %s", self.name, text)
+        self.handler_error = text
 
     def record(self, seconds: float) -> dict[str, Any]:
         """The counts as plain data, with the frame rate over `seconds`."""
@@ -56,10 +74,12 @@ class CameraStats:
 
     def _troubles(self) -> dict[str, Any]:
         """What went wrong, only where something did: `skipped` says what of the source could not be decoded and was
-        therefore not read."""
+        therefore not read, `unhandled` how many answers a handler failed on."""
         troubles: dict[str, Any] = {"error": self.error} if self.error else {}
         if self.skipped.count:
             troubles |= {"skipped": self.skipped.count, "skipped_why": dict(self.skipped.why)}
+        if self.unhandled:
+            troubles |= {"unhandled": self.unhandled, "handler_error": self.handler_error}
         return troubles
 
 
@@ -78,6 +98,7 @@ def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
         "dropped": dropped.total(),
         "failed": failed.total(),
         "skipped": sum(camera.skipped.count for camera in cameras),
+        "unhandled": sum(camera.unhandled for camera in cameras),
         "dropped_by": dict(dropped),
         "failed_by": dict(failed),
         "detections": sum(camera.detections for camera in cameras),

@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import urllib.request
+import logging
 from typing import Any
+from urllib.parse import urlsplit
 
-from ensemble.loopback import open_url
+import aiohttp
+
+from clients.redact import without_password
+from ensemble.loopback import is_loopback
+
+logger = logging.getLogger(__name__)
 
 QUEUE = 256
 ATTEMPTS, PAUSE_S, TIMEOUT_S = 3, 0.5, 5.0
+"""Of one event; the time-out is from the connection to the end of the answer's head."""
 
 
 class Webhook:
-    """Posts records to `url` from the running event loop; `sent` and `lost` count them."""
+    """Posts records to `url` from the running event loop; `sent` and `lost` count them, `error` is the latest failure.
+    A user and a password in the address are sent as basic authentication."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.sent = self.lost = 0
+        self.error = ""
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE)
         self._worker: asyncio.Task[None] | None = None
 
@@ -34,7 +42,7 @@ class Webhook:
         try:
             self._queue.put_nowait(record)
         except asyncio.QueueFull:
-            self.lost += 1
+            self._lose("events come faster than the receiver takes them")
 
     async def close(self, grace_s: float = 3.0) -> None:
         """Delivers queued records for at most `grace_s` seconds; the rest is lost."""
@@ -44,27 +52,51 @@ class Webhook:
             await asyncio.wait_for(self._queue.join(), grace_s)
         self._worker.cancel()
         await asyncio.wait({self._worker})  # it counts the record that it was sending
-        self.lost += self._queue.qsize()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+            self._lose(self.error or f"not delivered within {grace_s:g} s of the end")
+
+    def record(self) -> dict[str, Any]:
+        """The counts as plain data, without a password."""
+        about = {"output": without_password(self.url), "written": self.sent, "lost": self.lost}
+        return about | ({"error": self.error} if self.error else {})
 
     async def _work(self) -> None:
-        while True:
-            record = await self._queue.get()
-            delivered = False
-            try:
-                for attempt in range(ATTEMPTS):
-                    if delivered := await asyncio.to_thread(self._post, record):
-                        break
-                    if attempt < ATTEMPTS - 1:
-                        await asyncio.sleep(PAUSE_S)
-            finally:  # a cancelled delivery counts too
-                self.sent += delivered
-                self.lost += not delivered
-                self._queue.task_done()
+        # proxies of the environment, but none between this machine and itself
+        async with aiohttp.ClientSession(trust_env=not is_loopback(urlsplit(self.url).netloc)) as session:
+            while True:
+                record = await self._queue.get()
+                problem = f"no answer within {TIMEOUT_S:g} s"
+                try:
+                    for attempt in range(ATTEMPTS):
+                        problem = await self._post(session, record)
+                        if not problem:
+                            break
+                        if attempt < ATTEMPTS - 1:
+                            await asyncio.sleep(PAUSE_S)
+                finally:  # a cancelled delivery counts too
+                    if problem:
+                        self._lose(problem)
+                    else:
+                        self.sent += 1
+                    self._queue.task_done()
 
-    def _post(self, record: dict[str, Any]) -> bool:
-        request = urllib.request.Request(self.url, json.dumps(record).encode(), {"Content-Type": "application/json"})
+    def _lose(self, problem: str) -> None:
+        self.lost += 1
+        if problem != self.error:
+            logger.warning("webhook %s: %s", without_password(self.url), problem)
+        self.error = problem
+
+    async def _post(self, session: aiohttp.ClientSession, record: dict[str, Any]) -> str:
+        """Nothing where it was delivered, else why not. A redirect is not followed: a POST would become a GET."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
-            with open_url(request, TIMEOUT_S):
-                return True
-        except (OSError, ValueError):
-            return False
+            async with session.post(self.url, json=record, allow_redirects=False, timeout=timeout) as answer:
+                if answer.status < 300:
+                    return ""
+                to = f" to {answer.headers['Location']}; write that address" if "Location" in answer.headers else ""
+                return without_password(f"expected status 2xx, got {answer.status} {answer.reason or ''}{to}")
+        except asyncio.TimeoutError:
+            return f"no answer within {TIMEOUT_S:g} s"
+        except Exception as error:  # whatever aiohttp raises: a receiver must not end the delivery of later events
+            return without_password(f"{type(error).__name__}: {error}")

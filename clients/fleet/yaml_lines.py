@@ -14,9 +14,14 @@ from typing import Any, NoReturn
 
 import yaml
 
+from clients.redact import without_password
+
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message begins with `file:line:`."""
+    """A configuration that cannot be used; the message begins with `file:line:` and holds no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,14 @@ def to_jpeg(rgb: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
 class VideoWriter:
     """An H.264 file of RGB frames that all have one size. A context manager: an unclosed file cannot be played.
 
-    `fps` is the rate at which the file is played.
+    `fps` is the rate at which the file is played, `size` its width and height (None before the first frame).
     """
 
     def __init__(self, path: str | Path, fps: float) -> None:
         self.path = Path(path)
         self.fps = fps
         self.frames = 0
+        self.size: tuple[int, int] | None = None
         self._container: av.container.OutputContainer | None = None
 
     def write(self, rgb: NDArray[np.uint8]) -> None:
@@ -51,7 +52,8 @@ class VideoWriter:
             rate = Fraction(self.fps).limit_denominator(1001)
             self._stream = self._container.add_stream("libx264", rate=rate, options=H264_OPTIONS)
             self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        if (width, height) != (self._stream.width, self._stream.height):
+            self.size = width, height
+        if (width, height) != self.size:
             raise ValueError(
                 f"a video has one frame size: expected {self._stream.width}x{self._stream.height}, got {width}x{height}"
             )
@@ -62,9 +64,11 @@ class VideoWriter:
     def close(self) -> None:
         """Flushes the encoder and completes the file. Without frames there is no file."""
         if self._container is not None:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()
-            self._container = None
+            container, self._container = self._container, None
+            try:
+                container.mux(self._stream.encode(None))
+            finally:
+                container.close()
 
     def __enter__(self) -> Self:
         return self

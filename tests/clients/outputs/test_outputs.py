@@ -15,7 +15,9 @@ from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig
 from clients.fleet.request import Answer
 from clients.fleet.webhook import Webhook
-from clients.output import CocoResults, Drawing, JsonLines, Outputs, frame_record
+from clients.outputs.files import CocoResults, Drawing, JsonLines
+from clients.outputs.outputs import Outputs
+from clients.outputs.records import frame_record
 from clients.video.frames import Frame
 from clients.video.reader import CapturedFrame
 
@@ -83,7 +85,7 @@ async def test_outputs(tmp_path, detections, masks):
     for i, found in enumerate((detections(0), detections(masks=masks))):
         frame = CapturedFrame(i, i / 10, np.full((360, 640, 3), 90, np.uint8), 0.0, 0, b"")
         await outputs(camera, Answer(frame, "answered", 1.0, found))
-    assert await outputs.close() == {"events_sent": 0, "events_lost": 0}
+    assert [(o["written"], o["lost"]) for o in (await outputs.close())["outputs"]] == [(2, 0)] * 4
 
     with av.open(str(paths[0])) as container:
         assert container.streams.video[0].average_rate == 10
