@@ -54,6 +54,7 @@ class TritonPythonModel(engine.TritonPythonModel):
                 triton_io.send(sender, self._callers.respond(job, job, start, 1))
             else:
                 self._hand_over(Asked(self._front, [job], sender, start))
+        self._taken.wait()
 
     def finalize(self) -> None:
         super().finalize()
@@ -63,6 +64,9 @@ class TritonPythonModel(engine.TritonPythonModel):
     def _job(self, request: Any) -> Job:
         # Copied: the memory is Triton's again as soon as `execute` returns.
         return self._callers.parse({name: array.copy() for name, array in triton_io.request_arrays(request).items()})
+
+    def _refuse(self, parts: Sequence[Any], error: Exception) -> None:
+        self._answers.put((parts, error))
 
     def _answer(self, parts: Sequence[Any], answers: Answers) -> None:
         self._answers.put((parts, answers))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -37,11 +38,14 @@ from ensemble.request import RequestError
 from ensemble.server import gpu
 from ensemble.server.memory import TRITON_CONTEXT_MB
 from ensemble.spec import Variant, find_engine
-from ensemble.waiting import Waiting
+from ensemble.waiting import Taken, Waiting
 
 WAITING_BATCHES = 1
-"""Largest batches of frames that may wait for each thread: enough for a GPU to stay busy; more would wait here while
-another GPU's instance has nothing to do."""
+"""Largest batches of frames that may wait for each thread: enough for a GPU to stay busy; more stay in Triton's
+queue."""
+SHARED_BATCHES = 0.5
+"""Largest batches that wait in one of several instances before Triton gives the next frames to another. More of them
+would wait behind a full batch here while another instance computes a small one; fewer would make all batches small."""
 log = logging.getLogger(__name__)
 
 
@@ -87,7 +91,8 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         triton_io.LogHandler.install(args["model_name"])
-        parameters = json.loads(args["model_config"])["parameters"]
+        config = json.loads(args["model_config"])
+        parameters = config["parameters"]
         fronts = json.loads(parameters["fronts"]["string_value"])
         device_id = int(args["model_instance_device_id"] or 0) if args["model_instance_kind"] == "GPU" else None
         folder = Path(args["model_repository"]) / args["model_version"]
@@ -99,7 +104,9 @@ class TritonPythonModel:
             stated_mb = float(parameters["gpu_memory_mb"]["string_value"])
             limit_memory(device_id, stated_mb - (gpu.used_mb(device_id) - before_mb) - TRITON_CONTEXT_MB)
         self._answers_late = device_id is not None  # on the CPU, features are there when the call returns
-        most = WAITING_BATCHES * max(front.variant.max_batch for front in self.fronts.values())
+        largest = max(front.variant.max_batch for front in self.fronts.values())
+        self._taken = Taken(SHARED_BATCHES * largest if instances(config) > 1 else math.inf)
+        most = WAITING_BATCHES * largest
         self._unknown: Waiting[Part] = Waiting(most)
         self._handed_over: Waiting[Part] = Waiting(most)
         self._read: Waiting[Read] = Waiting(most)
@@ -116,6 +123,7 @@ class TritonPythonModel:
                 self._hand_over(self._part(request, sender))
             except Exception as error:
                 triton_io.send(sender, triton_io.refusal(error))
+        self._taken.wait()
 
     def finalize(self) -> None:
         """Waits for the batches under way."""
@@ -136,6 +144,7 @@ class TritonPythonModel:
 
     def _hand_over(self, part: Part) -> None:
         front = part.front
+        self._taken.add(len(part.jobs))
         ahead = front.encodes_ahead and not front.detector.knows(part.jobs)
         (self._unknown if ahead else self._handed_over).put(part)
 
@@ -144,11 +153,11 @@ class TritonPythonModel:
         for it. It leaves Python's lock to the others meanwhile."""
         while parts := self._unknown.take():
             error = attempt(parts[0].front.detector.encode, [job for part in parts for job in part.jobs])
+            if error:
+                self._give_up(parts, error)
+                continue
             for part in parts:
-                if error:
-                    triton_io.send(part.sender, triton_io.refusal(error))
-                else:
-                    self._handed_over.put(part)
+                self._handed_over.put(part)
 
     def _reading(self) -> None:
         """The thread that reads pixels, of all waiting parts together: decoding eight files at once takes a GPU a third
@@ -160,8 +169,7 @@ class TritonPythonModel:
             try:
                 pixel_values = front.detector.read(prepared)
             except Exception as error:
-                for part in parts:
-                    triton_io.send(part.sender, triton_io.refusal(error))
+                self._give_up(parts, error)
                 continue
             self._read.put(Read(front, parts, jobs, prepared, pixel_values, time.perf_counter()))
 
@@ -171,6 +179,7 @@ class TritonPythonModel:
         answered: Callable[[], None] = lambda: None  # noqa: E731
         while batch := self._read.take():
             parts = [part for read in batch for part in read.parts]
+            self._taken.remove(sum(len(part.jobs) for part in parts))
             begun = attempt(begin, batch)
             answered()
             complete = batch[0].front.detector.complete
@@ -180,6 +189,14 @@ class TritonPythonModel:
                 answered()
                 answered = lambda: None  # noqa: E731
         answered()
+
+    def _give_up(self, parts: Sequence[Any], error: Exception) -> None:
+        self._taken.remove(sum(len(part.jobs) for part in parts))
+        self._refuse(parts, error)
+
+    def _refuse(self, parts: Sequence[Any], error: Exception) -> None:
+        for part in parts:
+            triton_io.send(part.sender, triton_io.refusal(error))
 
     def _answer(self, parts: Sequence[Any], answers: Sequence[Detections | Exception] | Exception) -> None:
         answer(parts, answers)
@@ -247,6 +264,12 @@ def open_fronts(
         detector = Detector(pipeline, preprocess, release_memory)
         made[name] = Front(detector, PipelineMetrics(name), empty, on_cpu("text_encoder", front["engines"]))
     return made
+
+
+def instances(config: Mapping[str, Any]) -> int:
+    """How many instances of a model there are, by its configuration as Triton hands it over."""
+    groups = config.get("instance_group", [])
+    return sum(int(group["count"]) * max(1, len(group.get("gpus", []))) for group in groups)
 
 
 def on_cpu(part: str, engines: Mapping[str, str]) -> bool:

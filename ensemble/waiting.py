@@ -1,4 +1,5 @@
-"""Work that waits for a thread, until it becomes one batch with as much as came meanwhile."""
+"""Work that waits for a thread, until it becomes one batch with as much as came meanwhile; and the count of frames by
+which several instances of a model share the load."""
 
 from __future__ import annotations
 
@@ -64,3 +65,24 @@ class Waiting(Generic[AnyWork]):
             self._waiting = left
             self._changed.notify_all()
             return taken
+
+
+class Taken:
+    """Frames that an instance of a model has taken from Triton and not begun to compute. As long as there are `most` or
+    more, `wait` does not return: Triton gives the next ones to an instance that has less to do."""
+
+    def __init__(self, most: float) -> None:
+        self._most, self._frames, self._fewer = most, 0, threading.Condition()
+
+    def add(self, frames: int) -> None:
+        with self._fewer:
+            self._frames += frames
+
+    def remove(self, frames: int) -> None:
+        with self._fewer:
+            self._frames -= frames
+            self._fewer.notify_all()
+
+    def wait(self) -> None:
+        with self._fewer:
+            self._fewer.wait_for(lambda: self._frames < self._most)

@@ -41,15 +41,16 @@ def start(sub_models, tmp_path):
     started, logger = [], logging.getLogger("ensemble")
     before = logger.handlers, logger.level, logger.propagate
 
-    def begin(kind="CPU", device_id="0", engines=ENGINES):
+    def begin(kind="CPU", device_id="0", engines=ENGINES, gpus=()):
         fronts = {name: {"variant": variant.to_dict(), "engines": engines} for name, variant in FRONTS.items()}
         told = {"fronts": json.dumps(fronts), "preprocess": "cpu"}
         parameters = {key: {"string_value": value} for key, value in told.items()}
+        config = {"parameters": parameters, "instance_group": [{"count": 1, "gpus": list(gpus)}]}
         model = TritonPythonModel()
         model.initialize(
             {
                 "model_name": "sam3_engine",
-                "model_config": json.dumps({"parameters": parameters}),
+                "model_config": json.dumps(config),
                 "model_repository": str(tmp_path),
                 "model_version": "1",
                 "model_instance_kind": kind,

@@ -11,7 +11,7 @@ from ensemble import direct
 from ensemble.callers import Callers
 from ensemble.metrics import FrontMetrics
 from tests.ensemble.engine_model import ENGINES
-from tests.ensemble.fake_triton import HostTensor, InferenceRequest, TritonError
+from tests.ensemble.fake_triton import HostTensor, InferenceRequest, MetricFamily, TritonError
 from tests.ensemble.stand_ins import VARIANT, WORDS
 from tests.ensemble.waiting import until
 
@@ -92,6 +92,22 @@ def test_what_fails_is_told_to_its_callers_and_serving_goes_on(model, sub_models
     (error,) = lost.sent
     assert (error.error().message(), error.error().code) == ("RuntimeError: no kernel", TritonError.INTERNAL)
     assert len(outputs(found)["scores"]) == 2
+
+
+def test_pixels_that_cannot_be_read_at_all(model, monkeypatch):
+    """The pre-processor itself fails: its callers are told, and counted among the failed."""
+    failed = ("sam3_frames_total", "sam3_r28", "failed")
+    before = MetricFamily.told.get(failed, 0)
+
+    def failing(requests):
+        raise RuntimeError("no room for pixels")
+
+    monkeypatch.setattr(model._front.detector, "_preprocess", failing)
+    lost = [request(), request()]
+    model.execute(lost)
+    model.finalize()
+    assert [one.sent[0].error().message() for one in lost] == ["RuntimeError: no room for pixels"] * 2
+    until(lambda: MetricFamily.told.get(failed, 0) - before == 2)
 
 
 def test_an_answer_that_cannot_be_packed(model, monkeypatch):

@@ -160,3 +160,49 @@ def test_execute_waits_when_too_much_waits(start, reading):
     executing.join()
     model.finalize()
     assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2] * len(asked)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "waits"),
+    [pytest.param([0], False, id="one GPU takes all"), pytest.param([0, 1], True, id="two share")],
+)
+def test_an_instance_with_enough_to_do_leaves_the_next_frames_to_others(start, held, gpus, waits):
+    """Triton hands the next batch to an instance whose `execute` has returned."""
+    half = VARIANT.max_batch // 2
+    model, asked = start(gpus=gpus), [request(job(1, ("bbb",))) for _ in range(half + 1)]
+    model.execute(asked[:1])
+    held.entered.acquire()
+    executing = threading.Thread(target=model.execute, args=(asked[1:],), daemon=True)
+    executing.start()
+    if waits:
+        executing.join(0.05)
+        assert executing.is_alive(), "half of the largest batch waits behind the first frame"
+        held.set()
+    executing.join()
+    held.set()
+    model.finalize()
+    assert [len(answers(one, job(1, ("bbb",)))[0].scores) for one in asked] == [2] * len(asked)
+
+
+def test_frames_that_fail_on_the_way_do_not_count_as_waiting(start, monkeypatch):
+    opened = engine_module.open_preprocessor
+
+    def open_preprocessor(*arguments):
+        preprocess = opened(*arguments)
+
+        def failing(requests):
+            if len(requests) == 3:
+                raise RuntimeError("no room for pixels")
+            return preprocess(requests)
+
+        return failing
+
+    monkeypatch.setattr(engine_module, "open_preprocessor", open_preprocessor)
+    model, bad = start(gpus=[0, 1]), [request(*[job(1, ("bbb",))] * 3) for _ in range(3)]
+    for one in bad:
+        model.execute([one])
+        assert response(one).error().message() == "RuntimeError: no room for pixels"
+    good = request(job(1, ("bbb",)))
+    model.execute([good])
+    model.finalize()
+    assert len(answers(good, job(1, ("bbb",)))[0].scores) == 2
