@@ -45,14 +45,15 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
 
 
 def release_memory() -> None:
-    """Gives back the GPU memory that this process keeps for its next calls."""
+    """Gives back the GPU memory that this process keeps for its next calls; for any thread."""
     if "torch" in sys.modules:
-        import torch
-
         from ensemble.engines import cuda_graphs
 
-        cuda_graphs.drop_all()
-        torch.cuda.empty_cache()
+        cuda_graphs.release()
+    if "cupy" in sys.modules:
+        import cupy
+
+        cupy.get_default_memory_pool().free_all_blocks()
 
 
 def limit_memory(device_id: int, more_mb: float) -> None:

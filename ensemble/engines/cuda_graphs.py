@@ -8,6 +8,7 @@ memory, which is that of the largest of them, since one call runs after the othe
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ MAX_GRAPHS = 8
 MAX_SHAPES = 256
 """Shapes whose calls are counted."""
 log = logging.getLogger(__name__)
+_turn = threading.Lock()
+"""A capture and giving memory back happen one after the other, in whichever threads."""
 _made: WeakSet[CapturedCalls] = WeakSet()
 
 
@@ -52,20 +55,10 @@ class CapturedCalls:
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Outputs on the device, of inputs on the device in C order."""
         shapes = tuple(tensor.shape for tensor in inputs)
-        captured = self._graphs.get(shapes)
+        with _turn:
+            captured = self._known(shapes, inputs)
         if captured is None:
-            self._calls[shapes] += 1
-            if len(self._calls) > MAX_SHAPES:
-                self._calls.clear()
-            if not self._usable or self._calls[shapes] <= CALLS_BEFORE:
-                return self._run(inputs)
-            captured = self._capture(inputs)
-            if captured is None:
-                return self._run(inputs)
-            self._graphs[shapes] = captured
-            if len(self._graphs) > MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(shapes)
+            return self._run(inputs)
         for kept, given in zip(captured.inputs, inputs, strict=True):
             kept.copy_(given, non_blocking=True)
         captured.graph.replay()
@@ -73,6 +66,24 @@ class CapturedCalls:
 
     def drop(self) -> None:
         self._graphs.clear()
+
+    def _known(self, shapes: Any, inputs: Sequence[torch.Tensor]) -> _Captured | None:
+        """The graph of these shapes, captured now where it is time; None where there is none."""
+        captured = self._graphs.get(shapes)
+        if captured is None:
+            self._calls[shapes] += 1
+            if len(self._calls) > MAX_SHAPES:
+                self._calls.clear()
+            if not self._usable or self._calls[shapes] <= CALLS_BEFORE:
+                return None
+            captured = self._capture(inputs)
+            if captured is None:
+                return None
+            self._graphs[shapes] = captured
+            if len(self._graphs) > MAX_GRAPHS:
+                self._graphs.popitem(last=False)
+        self._graphs.move_to_end(shapes)
+        return captured
 
     def _capture(self, inputs: Sequence[torch.Tensor]) -> _Captured | None:
         try:
@@ -88,10 +99,13 @@ class CapturedCalls:
             return None
 
 
-def drop_all() -> None:
-    """Gives up all graphs of this process, and their memory; they are made again when they are needed."""
-    for calls in _made:
-        calls.drop()
+def release() -> None:
+    """Gives up all graphs of this process, which are made again when they are needed, and their memory and all other
+    that PyTorch keeps for the next calls."""
+    with _turn:
+        for calls in _made:
+            calls.drop()
+        torch.cuda.empty_cache()
 
 
 @cache

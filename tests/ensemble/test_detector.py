@@ -83,7 +83,32 @@ def test_a_batch_that_is_too_large_for_the_memory_is_halved(detector, sub_models
     answers = run(detector, batch)
     assert counts(answers) == [2, 0, "RequestError", 1, 1]
     assert len(released) >= 1
-    assert "memory ran out for 4 frames at once" in caplog.messages[0]
+    assert "memory ran out for 4 frames at once; calls now take at most 2" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ("fits", "found"),
+    [
+        pytest.param(2, [2, 0, "RequestError", 1], id="in halves"),
+        pytest.param(1, [2, 0, "RequestError", 1], id="one by one"),
+        pytest.param(0, ["MemoryError"] * 4, id="none at all"),
+    ],
+)
+def test_frames_are_read_in_halves_where_there_is_no_memory_for_all(detector, released, monkeypatch, fits, found):
+    preprocess = detector._preprocess
+
+    def limited(requests):
+        if len(requests) > fits:
+            raise RuntimeError("cudaErrorMemoryAllocation: out of memory")
+        return preprocess(requests)
+
+    monkeypatch.setattr(detector, "_preprocess", limited)
+    broken = Job(FrameRequest(("bbb",), image=b"junk"), [WORDS("bbb")])
+    answers = run(detector, [job(1, ("bbb",)), job(2, ("bbb",)), broken, job(3, ("aa",))])
+    assert counts(answers) == found
+    assert released
+    if not fits:
+        assert str(answers[0]).startswith("there is no memory to decode this frame; send it smaller")
 
 
 def test_decoder_calls_become_smaller_where_one_frame_is_too_much(detector, sub_models, caplog):
@@ -105,7 +130,30 @@ def test_decoder_calls_become_larger_again_after_a_while(detector, sub_models, m
     for _ in range(7):
         assert counts(run(detector, frame)) == [6]
         sizes.append(detector.pipeline.max_pairs)
-    assert sizes == [1, 1, 2, 1, 1, 1, 2], "after three good ones it is tried again"
+    assert sizes == [1, 2, 1, 1, 2, 1, 1], "after three good calls larger ones are tried again"
+
+
+def test_calls_of_fewer_frames_are_remembered_and_grow_again(detector, sub_models, monkeypatch, caplog):
+    monkeypatch.setattr(detector_module, "PATIENCE", 4)
+    short_of_memory(sub_models, "vision_encoder", lambda size: size <= 2)
+    batch = [job(1, ("bbb",)), job(2, ("bbb",)), job(3, ("aa",)), job(1, ("aa",))]
+    assert counts(run(detector, batch)) == [2, 0, 1, 1]
+    tried = []
+    for _ in range(3):
+        sub_models.calls.clear()
+        assert counts(run(detector, batch)) == [2, 0, 1, 1]
+        shapes = [shapes["pixel_values"][0] for part, shapes, _ in sub_models.calls if part == "vision_encoder"]
+        tried.append(shapes)
+    assert tried == [[2, 2], [4, 2, 2], [2, 2]], "four is tried again after four good calls"
+    assert [line for line in caplog.messages if "at once" in line] == [
+        "memory ran out for 4 frames at once; calls now take at most 2"
+    ] * 2
+
+
+def test_a_batch_of_errors_alone_asks_for_nothing(detector, sub_models):
+    errors = [RequestError("none"), RequestError("nor here")]
+    assert detector.detect(errors, np.zeros((0, 3, 28, 28), np.uint8)) == errors
+    assert sub_models.calls == []
 
 
 def test_no_memory_for_a_single_frame(detector, sub_models):
