@@ -13,12 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ensemble import pipeline
 from ensemble.pipeline import Job, Pipeline
 from ensemble.postprocess import Detections
-from ensemble.preprocess.cpu import Preprocessor, Size, attempt
+from ensemble.preprocess.cpu import Preprocessor, Size, attempt, joined
 from ensemble.request import FrameRequest
 
 log = logging.getLogger(__name__)
@@ -169,14 +167,3 @@ class Detector:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a call failed for lack of memory, whichever library says so."""
     return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-
-
-def joined(pixel_values: Sequence[Any]) -> Any:
-    """Several batches of pixels as one: NumPy's, or CuPy's on their GPU."""
-    if len(pixel_values) == 1:
-        return pixel_values[0]
-    if isinstance(pixel_values[0], np.ndarray):
-        return np.concatenate(pixel_values)
-    import cupy
-
-    return cupy.concatenate(pixel_values)

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 
 from ensemble import handover, nvtx_ranges, triton_io
-from ensemble.detector import Begun, Detector, Prepared, joined
-from ensemble.engines import SubModel, limit_memory, open_sub_model, release_memory
+from ensemble.detector import Begun, Detector, Prepared
+from ensemble.engines import SubModel, open_sub_model
+from ensemble.engines.device import limit_memory, release_memory, use_gpu
 from ensemble.metrics import PipelineMetrics
 from ensemble.pipeline import Call, Job, Pipeline
 from ensemble.postprocess import Detections
-from ensemble.preprocess.cpu import attempt
+from ensemble.preprocess.cpu import attempt, joined
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptCache
 from ensemble.request import RequestError
@@ -111,7 +112,7 @@ class TritonPythonModel:
         self._handed_over: Waiting[Part] = Waiting(most)
         self._read: Waiting[Read] = Waiting(most)
         work = self._encoding, self._reading, self._computing
-        self._threads = [threading.Thread(target=each, name=each.__name__) for each in work]
+        self._threads = [threading.Thread(target=on_gpu, args=(device_id, each), name=each.__name__) for each in work]
         for thread in self._threads:
             thread.start()
 
@@ -200,6 +201,13 @@ class TritonPythonModel:
 
     def _answer(self, parts: Sequence[Any], answers: Sequence[Detections | Exception] | Exception) -> None:
         answer(parts, answers)
+
+
+def on_gpu(device_id: int | None, work: Callable[[], None]) -> None:
+    """What a thread does, which touches no GPU but its own."""
+    if device_id is not None:
+        use_gpu(device_id)
+    work()
 
 
 def begin(batch: Sequence[Read]) -> Begun:

@@ -19,6 +19,7 @@ import torch
 import torchvision  # noqa: F401  (registers RoIAlign, which the geometry encoder's package calls by name)
 
 from ensemble.engines.cuda_graphs import CapturedCalls
+from ensemble.engines.device import use_gpu
 
 SIGNATURE = "sam3_signature"
 """Key of a package's metadata: names of inputs and outputs, and which outputs the pipeline reads; the compiled function
@@ -39,6 +40,8 @@ class AotiRunner:
 
     def __init__(self, path: Path, device_id: int | None) -> None:
         self._device = torch.device("cpu") if device_id is None else torch.device("cuda", device_id)
+        if device_id is not None:
+            use_gpu(device_id)
         torch.backends.cudnn.allow_tf32 = False  # PyTorch allows it, but ten bits of mantissa are not fp32
         # The loader that `torch._inductor.aoti_load_package` wraps: the wrapper imports the compiler, eight seconds of
         # a start, and reads two JSON documents in each call. One thread computes: with the locks of several there is

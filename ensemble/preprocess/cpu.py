@@ -27,6 +27,9 @@ END_OF_IMAGE = b"\xff\xd9"
 TRAILER_BYTES = 64
 """Cameras pad their files with zeros; the end-of-image marker is looked for in this many last bytes."""
 
+PART_BYTES = 128 << 20
+"""Decoded pictures that lie on a GPU at a time: a batch of larger frames, as of 4K, is read in parts."""
+
 Size = tuple[int, int]
 """Height and width of the upright frame, in pixels."""
 Prepared = tuple[Any, list[Size | Exception]]
@@ -63,14 +66,20 @@ class CpuPreprocessor:
 
 
 class DevicePreprocessor:
-    """Decodes the plain JPEG files of a batch in one call of `device`, everything else with Pillow in `pool`, and
-    resizes all frames on `device`."""
+    """Decodes the plain JPEG files of a batch in one call of `device`, or in several where they are large, everything
+    else with Pillow in `pool`, and resizes all frames on `device`."""
 
     def __init__(self, device: Device, pool: Executor) -> None:
         self._device, self._pool = device, pool
 
     def __call__(self, requests: Sequence[FrameRequest]) -> Prepared:
         pictures = [attempt(_header, request) for request in requests]
+        self._load(requests, pictures)
+        made = [self._read(requests[part], pictures[part]) for part in _parts(pictures)]
+        batches = [batch for batch, _ in made if len(batch)] or [self._device.resize([])]
+        return joined(batches), [size for _, sizes in made for size in sizes]
+
+    def _read(self, requests: Sequence[FrameRequest], pictures: list[Any]) -> Prepared:
         files = {i: picture for i, picture in enumerate(pictures) if isinstance(picture, PlainJpeg)}
         decoded = (
             dict(zip(files, self._device.decode([file.data for file in files.values()]), strict=True)) if files else {}
@@ -78,11 +87,43 @@ class DevicePreprocessor:
         for i, file in files.items():
             fits = getattr(decoded[i], "shape", None) == (*file.size, 3)
             pictures[i] = decoded[i] if fits else None
+        self._load(requests, pictures)
+        batch = self._device.resize([picture for picture in pictures if not isinstance(picture, Exception)])
+        return batch, [p if isinstance(p, Exception) else (p.shape[0], p.shape[1]) for p in pictures]
+
+    def _load(self, requests: Sequence[FrameRequest], pictures: list[Any]) -> None:
+        """Has Pillow decode what is None."""
         left = [i for i, picture in enumerate(pictures) if picture is None]
         for i, picture in zip(left, self._pool.map(lambda i: attempt(_load_array, requests[i]), left), strict=True):
             pictures[i] = picture
-        batch = self._device.resize([picture for picture in pictures if not isinstance(picture, Exception)])
-        return batch, [p if isinstance(p, Exception) else (p.shape[0], p.shape[1]) for p in pictures]
+
+
+def _parts(pictures: Sequence[Any]) -> Iterator[slice]:
+    """Stretches of pictures that take at most `PART_BYTES` decoded, and one that takes more by itself."""
+    start, total = 0, 0
+    for i, picture in enumerate(pictures):
+        size = 0 if isinstance(picture, Exception) else _decoded_bytes(picture)
+        if i > start and total + size > PART_BYTES:
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    if pictures:
+        yield slice(start, len(pictures))
+
+
+def _decoded_bytes(picture: PlainJpeg | np.ndarray) -> int:
+    return 3 * picture.size[0] * picture.size[1] if isinstance(picture, PlainJpeg) else picture.nbytes
+
+
+def joined(pixel_values: Sequence[Any]) -> Any:
+    """Several batches of pixels as one: NumPy's, or CuPy's on their GPU."""
+    if len(pixel_values) == 1:
+        return pixel_values[0]
+    if isinstance(pixel_values[0], np.ndarray):
+        return np.concatenate(pixel_values)
+    import cupy
+
+    return cupy.concatenate(pixel_values)
 
 
 @dataclass(frozen=True, slots=True)

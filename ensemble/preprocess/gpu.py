@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ensemble.engines.device import use_gpu
 from ensemble.preprocess.cpu import CpuPreprocessor, DevicePreprocessor, Preprocessor
 from ensemble.preprocess.resample import CUDA_SOURCE, tables
 from ensemble.request import FrameRequest
@@ -95,7 +96,7 @@ def check(device: GpuDevice, resolution: int, pool: Executor) -> None:
 
 
 class GpuDevice:
-    """`preprocess.Device` on one GPU, for one resolution and one thread.
+    """`preprocess.Device` on one GPU, for one resolution and one thread, whose GPU it becomes (`engines.use_gpu`).
 
     `hardware` allows the card's JPEG engines; without them, CUDA cores and CPU threads share the work. Raises
     GpuUnavailableError.
@@ -119,6 +120,7 @@ class GpuDevice:
             kinds.insert(0, nvimgcodec.BackendKind.HW_GPU_ONLY)
         try:
             _load_nvrtc()
+            use_gpu(device_id)
             with cupy.cuda.Device(device_id):
                 self._stream = cupy.cuda.Stream(non_blocking=True)
                 # nvImageCodec takes its pictures from the driver's pool, which by itself gives everything back at

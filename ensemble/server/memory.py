@@ -24,6 +24,10 @@ FUSED_TILE = 64
 """Rows of a tile of fused attention kernels. See `score_bytes`."""
 TRITON_CONTEXT_MB = 520.0
 """What the server's own process takes of a GPU, measured on an H100; its models are processes of their own."""
+BESIDE_MB, LARGER_FRAMES_MB = 500.0, 140.0
+"""What the engine model's process takes beside PyTorch's memory while it works: decoded files and pictures, kernels
+that are loaded at their first use. Measured on an H100 with packages for 672 and frames of 1080p; and what larger
+frames may take more (`preprocess/cpu.py` bounds it)."""
 DEFAULT_POOL_MB = 64.0
 """Triton's own `--cuda-memory-pool-byte-size`."""
 
@@ -142,8 +146,9 @@ def engine_model_need(variants: Sequence[Variant], weights_mb: float) -> Need:
 
 def least_engine_model_need(variants: Sequence[Variant], weights_mb: float) -> Need:
     """The same with one frame and one pair at a time, into which the engine model splits its work where memory is
-    short."""
-    return engine_model_need([replace(variant, max_batch=1, max_pairs=1) for variant in variants], weights_mb)
+    short, and with what it sets aside for larger frames there (`engines/device.py`)."""
+    least = engine_model_need([replace(variant, max_batch=1, max_pairs=1) for variant in variants], weights_mb)
+    return replace(least, base=least.base + LARGER_FRAMES_MB)
 
 
 def _activations_mb(v: Variant) -> float:

@@ -32,6 +32,7 @@ def sub_models(monkeypatch):
         return lambda inputs, outputs: made(specs[path.parts[-3]], inputs, outputs)
 
     monkeypatch.setattr(engine_module, "open_sub_model", open_sub_model)
+    monkeypatch.setattr(engine_module, "use_gpu", lambda device_id: None)  # there is none
     return made
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ensemble.engines import release_memory
+from ensemble.engines.device import release_memory
 from tests.ensemble.waiting import until
 
 torch = pytest.importorskip("torch")

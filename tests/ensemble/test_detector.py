@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ensemble import detector as detector_module
-from ensemble.detector import Detector, is_out_of_memory, joined
+from ensemble.detector import Detector, is_out_of_memory
 from ensemble.pipeline import Job, Pipeline
-from ensemble.preprocess.cpu import CpuPreprocessor
+from ensemble.preprocess.cpu import CpuPreprocessor, joined
 from ensemble.request import FrameRequest, RequestError
 from tests.ensemble.stand_ins import VARIANT, WORDS, SubModels, job
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ensemble import engine as engine_module
 from ensemble import pbtxt
-from ensemble.engines import LEAST_MB, limit_memory
+from ensemble.engines.device import LEAST_MB, limit_memory
 from tests.ensemble.engine_model import ENGINES, FRONTS, answers, request, response
 from tests.ensemble.fake_triton import InferenceRequest, MetricFamily, TritonError
 from tests.ensemble.stand_ins import job
@@ -34,9 +35,17 @@ def test_sub_models_are_opened_once_and_where_the_links_lie(start, sub_models, t
     assert {name for _, name, _, _ in sub_models.opened} == {m.name for v in FRONTS.values() for m in v.sub_models}
 
 
-def test_instances_of_a_gpu_open_on_their_own(start, sub_models):
-    start("GPU", "1")
-    assert {device_id for *_, device_id in sub_models.opened} == {1}
+@pytest.mark.parametrize(("kind", "gpus"), [("GPU", {1}), ("CPU", set())])
+def test_an_instance_of_a_gpu_touches_no_other(start, sub_models, monkeypatch, kind, gpus):
+    """In whichever thread: what a library does without being told where is done on the thread's own GPU."""
+    used = {}
+    monkeypatch.setattr(engine_module, "use_gpu", lambda number: used.update({threading.current_thread().name: number}))
+    model, asked = start(kind, "1"), request(job(1, ("bbb",)))
+    model.execute([asked])
+    model.finalize()
+    assert {device_id for *_, device_id in sub_models.opened} == (gpus or {None})
+    assert set(used) == ({thread.name for thread in model._threads} if gpus else set())
+    assert set(used.values()) == gpus
 
 
 @pytest.fixture
@@ -126,7 +135,7 @@ def test_finalize_waits_for_the_batches_under_way(start, held):
 
 
 def test_too_little_room_is_refused():
-    with pytest.raises(MemoryError, match=r"at least 512 MB of work .*, got 511 MB; state more with --gpu-memory"):
+    with pytest.raises(MemoryError, match=r"at least 704 MB of work .*, got 703 MB; state more with --gpu-memory"):
         limit_memory(0, LEAST_MB - 1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensemble.preprocess import cpu
 from ensemble.preprocess.cpu import CpuPreprocessor, DevicePreprocessor, decode, plain_jpeg, to_pixel_values
 from ensemble.preprocess.resample import resample
 from ensemble.request import FrameRequest, RequestError
@@ -176,6 +177,25 @@ def test_a_device_gives_what_the_cpu_gives_frame_by_frame(pool, refuses):
     assert np.abs(ours.astype(int) - theirs).max() <= 1  # Pillow may do the columns of a tall frame first
     assert device.files == [WHOLE, ODD, PLAIN["grey"][0]]
     assert device.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "calls"),
+    [
+        pytest.param(1 << 20, 1, id="all at once"),
+        pytest.param(3 * 40 * 60 * 3, 2, id="three of the largest at a time"),
+        pytest.param(1, 3, id="one at a time, which takes more"),
+    ],
+)
+def test_large_pictures_are_read_in_parts(pool, monkeypatch, most, calls):
+    """A device has few of them at a time, and the frames are those of one call."""
+    whole, device = DevicePreprocessor(NumpyDevice(), pool)(SENT), NumpyDevice()
+    monkeypatch.setattr(cpu, "PART_BYTES", most)
+    batch, sizes = DevicePreprocessor(device, pool)(SENT)
+    np.testing.assert_array_equal(batch, whole[0])
+    assert [str(size) for size in sizes] == [str(size) for size in whole[1]]
+    assert device.files == [WHOLE, ODD, PLAIN["grey"][0]]
+    assert device.calls == calls
 
 
 def test_no_good_frame_at_all(pool):

@@ -177,13 +177,13 @@ def test_the_embedded_server_refuses_before_anything_runs(tmp_path):
     [
         pytest.param(6_500, "", id="a full load fits"),
         pytest.param(6_000, "larger batches are split, which costs time", id="a smaller one fits"),
-        pytest.param(3_600, "larger batches are split, which costs time", id="a frame and a class at a time"),
-        pytest.param(3_400, "Even 560 with --max-batch 1 needs 3,", id="not even that"),
+        pytest.param(3_700, "larger batches are split, which costs time", id="a frame and a class at a time"),
+        pytest.param(3_600, "Even 560 with --max-batch 1 needs 3,", id="not even that"),
     ],
 )
 def test_the_engine_model_keeps_a_stated_amount(caplog, tmp_path, megabytes, outcome):
     served, host = placement.read(write(tmp_path, [1008], "aoti")), Host(None, stated_mb=megabytes)
-    if megabytes < 3_500:
+    if megabytes < 3_700:
         with pytest.raises(ServerError, match=outcome):
             start_check.check(tmp_path, served, host, None)
         return

@@ -65,7 +65,7 @@ def test_without_onnx_runtime_nothing_is_loaded(tmp_path, monkeypatch):
     [
         pytest.param(
             3_100,
-            "With --text-encoder cpu it starts: that needs 2,688 MB at least",
+            "With --text-encoder cpu it starts: that needs 2,828 MB at least",
             id="with the text encoder it does not fit",
         ),
         pytest.param(2_500, "", id="not even without it"),
