@@ -254,9 +254,7 @@ def open_fronts(
                 engine = find_engine(engines[model.part])
                 log.info("opening %s (%s)", model.name, engine.name)
                 path = folder / model.name / "1" / engine.artifact
-                opened[model.name] = open_sub_model(
-                    engine.name, path, None if on_cpu(model.part, engines) else device_id
-                )
+                opened[model.name] = open_sub_model(engine.name, path, device_id if engine.on_gpu else None)
         return lambda model, inputs, outputs: opened[model.name](inputs, outputs)
 
     annotate = nvtx_ranges.from_environment()
@@ -270,7 +268,8 @@ def open_fronts(
         preprocess = open_preprocessor(mode, variant.resolution, readers, device_id or 0)
         empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
         detector = Detector(pipeline, preprocess, release_memory)
-        made[name] = Front(detector, PipelineMetrics(name), empty, on_cpu("text_encoder", front["engines"]))
+        encodes_ahead = device_id is not None and not find_engine(front["engines"]["text_encoder"]).on_gpu
+        made[name] = Front(detector, PipelineMetrics(name), empty, encodes_ahead)
     return made
 
 
@@ -278,8 +277,3 @@ def instances(config: Mapping[str, Any]) -> int:
     """How many instances of a model there are, by its configuration as Triton hands it over."""
     groups = config.get("instance_group", [])
     return sum(int(group["count"]) * max(1, len(group.get("gpus", []))) for group in groups)
-
-
-def on_cpu(part: str, engines: Mapping[str, str]) -> bool:
-    """Whether that sub-model stays off the GPU that the others are on: its engine needs none, and theirs does."""
-    return find_engine(engines["vision_encoder"]).on_gpu and not find_engine(engines[part]).on_gpu

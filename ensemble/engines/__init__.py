@@ -18,7 +18,7 @@ SubModel = Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
 
 
 def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
-    """The artifact at `path` as a function on that GPU, or on the CPU for None.
+    """The artifact at `path` as a function on that GPU, or on the CPU for None and for an engine that needs no GPU.
 
     Raises FileNotFoundError where it was not exported, ValueError for an engine that Triton itself runs.
     """
@@ -27,7 +27,7 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
     if engine == "onnxruntime":
         from ensemble.engines.onnxruntime import OnnxSubModel
 
-        return OnnxSubModel(path, device_id)
+        return OnnxSubModel(path)
     if engine == "aoti":
         from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
 

@@ -40,7 +40,7 @@ def test_an_instance_of_a_gpu_touches_no_other(start, sub_models, monkeypatch, k
     """In whichever thread: what a library does without being told where is done on the thread's own GPU."""
     used = {}
     monkeypatch.setattr(engine_module, "use_gpu", lambda number: used.update({threading.current_thread().name: number}))
-    model, asked = start(kind, "1"), request(job(1, ("bbb",)))
+    model, asked = start(kind, "1", engines=dict.fromkeys(ENGINES, "aoti")), request(job(1, ("bbb",)))
     model.execute([asked])
     model.finalize()
     assert {device_id for *_, device_id in sub_models.opened} == (gpus or {None})
