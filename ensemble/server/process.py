@@ -55,15 +55,18 @@ class ServerProcess:
         return self._process.poll() is None
 
     def stop(self, patience: float) -> None:
-        """Ends it in order, or after `patience` seconds at once; may be called twice."""
-        if not self.running:
-            return
-        self._process.terminate()
-        try:
-            self._process.wait(patience)
-        except subprocess.TimeoutExpired:
+        """Ends it in order, or after `patience` seconds at once; may be called twice.
+
+        Processes of its models outlive a server that crashed, with the memory that they hold of a GPU: they are ended
+        too. They are of its process group.
+        """
+        if self.running:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._process.wait()
 
     def watch_children(self, others: Mapping[int, str] | None = None) -> None:
         """From now on `wait` notices when a process of a python model ends, which Triton itself never starts again, or

@@ -51,6 +51,21 @@ def test_kill_9_leaves_no_server_behind(repository: Path):
     assert list(Path("/dev/shm").glob(f"{identity}*")) == [], "it ended in order"
 
 
+def test_a_server_that_crashed_leaves_no_model_behind(repository: Path):
+    server = EmbeddedServer(repository, resolutions=[140]).start()
+    try:
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        until(lambda: not server.running)
+        assert len(processes_of(server.identity)) >= 2, "the engine model and a front model go on without it"
+        server.stop()
+        until(lambda: processes_of(server.identity) == [])
+        server.start()
+        server.probe()
+    finally:
+        server.stop()
+
+
 def test_a_thread_may_start_the_server_and_end(repository: Path):
     server = EmbeddedServer(repository, resolutions=[140])
     thread = threading.Thread(target=server.start)
