@@ -1,7 +1,7 @@
 """A YAML reader that keeps the line of every value, so that an error message can point at it.
 
-It supports what configurations need: mappings with text keys, lists and scalars. Duplicate keys are refused, since
-YAML's own loader would silently keep the last one.
+It supports what configurations need: mappings with text keys, lists, scalars, anchors and merge keys (`<<`), which mean
+what they mean to PyYAML. Duplicate keys are refused, since PyYAML would silently keep the last one.
 """
 
 from __future__ import annotations
@@ -106,43 +106,113 @@ def load(path: Path | str) -> Entry:
     """The file's only document. Raises ConfigError where it cannot be read or is not YAML."""
     file = str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = Path(path).read_bytes()
+    except OSError as error:
         raise ConfigError(f"{file}:1: cannot be read ({error})") from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(data, Loader=yaml.SafeLoader)
+        if node is None:
+            raise ConfigError(f"{file}:1: the file is empty")
+        return _Builder(file).entry(node, "the file")
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        raise ConfigError(f"{file}:{mark.line + 1 if mark else 1}: this is not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}:1: this is not YAML: {error}") from error
-    if node is None:
-        raise ConfigError(f"{file}:1: the file is empty")
-    return _entry(node, "the file", file, yaml.SafeLoader(""))
+        mark = error.problem_mark or error.context_mark
+        what = ": ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{file}:{mark.line + 1 if mark else 1}: this is not YAML: {what}") from error
+    except yaml.reader.ReaderError as error:
+        line = data.count(b"\n", 0, error.position) + 1  # a position in characters or bytes: before it all are ASCII
+        raise ConfigError(f"{file}:{line}: this is not text in UTF-8 or UTF-16: {error.reason}") from error
+    except RecursionError:
+        raise ConfigError(f"{file}:1: expected a few levels of lists and mappings, got hundreds") from None
 
 
-def _entry(node: yaml.Node, what: str, file: str, loader: yaml.SafeLoader) -> Entry:
-    line = node.start_mark.line + 1
-    if isinstance(node, yaml.SequenceNode):
-        return Entry(
-            [_entry(item, f"{what}[{i}]", file, loader) for i, item in enumerate(node.value)], line, what, file
-        )
-    if not isinstance(node, yaml.MappingNode):
+MOST_ENTRIES = 100_000
+"""Values of a file with all its aliases written out: a few lines of aliases to aliases can mean billions."""
+MERGE = "tag:yaml.org,2002:merge"
+PLAIN_TAGS = {yaml.SequenceNode: "tag:yaml.org,2002:seq", yaml.MappingNode: "tag:yaml.org,2002:map"}
+
+Pairs = dict[str, tuple[yaml.Node, yaml.Node]]
+"""The nodes of keys and values by key."""
+
+
+class _Builder:
+    """Makes the entries of one file."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._loader = yaml.SafeLoader("")
+        self._count = 0
+        self._within: set[int] = set()  # the collections around the one that is made
+        self._pairs: dict[int, Pairs] = {}
+
+    def entry(self, node: yaml.Node, what: str) -> Entry:
+        """The entry of a node and of all within it."""
+        line = node.start_mark.line + 1
+        self._count += 1
+        if self._count > MOST_ENTRIES:
+            self._fail(node, what, f"expected at most {MOST_ENTRIES:,} values with all aliases written out, got more")
+        if isinstance(node, yaml.ScalarNode):
+            return Entry(self._scalar(node, what), line, what, self.file)
+        if node.tag != PLAIN_TAGS[type(node)]:
+            self._fail(node, what, f"expected a plain list or mapping, got one with the tag {node.tag!r}")
+        if id(node) in self._within:
+            self._fail(node, what, "an alias stands inside what it is an alias of")
+        self._within.add(id(node))
+        value: Any
+        if isinstance(node, yaml.SequenceNode):
+            value = [self.entry(item, f"{what}[{i}]") for i, item in enumerate(node.value)]
+        else:
+            value = {}
+            for key, (key_node, value_node) in self._mapping(node, what).items():
+                made = self.entry(value_node, key if what == "the file" else f"{what}.{key}")
+                # a block value begins on the line below its key, so the key's line is reported
+                value[key] = Entry(made.value, key_node.start_mark.line + 1, made.what, self.file)
+        self._within.discard(id(node))
+        return Entry(value, line, what, self.file)
+
+    def _scalar(self, node: yaml.Node, what: str) -> Any:
         try:
-            return Entry(loader.construct_object(node), line, what, file)
+            return self._loader.construct_object(node)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{file}:{line}: {what}: {error}") from error
-    entries: dict[str, Entry] = {}
-    for key_node, value_node in node.value:
-        here = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{file}:{here}: {what}: keys must be scalars")
-        key = str(key_node.value)
-        if key in entries:
-            raise ConfigError(
-                f"{file}:{here}: {what}: duplicate key {key!r}; it is on line {entries[key].line} already"
+            self._fail(node, what, str(getattr(error, "problem", None) or error))
+        except Exception as error:  # PyYAML's constructors: a 13th month, `!!int x`, `!!bool maybe`
+            self._fail(
+                node, what, f"{node.value!r} is no {node.tag.rpartition(':')[2]} ({type(error).__name__}: {error})"
             )
-        entry = _entry(value_node, key if what == "the file" else f"{what}.{key}", file, loader)
-        # a block value begins on the line below its key, so the key's line is reported
-        entries[key] = Entry(entry.value, here, entry.what, file)
-    return Entry(entries, line, what, file)
+
+    def _mapping(self, node: yaml.Node, what: str) -> Pairs:
+        """A mapping's pairs: merged ones first, in PyYAML's order, then its own, which win."""
+        if id(node) in self._pairs:
+            return self._pairs[id(node)]
+        merged: Pairs = {}
+        own: Pairs = {}
+        self._pairs[id(node)] = {}  # of a mapping that is merged into itself, as PyYAML takes it
+        for key_node, value_node in node.value:
+            if key_node.tag == MERGE:
+                merged |= self._merged(value_node, what)
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._fail(key_node, what, "keys must be scalars")
+            key = str(key_node.value)
+            if key in own:
+                first = own[key][0].start_mark.line + 1
+                self._fail(key_node, what, f"duplicate key {key!r}; it is on line {first} already")
+            own[key] = key_node, value_node
+        self._pairs[id(node)] = merged | own
+        return self._pairs[id(node)]
+
+    def _merged(self, node: yaml.Node, what: str) -> Pairs:
+        """What `<<` brings in: the pairs of a mapping, or of a list of mappings, of which earlier ones win, as
+        https://yaml.org/type/merge.html says and PyYAML 6.0.2 does (6.0.4 compares keys by identity)."""
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, what)
+        pairs: Pairs = {}
+        if not isinstance(node, yaml.SequenceNode):
+            self._fail(node, what, "expected a mapping or a list of mappings after '<<', got a scalar")
+        for item in reversed(node.value):
+            if not isinstance(item, yaml.MappingNode):
+                self._fail(item, what, "expected only mappings in the list after '<<'")
+            pairs |= self._mapping(item, what)
+        return pairs
+
+    def _fail(self, node: yaml.Node, what: str, why: str) -> NoReturn:
+        raise ConfigError(f"{self.file}:{node.start_mark.line + 1}: {what}: {why}")

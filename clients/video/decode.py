@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import av
 import numpy as np
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from numpy.typing import NDArray
 
 from clients.video.clock import likely_rate
@@ -48,17 +47,10 @@ def choose(container: av.container.InputContainer) -> av.VideoStream:
     stream = stream or max(readable, key=lambda s: s.codec_context.width * s.codec_context.height)
     for other in container.streams:
         if other.index != stream.index:
-            _leave_unread(other)
+            other.discard = Discard.all
     # else a damaged header of 300 bytes asks for gigabytes
     stream.codec_context.options = {"max_pixels": str(MAX_IMAGE_PIXELS)}
     return stream
-
-
-def _leave_unread(stream: Any) -> None:
-    with suppress(AttributeError):  # PyAV before 18: its packets are read and thrown away
-        from av.stream import Discard
-
-        stream.discard = Discard.all
 
 
 def rate(container: av.container.InputContainer, stream: av.VideoStream) -> float:
@@ -74,18 +66,21 @@ def frames(
     stream: av.VideoStream,
     skip: Callable[[str], None],
     fruitless: Callable[[int, float], None] = lambda packets, seconds: None,
+    strict: bool = False,
 ) -> Iterator[av.VideoFrame]:
     """All frames that can be decoded. `skip` is told what could not be; `fruitless` hears how many packets came, and
-    for how many seconds, without a frame, and may raise.
+    for how many seconds, without a frame, and may raise. `strict` also tells what came damaged and could be decoded.
 
     Raises av.FFmpegError or OSError where the container cannot be read any further.
     """
-    empty, since = 0, time.monotonic()
+    empty, since, begun = 0, time.monotonic(), False
     for packet in _packets(container, stream, skip):
         found = False
         for decoded in _decoded(packet, skip):
-            found = True
+            found = begun = True
             yield decoded
+        if strict and begun and packet.is_corrupt:  # before the first frame: a film that was cut out of another one
+            skip("packets are missing")
         empty = 0 if found else empty + 1
         since = time.monotonic() if found else since
         if empty:

@@ -54,14 +54,15 @@ class Video:
             self._stream = choose(self._container)
         except NoFilm as error:
             self._container.close()
-            raise SourceError(f"{self.name} {error}") from error
+            raise SourceError(f"{self.name} {_unfinished(Path(self.path)) or error}") from error
         self._stream.thread_type = "AUTO"
 
     def _open(self) -> av.container.InputContainer:
         return av.open(str(self.path))
 
     def _refusal(self, error: Exception) -> SourceError:
-        return SourceError(f"{self.name} is not a video that FFmpeg can open ({_unfinished(Path(self.path)) or error})")
+        why = _unfinished(Path(self.path)) or f"is not a video that FFmpeg can open ({error})"
+        return SourceError(f"{self.name} {why}")
 
     def __iter__(self) -> Iterator[Frame]:
         return self.read()
@@ -84,7 +85,7 @@ class Video:
         clock = FilmClock(self.fps, LONGEST_JUMPY_STEP_S if jumpy else LONGEST_STEP_S)
         self.index = 0
         try:
-            for decoded in frames(self._container, self._stream, self._skip):
+            for decoded in frames(self._container, self._stream, self._skip, strict=True):
                 time_s = clock.seconds(decoded.time)
                 if decoded.is_corrupt:
                     self._skip("the next frame could be decoded only in part")
@@ -128,7 +129,7 @@ def _unfinished(path: Path) -> str:
         if not path.is_file():
             return ""
         if not (size := path.stat().st_size):
-            return "the file is empty"
+            return "is an empty file"
         kinds: list[bytes] = []
         start = 0
         with path.open("rb") as file:
@@ -136,11 +137,10 @@ def _unfinished(path: Path) -> str:
                 file.seek(start)
                 head = file.read(16)
                 length = int.from_bytes(head[:4], "big")
-                kinds.append(head[4:8])
-                length = int.from_bytes(head[8:16], "big") if length == 1 else length
-                start = start + length if length >= 8 else size
+                start += max(int.from_bytes(head[8:16], "big") if length == 1 else length, 8)
+                kinds += [head[4:8]] if start <= size else []
     except OSError:
         return ""
     if kinds and kinds[0] == b"ftyp" and b"moov" not in kinds:
-        return "an MP4 without its index 'moov': it was cut short, or its recording is not finished"
+        return "is an MP4 without its index ('moov'): it was cut short, or its recording is not finished"
     return ""
