@@ -57,7 +57,12 @@ class Camera:
         self.exemplars: tuple[Exemplar, ...] = ()
         self.stats = CameraStats(config.name)
         self.reader = reader or Reader(
-            config.source, fps=config.fps, realtime=config.realtime, loop=config.loop, raw=config.raw
+            config.source,
+            fps=config.fps,
+            realtime=config.realtime,
+            loop=config.loop,
+            raw=config.raw,
+            transport=config.transport,
         )
         self._in_order: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
         self._requests: set[asyncio.Task[Answer]] = set()

@@ -31,6 +31,7 @@ CAMERA_KEYS = {
     "realtime",
     "loop",
     "raw",
+    "transport",
     "output",
     "track",
     "zones",
@@ -45,8 +46,9 @@ class CameraConfig:
     """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most
     frames per second (None: all of them); `deadline_s` seconds from capture to answer (infinite: none); `in_flight` the
     most frames under way at once. `realtime` plays a file at its own speed, `loop` again and again; `raw` sends pixels
-    instead of JPEG. `outputs` are files, written as their suffixes say; `track` gives objects ids, and so do `zones`;
-    `zoom` looks at small objects again at a higher resolution; `webhook` is the address to which events are posted.
+    instead of JPEG; `transport` is what RTSP is asked for (None: TCP, else UDP). `outputs` are files, written as their
+    suffixes say; `track` gives objects ids, and so do `zones`; `zoom` looks at small objects again at a higher
+    resolution; `webhook` is the address to which events are posted.
     """
 
     name: str
@@ -61,6 +63,7 @@ class CameraConfig:
     realtime: bool = False
     loop: bool = False
     raw: bool = False
+    transport: str | None = None
     outputs: tuple[Path, ...] = ()
     track: bool = False
     zones: tuple[Zone, ...] = ()
@@ -144,6 +147,8 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         options["in_flight"] = given["in_flight"].whole(1, 64, "a whole number from 1 to 64")
     if "masks" in given:
         options["masks"] = given["masks"].choice(*MASK_FORMATS)
+    if "transport" in given:
+        options["transport"] = given["transport"].choice("tcp", "udp")
     for key in ("realtime", "loop", "raw", "track"):
         if key in given:
             options[key] = given[key].flag()

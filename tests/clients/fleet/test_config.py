@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from clients import camera
+from clients.fleet.camera import Camera
 from clients.fleet.config import read_config
 from clients.fleet.yaml_lines import ConfigError
 from clients.fleet.zones import Zone
@@ -109,6 +110,7 @@ MISTAKES = {
     "two corners": (change("[1, 0], ", ""), 25, "expected at least three corners, got 2"),
     "zone of another class": (change("[pallet]", "[dog]"), 27, "expected one of forklift, pallet, got 'dog'"),
     "zoom to where": (change("      resolution: 1008\n", ""), 28, "of the second pass is missing"),
+    "transport": (change("    realtime: true", "    transport: sctp"), 21, "expected one of tcp, udp"),
     "webhook": (change("    realtime: true", "    webhook: localhost"), 21, "expected an address such as http://"),
     "two cameras in one film": (
         change("{name}.jsonl", "b.mp4").replace("[a.jsonl, b.mp4]", "out/b.mp4"),
@@ -150,3 +152,13 @@ def test_config_and_source_exclude_each_other(capsys):
 def test_the_example_can_be_read():
     config = read_config(Path(camera.__file__).with_name("cameras.example.yaml"))
     assert len(config.cameras) >= 3
+
+
+def test_the_transport_reaches_the_reader(tmp_path):
+    path = tmp_path / "cameras.yaml"
+    path.write_text(
+        "cameras:\n  - {name: gate, source: 'rtsp://192.0.2.10/a', classes: [person], transport: udp}\n"
+        "  - {name: yard, source: 'rtsp://192.0.2.10/b', classes: [person]}\n"
+    )
+    cameras = [Camera(config) for config in read_config(path).cameras]
+    assert [camera.reader._opener.keywords["transport"] for camera in cameras] == ["udp", None]
