@@ -16,6 +16,8 @@ def make_parser(prog: str, about: str | None, examples: str = "") -> argparse.Ar
 def say(*lines: str) -> bool:
     """Prints lines to stdout; whether they arrived. A closed pipe or a full disk behind it must not end what runs, so
     nothing more is printed then."""
+    if not lines:
+        return True
     try:
         print(*lines, sep="\n", flush=True)
         return True

@@ -92,7 +92,10 @@ class Guard:
     async def _connected(self, app: web.Application) -> Any:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=None)  # the caller decides how long to wait
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as self._session:
+        own = ("Accept-Encoding", "Accept", "Content-Type", "User-Agent")  # Triton gets the caller's headers alone
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, auto_decompress=False, skip_auto_headers=own
+        ) as self._session:
             yield
 
     async def _pass_on(self, request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import harmonic_mean, median
 from typing import Any, TypeVar
@@ -79,7 +79,7 @@ def measure(
     # perf_analyzer refuses fewer requests than it sends in a second
     fewest = max(2 * point.cameras, 4, math.ceil(point.rate))
     once_more(lambda: run(fewest, log=False))
-    models, loaded = fronts[point.model].sub_models, target.models()
+    models, loaded = fronts[replace(point, target=FRONT).model].sub_models, target.models()
     parts = {model.part: model.name for model in models if model.name in loaded}
     count, front = max(load.requests, fewest), point.target == FRONT
 

@@ -125,6 +125,15 @@ async def test_a_request_and_its_answer_pass_unchanged(triton):
     assert headers.items() <= got.items()
 
 
+async def test_triton_gets_no_header_that_the_caller_did_not_send(triton):
+    """With `Accept-Encoding` it would compress the answer, for callers who cannot read that."""
+    own = ("Accept-Encoding", "Accept", "Content-Type", "User-Agent")
+    async with triton.session.post(INFER, data=document([1]), skip_auto_headers=own) as answer:
+        assert answer.status == 200
+    ((_, _, got, _),) = triton.asked
+    assert set(got).isdisjoint(own)
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/v2/health/ready"), ("POST", "/v2/repository/index"), ("GET", "/v2/models/stats")]
 )

@@ -76,7 +76,7 @@ def test_detections_are_identical(trained_export, scenes, truths, resolution, wi
     assert (found.matched, found.missing, found.unexpected) == (found.expected, 0, 0)
     assert found.box_iou > 0.9999
     assert found.mask_iou > 0.999
-    assert found.score_difference < 1e-4
+    assert found.score_difference < LIMITS["fp32"].score
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
