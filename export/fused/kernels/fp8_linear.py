@@ -170,10 +170,20 @@ class Tile:
     group: int = 8
 
 
-def tile_of(capability: tuple[int, int]) -> Tile:
-    """The tile for GPUs of that compute capability: the fastest that was measured on one H100, and elsewhere one that
-    fits in a block's shared memory."""
+SHALLOW = 2048
+"""Inputs up to which a product is so short that finishing a tile shows beside it."""
+
+
+def tile_of(capability: tuple[int, int], ending: int, inputs: int) -> Tile:
+    """The tile of a layer of `inputs` channels for GPUs of that compute capability: the fastest that was measured on
+    one H100, and elsewhere one that fits in a block's shared memory.
+
+    On Hopper one program is enough where a tile takes long; where it is soon done (few inputs) and what follows needs
+    its time, two smaller programs share a multiprocessor, and one multiplies while the other finishes.
+    """
     if capability[0] == 9:
+        if inputs <= SHALLOW and ending in (GELU, RESIDUAL):
+            return Tile(128, 128, 128, parts=1 if ending == GELU else 2, warps=4, stages=3, programs=2)
         return Tile(128, 256, 128, parts=2, warps=8, stages=3)
     if capability[0] >= 10:
         return Tile(128, 128, 128, parts=1, warps=8, stages=2)
@@ -194,13 +204,13 @@ def launch_fp8_linear(
     """`fp8_linear` with the tile given; otherwise it is `tile_of` the GPU, or a small one for Triton's interpreter."""
     outputs, inputs = weight.shape
     on_gpu = x.device.type == "cuda"
-    if tile is None:
-        tile = tile_of(torch.cuda.get_device_capability(x.device)) if on_gpu else INTERPRETED
-    columns, inner = min(tile.columns, _power(outputs)), min(tile.inner, max(32, _power(inputs)))
     rows = x.shape[0]
     out = torch.empty(rows, outputs, dtype=x.dtype if gelu else bias.dtype, device=x.device)
     ending = PLAIN if cos is None else ROTARY
     ending = GELU if gelu else RESIDUAL if residual is not None else ending
+    if tile is None:
+        tile = tile_of(torch.cuda.get_device_capability(x.device), ending, inputs) if on_gpu else INTERPRETED
+    columns, inner = min(tile.columns, _power(outputs)), min(tile.inner, max(32, _power(inputs)))
     operands: tuple[Tensor | TensorDescriptor, ...] = x, weight
     if tile.descriptors:
         operands = (

@@ -22,6 +22,7 @@ from transformers import Sam3Model
 from ensemble.spec import ENGINES as ARTIFACTS
 from ensemble.spec import Variant
 from export import checkpoint
+from export.repository import VERSION
 from perf import record
 from perf.bench.engines.candidates import (
     ENGINES,
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--repository", type=Path, help="written from the same checkpoint by sam3-export --engine aoti, for engine aoti"
     )
+    parser.add_argument(
+        "--precision", choices=ARTIFACTS["aoti"].precisions, default="fp16", help="of engine aoti; default %(default)s"
+    )
     parser.add_argument("--seconds", type=float, default=3600, help="begin no new measurement after that long")
     parser.add_argument(
         "--profile", type=Path, help="also write the longest kernels of each engine's parts to this file"
@@ -83,14 +87,15 @@ def measure(source: Sam3Model, options: argparse.Namespace, device: str, deadlin
         truth = Truth(source, resolution, max(options.batches), device)
         for engine in options.engines:
             try:
-                candidate = make(engine, source, resolution, options.repository, device)
+                candidate = make(engine, source, resolution, options, device)
                 own = candidate.encode if engine.startswith("transformers") else None  # its features have positions
                 prompts = PROMPTS if candidate.text else 0
                 loads = (options.batches, options.classes, options.present)
                 for case in cases(truth, *loads, prompts=prompts, features=own):
                     if time.monotonic() > deadline:
                         return
-                    yield timed(case, engine, resolution, candidate, device, options.profile)
+                    precision = options.precision if engine == "aoti" else "fp16"
+                    yield timed(case, engine, resolution, candidate, device, precision, options.profile)
             except Exception as error:
                 log.exception("%s at %d failed: %s", engine, resolution, str(error)[:1500])
             # Its weights leave the GPU before the next one's come.
@@ -101,12 +106,13 @@ def measure(source: Sam3Model, options: argparse.Namespace, device: str, deadlin
             torch.compiler.reset()
 
 
-def make(engine: str, source: Sam3Model, resolution: int, repository: Path, device: str) -> Candidate:
+def make(engine: str, source: Sam3Model, resolution: int, options: argparse.Namespace, device: str) -> Candidate:
     """The candidate of that engine; raises FileNotFoundError where a package is missing."""
     if engine == "aoti":
-        variant = Variant(resolution, queries=source.config.detr_decoder_config.num_queries)
-        names = {part: getattr(variant, part).name for part in TIMED_PARTS}
-        return aoti({part: repository / name / "1" / ARTIFACTS[engine].artifact for part, name in names.items()})
+        queries = source.config.detr_decoder_config.num_queries
+        variant = Variant(resolution, queries=queries, precision=options.precision)
+        folders = {part: options.repository / getattr(variant, part).name / VERSION for part in TIMED_PARTS}
+        return aoti({part: folder / ARTIFACTS[engine].artifact for part, folder in folders.items()})
     model = sized(source, resolution)
     if engine.startswith("transformers"):
         return transformers_model(copy.deepcopy(model), engine.endswith("compiled"), device)
@@ -114,7 +120,13 @@ def make(engine: str, source: Sam3Model, resolution: int, repository: Path, devi
 
 
 def timed(
-    case: Case, engine: str, resolution: int, candidate: Candidate, device: str, profile: Path | None = None
+    case: Case,
+    engine: str,
+    resolution: int,
+    candidate: Candidate,
+    device: str,
+    precision: str = "fp16",
+    profile: Path | None = None,
 ) -> Row:
     """The row of one case: median time after warming up, memory, and cosines with the answers in fp32."""
 
@@ -124,7 +136,7 @@ def timed(
     found, peak_mb = with_peak(lambda: case.run(candidate), device)
     cosines = case.cosines(found)
     del found
-    row = case.row(engine, resolution, cosines, median_ms(call, device), peak_mb)
+    row = case.row(engine, resolution, cosines, median_ms(call, device), peak_mb, precision=precision)
     if profile:
         write_profile(profile, row, call)
     return row

@@ -70,7 +70,7 @@ def test_descriptors_are_recorded_and_nothing_is_copied(
     from export.fused.kernels import fp8_linear as kernel
     from export.fused.kernels.fp8_norm import fp8_norm
 
-    tile = kernel.tile_of((9, 0))
+    tile = kernel.tile_of((9, 0), kernel.PLAIN, 256)
     monkeypatch.setattr(kernel, "INTERPRETED", tile)
 
     class Mlp(torch.nn.Module):

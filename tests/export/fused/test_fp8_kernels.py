@@ -24,7 +24,7 @@ def test_linear_layers(layer: str, capability: int, most_kib: int) -> None:
     from export.fused.kernels.fp8_linear import GELU, tile_of
 
     ending, outputs, inputs = LAYERS[layer]
-    tile = tile_of(divmod(capability, 10))
+    tile = tile_of(divmod(capability, 10), ending, inputs)
     block = "tensordesc<fp8e4nv[{}, {}]>" if tile.descriptors else "*fp8e4nv"
     stores = tile.stores and ending == GELU
     types = half("bias", "residual", "cos", "sin", scales_ptr="*fp32", rows="i64") | {
