@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from clients.redact import without_password
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.video.frames import IMAGE_SUFFIXES
 from clients.video.reader import Reader
+from clients.video.sources import is_address
 from ensemble.spec import DEFAULT_THRESHOLD
 
 EXAMPLES = """examples:
@@ -130,6 +132,9 @@ def plain_record(camera: Camera, answer: Answer) -> dict[str, Any]:
 def default_output(source: str) -> Path:
     """The default of `--output`: `street.mp4` becomes `street-annotated.mp4` in the current folder."""
     path = Path(source)
+    if is_address(source):  # the file's name must not show a password, nor hold what a shell reads as its own
+        words = re.sub(r"[^\w.-]+", "-", Path(re.split("[?#]", without_password(source))[0]).name)
+        path = Path(words.strip("-.") or "camera")
     return Path(f"{path.stem}-annotated{'.png' if path.suffix.lower() in IMAGE_SUFFIXES else '.mp4'}")
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from clients.redact import without_password
+
 START_HINT: Final = (
     "start one (`sam3-serve --repository build/repository`, or `docker compose up`) or pass the address of one"
 )
@@ -30,7 +32,11 @@ TRIES: Final = 5
 
 
 class Sam3ServerError(Exception):
-    """Any failure of a request. Raised as it is where the server failed internally (its message is kept)."""
+    """Any failure of a request. Raised as it is where the server failed internally (its message is kept, without
+    passwords)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
 
 
 class InvalidRequest(Sam3ServerError, ValueError):  # noqa: N818 - the name says what happened

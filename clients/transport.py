@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from clients.errors import ModelNotFound, Sam3ServerError, ServerUnavailable, translate
+from clients.redact import without_password
 from ensemble.loopback import is_loopback
 from ensemble.spec import is_front_name
 
@@ -47,15 +48,19 @@ class Server:
     def __post_init__(self) -> None:
         if self.protocol not in DEFAULT_PORTS:
             raise ValueError(f"protocol must be one of {', '.join(DEFAULT_PORTS)}, got {self.protocol!r}")
-        if "://" in self.url:
-            bare = self.url.split("://", 1)[1].strip("/")
-            raise ValueError(f"url must be host:port without a scheme, got {self.url!r}; write {bare!r}")
+        if any(character in self.url for character in "/@?#"):
+            shown = without_password(self.url)
+            bare = urlsplit(shown if "://" in shown else f"//{shown}").netloc
+            kind = "a scheme" if "://" in self.url else "a user name and a path"
+            raise ValueError(f"url must be host:port without {kind}, got {shown!r}; write {bare!r}")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
 
     @property
     def address(self) -> str:
         """`host:port`."""
+        if self.url.count(":") > 1 and not self.url.startswith("["):  # an IPv6 address alone
+            return f"[{self.url}]:{DEFAULT_PORTS[self.protocol]}"
         host, colon, port = self.url.rpartition(":")
         return self.url if colon and port.isdigit() and host else f"{self.url}:{DEFAULT_PORTS[self.protocol]}"
 

@@ -20,8 +20,9 @@ def is_loopback(address: str) -> bool:
     """Whether `address`, a host with or without a port, is this machine. `0.0.0.0` and `[::]`, where servers listen,
     reach it too."""
     try:
-        host = (urlsplit(f"//{address}").hostname or "").rstrip(".")
-    except ValueError:  # brackets that do not close
+        bare = address.count(":") > 1 and not address.startswith("[")  # an IPv6 address without brackets
+        host = (urlsplit(f"//[{address}]" if bare else f"//{address}").hostname or "").rstrip(".")
+    except ValueError:  # brackets that do not close, or something else with several colons
         return False
     try:
         ip = ipaddress.ip_address(host.partition("%")[0])

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from clients.redact import without_password
 from ensemble.loopback import open_url
 from ensemble.spec import MB
 
@@ -86,8 +87,10 @@ class Load:
 
 
 def _fetch(address: str) -> dict[str, Any]:
+    shown = without_password(address)
     try:
         with open_url(f"http://{address}/metrics", TIMEOUT_S) as answer:
-            return {"address": address, "gpus": gpus(answer.read().decode())}
+            return {"address": shown, "gpus": gpus(answer.read().decode())}
     except (OSError, ValueError, HTTPException) as error:
-        return {"address": address, "gpus": [], "error": f"no metrics at http://{address}/metrics ({error})"}
+        problem = f"no metrics at http://{address}/metrics ({error})"
+        return {"address": shown, "gpus": [], "error": without_password(problem)}

@@ -22,6 +22,7 @@ from clients.fleet.request import Answer, Exemplar, detect
 from clients.fleet.stats import CameraStats
 from clients.fleet.tracks import Tracker
 from clients.fleet.zones import ZoneMonitor
+from clients.redact import without_password
 from clients.video.reader import CapturedFrame, Reader
 
 GRACE_S = 5.0
@@ -156,7 +157,7 @@ class Camera:
             return Answer.now(frame, OUTCOMES.get(type(error), "server_error"), error=str(error))
         except Exception as error:  # an answer that makes no sense must not end the camera
             self._failures += 1
-            return Answer.now(frame, "client_error", error=f"{type(error).__name__}: {error}")
+            return Answer.now(frame, "client_error", error=without_password(f"{type(error).__name__}: {error}"))
         finally:
             pool.release(endpoint)
             self._slots.release()

@@ -1,7 +1,8 @@
 """Webhooks: events are posted to an HTTP address as JSON, without any camera waiting for it.
 
 Each address has one queue and one request at a time, so events arrive in order. A receiver that fails gets a few
-attempts; an event that cannot be delivered, or that finds the queue full, is counted as lost.
+attempts; an event that cannot be delivered, or that finds the queue full, is counted as lost. Whoever knows a
+receiver's path may post to it, so messages and accounts name its host alone.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 import contextlib
 import logging
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
-from clients.redact import without_password
+from clients.redact import host_only, without_password
 from ensemble.loopback import is_loopback
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Webhook:
     A user and a password in the address are sent as basic authentication."""
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        self.url, self.name = url, host_only(url)
         self.sent = self.lost = 0
         self.error = ""
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE)
@@ -57,8 +58,8 @@ class Webhook:
             self._lose(self.error or f"not delivered within {grace_s:g} s of the end")
 
     def record(self) -> dict[str, Any]:
-        """The counts as plain data, without a password."""
-        about = {"output": without_password(self.url), "written": self.sent, "lost": self.lost}
+        """The counts as plain data."""
+        about = {"output": self.name, "written": self.sent, "lost": self.lost}
         return about | ({"error": self.error} if self.error else {})
 
     async def _work(self) -> None:
@@ -84,19 +85,26 @@ class Webhook:
     def _lose(self, problem: str) -> None:
         self.lost += 1
         if problem != self.error:
-            logger.warning("webhook %s: %s", without_password(self.url), problem)
+            logger.warning("webhook %s: %s", self.name, problem)
         self.error = problem
 
     async def _post(self, session: aiohttp.ClientSession, record: dict[str, Any]) -> str:
-        """Nothing where it was delivered, else why not. A redirect is not followed: a POST would become a GET."""
+        """Nothing where it was delivered, else why not. A redirect is not followed: a POST would become a GET,
+        and what was seen would go to whoever is named there."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         try:
             async with session.post(self.url, json=record, allow_redirects=False, timeout=timeout) as answer:
                 if answer.status < 300:
                     return ""
-                to = f" to {answer.headers['Location']}; write that address" if "Location" in answer.headers else ""
-                return without_password(f"expected status 2xx, got {answer.status} {answer.reason or ''}{to}")
+                to = f" to {self._target(answer)}; write its own address" if "Location" in answer.headers else ""
+                return self._told(f"expected status 2xx, got {answer.status} {answer.reason or ''}{to}")
         except asyncio.TimeoutError:
             return f"no answer within {TIMEOUT_S:g} s"
         except Exception as error:  # whatever aiohttp raises: a receiver must not end the delivery of later events
-            return without_password(f"{type(error).__name__}: {error}")
+            return self._told(f"{type(error).__name__}: {error}")
+
+    def _target(self, answer: aiohttp.ClientResponse) -> str:
+        return host_only(urljoin(self.url, answer.headers["Location"]))
+
+    def _told(self, problem: str) -> str:
+        return without_password(problem.replace(self.url, self.name))

@@ -67,6 +67,10 @@ def test_usage(case, capsys):
         ("films/street.mp4", "street-annotated.mp4"),
         ("cat.JPG", "cat-annotated.png"),
         ("photos/", "photos-annotated.mp4"),
+        ("webcam:0", "webcam-0-annotated.mp4"),
+        ("rtsp://me:pass/word@10.0.0.7/stream1", "stream1-annotated.mp4"),
+        ("http://10.0.0.7/video.cgi?user=me&pwd=word", "video-annotated.mp4"),
+        ("rtsp://10.0.0.7/user=me_password=word_channel=1.sdp", "user-annotated.mp4"),
     ],
 )
 def test_default_output(source, output):
