@@ -28,6 +28,7 @@ from export.checkpoint.random_weights import RANDOM, random_source
 from export.checkpoint.source import Source
 from export.checkpoint.tokenizer import check_tokenizer, fixed_length, load_tokenizer
 from export.checkpoint.training import bare, choose
+from export.sub_models import pooled_keys
 
 
 def load(name: str, tokenizer: str | None = None, ema: bool = False) -> Source:
@@ -123,7 +124,7 @@ def _filled(
         ) from error
     state, account = balanced(model.state_dict(), weights, unused, notes, file)
     model.load_state_dict(state, assign=True)
-    return model.eval(), account
+    return pooled_keys.apply(model).eval(), account
 
 
 def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:

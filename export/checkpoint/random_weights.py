@@ -10,6 +10,7 @@ from transformers.initialization import no_init_weights
 from export.checkpoint.configuration import model_class
 from export.checkpoint.source import Source
 from export.checkpoint.tokenizer import fixed_length
+from export.sub_models import pooled_keys
 
 RANDOM = "random"
 """Name of the real-size configuration with random weights, for load tests without the gated weights."""
@@ -32,7 +33,7 @@ def random_source(config: PreTrainedConfig | None = None, seed: int = 0) -> Sour
         for name, weight in module.named_parameters(recurse=False):
             _draw(module, name, weight.data)
     tokenizer = fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings)
-    return Source(RANDOM, model.eval(), tokenizer)
+    return Source(RANDOM, pooled_keys.apply(model).eval(), tokenizer)
 
 
 def _draw(module: nn.Module, name: str, weight: torch.Tensor) -> None:

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 
 from ensemble.spec import Checkpoint
 from export.checkpoint.account import Account
+from export.sub_models import pooled_keys
 
 PART_WEIGHTS = {
     "vision_encoder": ("vision_encoder.",),
@@ -121,4 +122,4 @@ def at_size(model: Sam3Model, resolution: int, queries: int) -> Sam3Model:
     with no_init_weights():  # the weights are assigned in the next line
         sized = type(model)._from_config(config, dtype=torch.float32)
     sized.load_state_dict(weights, assign=True)
-    return sized.eval()
+    return pooled_keys.apply(sized).eval()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy, inverse_sigmoid
 
+from export.sub_models import pooled_keys
 from export.sub_models.attention import Attention, Form, token_bias
 from export.sub_models.positions import BoxSine, sine_map
 from export.sub_models.precision import layer_norm
@@ -44,6 +45,8 @@ class Decoder(nn.Module):
         patches = config.image_size // config.backbone_config.patch_size
         positions = sine_map(model.vision_encoder.neck.position_encoding, source.hidden_size, patches)
         self.register_buffer("positions", positions, persistent=False)  # [1,p*p,C]
+        pools = pooled_keys.pools(model.config)
+        self.pooled_sides = [patches if pools and i else 0 for i in range(len(model.detr_encoder.layers))]
         self.encoder_layers = nn.ModuleList(EncoderLayer(layer, form) for layer in model.detr_encoder.layers)
         self.decoder_layers = nn.ModuleList(DecoderLayer(layer, form) for layer in source.layers)
         queries = torch.cat([source.presence_token.weight, source.query_embed.weight]).detach()

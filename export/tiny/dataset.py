@@ -4,7 +4,7 @@ Every scene is drawn once, by a loader process, and asked several questions, bec
 prompts hardly any. The masks of a scene are one small map of object indices.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -23,6 +23,7 @@ RESOLUTION_WEIGHTS = (0.52, 0.16, 0.16, 0.16)
 TEXT_PROMPTS = 2
 PROMPTS = TEXT_PROMPTS + 1  # the last one of every scene has example boxes
 FRAME_SCALE = (1.3, 2.0)  # side of the drawn frame (square root of its pixels) over the network's resolution
+Tokens = Callable[[str], tuple[np.ndarray, np.ndarray]]
 NO_BOX = -10  # label of a padded box, as in the original
 
 
@@ -81,8 +82,9 @@ def _tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(ids[0]), np.array(mask[0])
 
 
-def draw_batch(seeds: list[int], resolution: int) -> Batch:
-    """Draws one batch: one scene and PROMPTS questions for each seed."""
+def draw_batch(seeds: list[int], resolution: int, tokens: Tokens = _tokens) -> Batch:
+    """Draws one batch: one scene and PROMPTS questions for each seed. `tokens` spells a text of 32 tokens for another
+    tokenizer than the small checkpoint's: ids and mask, int64 [32]."""
     count, side = len(seeds), 2 * 4 * resolution // PATCH
     pixels = np.empty((count, resolution, resolution, 3), np.uint8)
     maps = np.empty((count, side, side), np.uint8)
@@ -102,7 +104,7 @@ def draw_batch(seeds: list[int], resolution: int) -> Batch:
         questions: list[Question] = [text_question(rng, drawn.instances) for _ in range(TEXT_PROMPTS)]
         questions.append(exemplar_question(rng, drawn.instances))
         for p, question in enumerate(questions):
-            ids[b, p], mask[b, p] = _tokens(question.prompt.text)
+            ids[b, p], mask[b, p] = tokens(question.prompt.text)
             answers[b, p, : len(question.answer)] = question.answer
         for k, (box, label) in enumerate(zip(questions[-1].prompt.boxes, questions[-1].prompt.labels, strict=True)):
             boxes[b, k], labels[b, k] = cxcywh(box), label

@@ -17,13 +17,14 @@ from export.tiny.dataset import NO_BOX, Batch, normalised
 @dataclass(slots=True)
 class Predictions:
     """N pairs, L layers, Q queries. boxes [L, N, Q, 4] cxcywh; logits [L, N, Q]; presence_logits [L, N]; masks [N, Q,
-    M, M] and semantic [N, M, M], logits."""
+    M, M] and semantic [N, M, M], logits; memory [N, p * p, C], the image's tokens after the DETR encoder."""
 
     boxes: torch.Tensor
     logits: torch.Tensor
     presence_logits: torch.Tensor
     masks: torch.Tensor
     semantic: torch.Tensor
+    memory: torch.Tensor
 
 
 class Positions:
@@ -77,7 +78,11 @@ def encode_prompts(
 def forward_all_layers(model: Sam3Model, batch: Batch, positions: Positions) -> Predictions:
     """All pairs of a batch through the model; pair n is image n // P, prompt n % P. The model must be set to the
     batch's resolution."""
-    levels = pyramid(model, normalised(batch.pixels))
+    return answer(model, batch, pyramid(model, normalised(batch.pixels)), positions)
+
+
+def answer(model: Sam3Model, batch: Batch, levels: list[torch.Tensor], positions: Positions) -> Predictions:
+    """What follows the vision encoder in `forward_all_layers`; `levels` from `pyramid`."""
     position = positions(levels[2])
     prompt, mask = encode_prompts(model, batch, levels[2], position)
     repeats = batch.input_ids.shape[1]
@@ -110,4 +115,5 @@ def forward_all_layers(model: Sam3Model, batch: Batch, positions: Positions) -> 
         presence_logits=decoded.presence_logits.squeeze(-1).float(),
         masks=masks.pred_masks,
         semantic=masks.semantic_seg[:, 0].float(),
+        memory=encoded.last_hidden_state,
     )

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Sam3Config, Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
+from export.sub_models import pooled_keys
 from export.tiny.dataset import NO_BOX, cxcywh, normalised, to_square
 from export.tiny.prompts import Prompt
 from export.tiny.tokenizer import encode
@@ -37,6 +38,7 @@ def load_model(folder: Path | str, resolution: int, device: str = "cpu") -> tupl
     config = Sam3Config.from_pretrained(folder)
     config.image_size = resolution  # before loading: the rotary tables are made from it
     model = Sam3Model.from_pretrained(folder, config=config, dtype=torch.float32).eval().to(device)
+    pooled_keys.apply(model)
     return model, AutoTokenizer.from_pretrained(folder)
 
 
