@@ -12,25 +12,27 @@ import ipaddress
 import json
 import logging
 import secrets
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
+from clients.console import say
 from clients.dashboard.board import Board, NoSuchCamera
 from clients.dashboard.edit import Refused
 from clients.dashboard.load import METRICS_PORT, Load
+from clients.dashboard.web import WebServer, host_port, listen
 from clients.fleet.camera import Camera
 from clients.fleet.config import FleetConfig, read_config
-from clients.fleet.fleet import open_pool, run_fleet
+from clients.fleet.fleet import open_pool, watch
 from clients.fleet.request import Exemplar
-from clients.fleet.yaml_lines import ConfigError
+from clients.redact import without_password
 from clients.transport import Server
 
 STATIC = Path(__file__).with_name("static")
@@ -100,15 +102,18 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
     return app
 
 
-async def serve(config: FleetConfig, load: Load, host: str, port: int, token: str) -> dict[str, Any]:
-    """Runs the fleet and the page until Ctrl-C; returns the fleet's summary."""
+async def serve(config: FleetConfig, load: Load, listener: socket.socket, token: str) -> dict[str, Any]:
+    """Runs the fleet and the page until SIGINT or SIGTERM; returns the fleet's summary."""
     cameras = [Camera(camera) for camera in config.cameras]
     board, stop = Board(cameras), asyncio.Event()
-    server = uvicorn.Server(uvicorn.Config(build_app(board, load, token), host=host, port=port, log_level="warning"))
-    page = asyncio.create_task(server.serve())  # uvicorn handles Ctrl-C
+    web = WebServer(build_app(board, load, token))
+    page = asyncio.create_task(web.serve(sockets=[listener]))
     page.add_done_callback(lambda _: stop.set())
-    summary = await run_fleet(cameras, open_pool(config), board, stop, keep=True)
-    await page
+    summary = await watch(cameras, open_pool(config), board, stop, status=False, keep=True)
+    web.should_exit = True
+    await asyncio.wait({page})
+    if error := page.exception():
+        summary["error"] = without_password(f"the page ended: {type(error).__name__}: {error}")
     return summary
 
 
@@ -126,7 +131,8 @@ def is_loopback(host: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when it was stopped; 2: the configuration cannot be used, and stderr says why."""
+    """0 when it was stopped; 1: the page ended by itself; 2: it could not start, and stderr says why. The last line of
+    stdout is one JSON object."""
     parser = argparse.ArgumentParser(
         prog="sam3-dashboard",
         description="Run a fleet of cameras and show it in a browser.",
@@ -143,19 +149,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    token = options.token or ("" if is_loopback(options.host) else secrets.token_urlsafe(16))
+    host = options.host.strip("[]")
+    token = options.token or ("" if is_loopback(host) else secrets.token_urlsafe(16))
     try:
         config = read_config(options.config)
-    except ConfigError as error:
-        print(f"sam3-dashboard: {error}", file=sys.stderr)
+        load = Load(metrics_of(config) if options.metrics is None else options.metrics)
+        with listen(host, options.port) as listener:
+            where = host_port(host, listener.getsockname()[1])
+            print(f"http://{where}/{'?token=' + token if token else ''}", file=sys.stderr, flush=True)
+            result = asyncio.run(serve(config, load, listener, token))
+    except (ValueError, ImportError, OSError, KeyboardInterrupt) as error:
+        told = without_password(str(error)) or "interrupted before it had started"
+        print(f"sam3-dashboard: {told}", file=sys.stderr)
+        say(json.dumps({"config": str(options.config), "error": told}))
         return 2
-    load = Load(metrics_of(config) if options.metrics is None else options.metrics)
-    print(f"http://{options.host}:{options.port}/{'?token=' + token if token else ''}", file=sys.stderr, flush=True)
-    try:
-        print(json.dumps(asyncio.run(serve(config, load, options.host, options.port, token))))
-    except KeyboardInterrupt:  # uvicorn raises the signal again once it has stopped
-        return 0
-    return 0
+    if not say(json.dumps(result)):
+        print(json.dumps(result), file=sys.stderr)
+    return 1 if "error" in result else 0
 
 
 if __name__ == "__main__":

@@ -75,9 +75,10 @@ async def watch(
     *,
     seconds: float | None = None,
     status: bool = True,
+    keep: bool = False,
 ) -> dict[str, Any]:
     """`run_fleet` for a command: SIGINT and SIGTERM stop it, and so does the end of `seconds`; with `status` it logs a
-    line now and then."""
+    line now and then. Both signals are left alone from then on, so that nothing interrupts the account."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError):  # on Windows, outside the main thread
@@ -92,7 +93,7 @@ async def watch(
 
     reporter = asyncio.create_task(report()) if status else None
     try:
-        return await run_fleet(cameras, pool, handler, stop)
+        return await run_fleet(cameras, pool, handler, stop, keep=keep)
     finally:
         if reporter is not None:
             reporter.cancel()

@@ -1,0 +1,141 @@
+"""Ctrl-C and SIGTERM end each command with its account and the right exit status, real processes against the real
+server."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+
+from clients.video.encode import VideoWriter
+from ensemble.spec import Variant
+from tests.clients.grpc_server import wait_until
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+CAMERA, PAGE = "clients.camera", "clients.dashboard.app"
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Longer than any of these tests."""
+    with VideoWriter(tmp_path / "film.mp4", 20) as writer:
+        for i in range(3000):
+            writer.write(np.full((48, 64, 3), i % 250, np.uint8))
+    return tmp_path / "film.mp4"
+
+
+class Program:
+    """A command in a process of its own, whose output goes to files."""
+
+    def __init__(self, folder, module, *arguments):
+        self.out, self.err = folder / f"{module}.out", folder / f"{module}.err"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=out, stderr=err)
+
+    def wait_for(self, condition):
+        """Fails where the program ends before the condition holds."""
+        wait_until(lambda: self.process.poll() is not None or condition())
+        assert self.process.poll() is None, self.err.read_text()
+
+    def end(self, number):
+        """Exit status and last line of stdout after the signal, twice as by an impatient hand."""
+        self.process.send_signal(number)
+        self.process.send_signal(number)
+        status = self.process.wait(120)
+        assert "Traceback" not in self.err.read_text()
+        lines = self.out.read_text().splitlines()
+        assert lines, f"no account; status {status}, stderr: {self.err.read_text()}"
+        return status, json.loads(lines[-1])
+
+
+def cameras(folder, film, url):
+    path = folder / "cameras.yaml"
+    one = {"name": "yard", "source": str(film), "classes": ["red circle"], "model": Variant(252).front_name}
+    path.write_text(json.dumps({"servers": [url], "cameras": [one | {"realtime": True, "output": "yard.jsonl"}]}))
+    return str(path)
+
+
+def dashboard(folder, config):
+    """The page of that fleet and its address."""
+    program = Program(folder, PAGE, "--config", config, "--port", "0", "--metrics")
+    program.wait_for(lambda: "http://" in program.err.read_text())
+    return program, program.err.read_text().split()[0]
+
+
+def figures(address):
+    with urllib.request.urlopen(f"{address}api/cameras", timeout=60) as answer:
+        return json.load(answer)[0]
+
+
+def adds_up(account):
+    (each,) = account["each"]
+    return each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values()) > 0
+
+
+@pytest.mark.server
+@SIGNALS
+def test_the_account_is_always_written(server, film, tmp_path, number):
+    model = ("--url", server.grpc_url, "--model", Variant(252).front_name)
+    (tmp_path / "one").mkdir()
+    one = Program(tmp_path / "one", CAMERA, "--source", str(film), "--classes", "red circle", *model, "--output")
+    config = cameras(tmp_path, film, server.grpc_url)
+    fleet = Program(tmp_path, CAMERA, "--config", config)
+    page, address = dashboard(tmp_path, config)
+    with socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))) as browser:
+        browser.sendall(b"GET / HTTP/1.1\r\n")  # and nothing more: it must not keep the program
+        one.wait_for(lambda: one.out.read_text().count(" ms  ") > 2)
+        fleet.wait_for(lambda: (tmp_path / "yard.jsonl").exists() and (tmp_path / "yard.jsonl").stat().st_size)
+        page.wait_for(lambda: figures(address)["answered"] > 2)
+        ends = [program.end(number) for program in (one, fleet, page)]
+    assert [status for status, _ in ends] == [0, 0, 0]
+    alone, together, shown = (account for _, account in ends)
+    assert alone["frames"] > 2
+    assert adds_up(together)
+    assert adds_up(shown)
+    lines = [json.loads(line) for line in (tmp_path / "yard.jsonl").read_text().splitlines()]
+    assert sum(line["outcome"] == "answered" for line in lines) == together["answered"]
+
+
+@SIGNALS
+def test_without_a_server(film, tmp_path, closed_port, number):
+    """Every frame failed: the camera's status says so, the page's owner was told by the page."""
+    config = cameras(tmp_path, film, f"127.0.0.1:{closed_port}")
+    fleet = Program(tmp_path, CAMERA, "--config", config)
+    page, address = dashboard(tmp_path, config)
+    page.wait_for(lambda: figures(address)["failed"])
+    fleet.wait_for(lambda: (tmp_path / "yard.jsonl").exists() and (tmp_path / "yard.jsonl").stat().st_size)
+    (status, account), (page_status, shown) = fleet.end(number), page.end(number)
+    assert (status, page_status) == (1, 0)
+    assert adds_up(account)
+    assert adds_up(shown)
+    assert account["answered"] == shown["answered"] == 0
+
+
+def test_a_page_that_cannot_listen(film, tmp_path, closed_port):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ["--config", cameras(tmp_path, film, f"127.0.0.1:{closed_port}"), "--port", str(port)]
+        command = [sys.executable, "-m", PAGE, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"cannot listen on 127.0.0.1:{port}" in json.loads(done.stdout.splitlines()[-1])["error"]
+
+
+def test_a_page_on_ipv6(film, tmp_path, closed_port):
+    """Its address has brackets, it needs no token, and it answers there."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 on this machine")
+    config = cameras(tmp_path, film, f"127.0.0.1:{closed_port}")
+    program = Program(tmp_path, PAGE, "--config", config, "--host", "::1", "--port", "0", "--metrics")
+    program.wait_for(lambda: "http://" in program.err.read_text())
+    address = program.err.read_text().split()[0]
+    assert address.startswith("http://[::1]:")
+    program.wait_for(lambda: figures(address)["name"] == "yard")
+    assert program.end(signal.SIGINT)[0] == 0
