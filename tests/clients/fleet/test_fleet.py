@@ -262,8 +262,8 @@ async def test_json_lines_are_complete(detections, tmp_path):
     lines = JsonLines(tmp_path / "a.jsonl")
     for answer in answers["yard"]:
         lines.write(answer_record(yard, answer))
+        assert (text := (tmp_path / "a.jsonl").read_text()).endswith("\n")  # at once, not when the file is closed
     lines.close()
-    text = (tmp_path / "a.jsonl").read_text()
     first, second, _ = (json.loads(line) for line in text.splitlines())
     assert (first["camera"], first["frame"], first["outcome"]) == ("yard", 0, "answered")
     assert [d["label"] for d in first["detections"]] == ["red circle", "blue square"]

@@ -1,8 +1,10 @@
 """Outputs: annotated videos and images, JSON lines, COCO results, and webhooks."""
 
+import asyncio
 import http.server
 import json
 import threading
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -13,6 +15,7 @@ from pycocotools import mask as coco_mask
 from clients.draw import annotate
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig
+from clients.fleet.fleet import run_fleet
 from clients.fleet.request import Answer
 from clients.fleet.webhook import Webhook
 from clients.outputs.files import CocoResults, Drawing, JsonLines
@@ -20,6 +23,7 @@ from clients.outputs.outputs import Outputs
 from clients.outputs.records import frame_record
 from clients.video.frames import Frame
 from clients.video.reader import CapturedFrame
+from tests.clients.answering import answering
 
 
 @pytest.fixture
@@ -75,6 +79,63 @@ async def test_events_in_flight_at_the_end_are_counted(silent_port, monkeypatch)
         webhook.send({"event": i})
     await webhook.close(grace_s=0.2)
     assert (webhook.sent, webhook.lost) == (0, 3)
+
+
+@pytest.mark.parametrize("status", [302, 307])
+async def test_events_go_to_nobody_else(receiver, status, monkeypatch):
+    """A receiver that redirects to another host: that one gets neither the event nor the password, and is not named
+    with its path."""
+    monkeypatch.setattr("clients.fleet.webhook.PAUSE_S", 0.01)
+    other, posts, _ = receiver
+    seen = []
+
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.rfile.read(int(self.headers["Content-Length"])), self.headers["Authorization"]))
+            self.send_response(status)
+            self.send_header("Location", f"{other}services/Tr0ub4dor")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        webhook = Webhook(f"http://me:pass@127.0.0.1:{server.server_port}/hook/Tr0ub4dor")
+        webhook.send({"event": 1})
+        await webhook.close()
+        server.shutdown()
+    assert posts == []
+    assert [json.loads(body) for body, _ in seen] == [{"event": 1}] * 3
+    assert all(sign.startswith("Basic ") for _, sign in seen)
+    account = webhook.record()
+    assert (account["written"], account["lost"]) == (0, 1)
+    assert account["output"] == f"http://127.0.0.1:{server.server_port}/…"
+    assert f"got {status}" in account["error"]
+    assert f"to {other}…" in account["error"]
+    assert "Tr0ub4dor" not in str(account)
+
+
+async def test_a_slow_receiver_holds_no_camera(silent_port, film, detections, monkeypatch):
+    """All frames of a film are answered before its first event is given up; each event is counted."""
+    monkeypatch.setattr("clients.fleet.webhook.QUEUE", 2)
+    config = CameraConfig(
+        "yard", str(film), ("blue square", "red circle"), (0.5, 0.5), webhook=f"http://127.0.0.1:{silent_port}/"
+    )
+    camera = Camera(config)
+    monkeypatch.setattr(
+        camera, "_tracked", lambda answer: replace(answer, events=({"zone": "gate", "event": "enter"},))
+    )
+    outputs = Outputs([camera])
+    summary = await run_fleet([camera], answering(detections()), outputs, asyncio.Event())
+    (webhook,) = outputs.webhooks.values()
+    assert summary["answered"] == 6
+    assert webhook.sent == 0
+    assert webhook.lost <= 4  # of six one is under way and two wait
+    await webhook.close(grace_s=0.1)
+    account = webhook.record()
+    assert (account["written"], account["lost"]) == (0, 6)
 
 
 async def test_outputs(tmp_path, detections, masks):
