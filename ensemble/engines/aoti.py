@@ -16,7 +16,6 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import torch
-import torchvision  # noqa: F401  (registers RoIAlign, which the geometry encoder's package calls by name)
 
 from ensemble.engines.cuda_graphs import CapturedCalls
 from ensemble.engines.device import use_gpu

@@ -9,7 +9,6 @@ computed once per image and gathered by pair.
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy
@@ -17,6 +16,7 @@ from transformers.models.sam3.modeling_sam3 import box_cxcywh_to_xyxy
 from export.sub_models.attention import Attention, Form, token_bias
 from export.sub_models.positions import BoxSine, sine_map
 from export.sub_models.precision import layer_norm
+from export.sub_models.roi_align import roi_align
 
 
 class GeometryEncoder(nn.Module):
@@ -55,12 +55,10 @@ class GeometryEncoder(nn.Module):
         """Sum of four codes of a box [N,K,C]: its coordinates, the image inside it, the sine code of its centre, its
         label."""
         p, dtype = self.patches, image.dtype
-        normed = layer_norm(self.vision_norm, image.float()).transpose(1, 2)  # fp32 as the boxes are
-        normed = normed.unflatten(2, (p, p))  # [B,C,p,p]
+        normed = layer_norm(self.vision_norm, image.float()).unflatten(1, (p, p))  # [B,p,p,C], fp32 as the boxes are
         corners = box_cxcywh_to_xyxy(boxes) * p  # in feature-map pixels
-        index = image_index.to(boxes.dtype)[:, None, None].expand(-1, boxes.shape[1], 1)
-        regions = torch.cat([index, corners], -1).flatten(0, 1)  # [N*K,5]
-        pooled = torchvision.ops.roi_align(normed, regions, self.roi_size).to(dtype)  # [N*K,C,7,7]
+        pooled = roi_align(normed, image_index, corners, self.roi_size).to(dtype)  # [N,K,7,7,C]
+        pooled = pooled.flatten(0, 1).permute(0, 3, 1, 2)  # [N*K,C,7,7]
         pooled = self.pool_projection(pooled).flatten(1).unflatten(0, (-1, boxes.shape[1]))  # [N,K,C]
         x, y, width, height = boxes.unbind(-1)
         code = torch.cat([self.sine(y), self.sine(x), height[..., None], width[..., None]], -1)  # [N,K,C+2]

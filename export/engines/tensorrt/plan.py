@@ -83,7 +83,6 @@ def compile_onnx(
     start = time.perf_counter()
     device = Device()
     logger = trt.Logger(trt.Logger.WARNING)
-    trt.init_libnvinfer_plugins(logger, "")  # RoiAlign may be one of them
     builder = trt.Builder(logger)
     network = version.create_network(trt, builder)
     parser = trt.OnnxParser(network, logger)

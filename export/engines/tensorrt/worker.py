@@ -66,7 +66,6 @@ class PlanRunner:
         self.device = Device()
         self.free_before = self.device.free_bytes()
         logger = trt.Logger(trt.Logger.WARNING)
-        trt.init_libnvinfer_plugins(logger, "")
         self.runtime = trt.Runtime(logger)
         self.engine = self.runtime.deserialize_cuda_engine(plan.read_bytes())
         here = built_for(trt, self.device)
