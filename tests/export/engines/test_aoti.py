@@ -251,7 +251,8 @@ def test_package_runs_in_a_process_without_the_export(
     script = (
         "import sys, torch; from pathlib import Path; from ensemble.engines.aoti import AotiRunner; folder"
         " = Path(sys.argv[1]); (result,) = AotiRunner(folder / 'model.pt2', None)(torch.load(folder /"
-        " 'inputs.pt')).values(); torch.save(result, folder / 'result.pt'); assert not {'export', 'torchvision'} & set(sys.modules)"
+        " 'inputs.pt')).values(); torch.save(result, folder / 'result.pt'); assert not {'export',"
+        " 'torchvision'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
