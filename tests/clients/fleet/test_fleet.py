@@ -234,8 +234,7 @@ async def test_frames_are_sent_as_the_configuration_says(detections, film, raw):
     server = Server(detections())
     await run([Camera(replace(BASE, source=str(film), raw=raw))], pool(server))
     assert len(server.images) == 6
-    for image in server.images:
-        assert image.shape == (64, 96, 3) if raw else image.startswith(b"\xff\xd8")
+    assert all(i.shape == (64, 96, 3) if raw else i.startswith(b"\xff\xd8") for i in server.images)
 
 
 async def test_slots_are_given_in_the_order_of_the_requests(detections):
@@ -262,9 +261,10 @@ async def test_json_lines_are_complete(detections, tmp_path):
     lines = JsonLines(tmp_path / "a.jsonl")
     for answer in answers["yard"]:
         lines.write(answer_record(yard, answer))
-        assert (text := (tmp_path / "a.jsonl").read_text()).endswith("\n")  # at once, not when the file is closed
-    lines.close()
-    first, second, _ = (json.loads(line) for line in text.splitlines())
+    text = (tmp_path / "a.jsonl").read_text()
+    lines.close()  # each line was whole before
+    assert text.endswith("\n")
+    first, second, _ = map(json.loads, text.splitlines())
     assert (first["camera"], first["frame"], first["outcome"]) == ("yard", 0, "answered")
     assert [d["label"] for d in first["detections"]] == ["red circle", "blue square"]
     assert (second["outcome"], second["error"]) == ("timeout", "slow")
