@@ -55,7 +55,12 @@ class Case:
 def held_out(scenes: int) -> Iterator[Case]:
     """The first `scenes` held-out scenes as frames of about 640 x 360 pixels: TEXT_QUESTIONS different questions in
     words each, and one with example boxes."""
-    for seed in validation_seeds(scenes):
+    return cases_of(validation_seeds(scenes))
+
+
+def cases_of(seeds: Iterable[int]) -> Iterator[Case]:
+    """The cases of these seeds, see `held_out`."""
+    for seed in seeds:
         rng = np.random.default_rng((3, seed))
         scene = random_scene(seed)
         rendering = render(scene, *frame_size(scene.aspect, FRAME_PIXELS), supersample=2)
