@@ -27,8 +27,8 @@ FIRST_RUN = 100
 
 class Lessons(IterableDataset):
     """An endless stream of batches of `size` scenes at one of `resolutions` each, in proportion to `shares`; every
-    `seed` is another stream, the same every time. Where `frames` are given, they are shown instead of drawn scenes, each
-    with PROMPTS of the `words`; such batches have no answers."""
+    `seed` is another stream, the same every time. Where `frames` are given, they are shown instead of drawn scenes,
+    each with PROMPTS of the `words`; such batches have no answers."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ def frames_in(folder: Path) -> list[Path]:
     """The images of a folder. Raises ValueError where there are none."""
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if not paths:
-        raise ValueError(f"expected images ({', '.join(SUFFIXES)}) in {folder} to learn from, found none; name a folder")
+        raise ValueError(f"expected images ({', '.join(SUFFIXES)}) in {folder} to learn from, found none")
     return paths
 
 

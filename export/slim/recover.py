@@ -35,10 +35,10 @@ class Recipe:
 
     minutes: float = 10.0
     steps: int = 0
-    learning_rate: float = 4e-4
+    learning_rate: float = 3e-4
     warm_up: int = 100  # steps
     weight_decay: float = 1e-4
-    clip: float = 5.0
+    clip: float = 1.0
     average: float = 0.998  # decay of the averaged weights
     truth: float = 0.0
 
@@ -121,10 +121,9 @@ def _of_truth(predictions: Predictions, batch: Batch) -> Tensor:
 def check_pair(student: Sam3Model, teacher: Sam3Model) -> None:
     """Raises ValueError where a student cannot learn from a teacher."""
     mine, theirs = student.config, teacher.config
-    for name, what in (("num_queries", "queries"), ("hidden_size", "channels")):
-        ours, whole = (getattr(c.detr_decoder_config, name) for c in (mine, theirs))
-        if name == "num_queries" and ours != whole:
-            raise ValueError(f"expected as many {what} as the teacher's {whole}, got {ours}: they are compared one by one")
+    queries, wanted = (config.detr_decoder_config.num_queries for config in (mine, theirs))
+    if queries != wanted:
+        raise ValueError(f"expected the teacher's {wanted} queries, got {queries}: they are compared one by one")
     if mine.text_config.vocab_size != theirs.text_config.vocab_size:
         raise ValueError("expected a student with its teacher's tokenizer; its text encoder has another vocabulary")
     patch = [c.vision_config.backbone_config.patch_size for c in (mine, theirs)]

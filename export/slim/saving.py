@@ -31,7 +31,9 @@ def write_model(source: Source, model: Sam3Model, target: Path, record: Mapping[
     weights = {name: tensor.detach().cpu().to(dtype) for name, tensor in model.state_dict().items()}
     beyond = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
     if beyond:
-        raise SlimError(f"{len(beyond)} weights are no finite numbers in {dtype}, {beyond[0]} first; nothing was written")
+        raise SlimError(
+            f"{len(beyond)} weights are no finite numbers in {dtype}, {beyond[0]} first; nothing was written"
+        )
     with layout.staged(target) as staged:
         layout.write_description(staged, replace(source, model=model), dtype)
         layout.write_weights(staged / layout.WEIGHTS, weights)
