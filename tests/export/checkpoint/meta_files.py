@@ -1,8 +1,9 @@
 """Writes a `Sam3Model` the way Meta's own files hold it: the other way round from `export/checkpoint/layouts.py`, and
 written apart from it.
 
-`NAMES` and `SHA256` are facts about Meta's published code (facebookresearch/sam3, commit 11dec2936, January 2026): how
-many weights and tables the model of `build_sam3_image_model` has, and the SHA-256 of their names and shapes.
+`NAMES` and `SHA256` are facts about Meta's published code (facebookresearch/sam3, commit 11dec2936 of 2026-01-11, whose
+model 99d02f2 of 2026-01-27 leaves as it is): how many weights and tables the model of `build_sam3_image_model` has, and
+the SHA-256 of their names and shapes.
 """
 
 from __future__ import annotations
