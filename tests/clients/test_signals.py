@@ -14,6 +14,7 @@ import pytest
 from clients.video.encode import VideoWriter
 from ensemble.spec import Variant
 from tests.clients.grpc_server import wait_until
+from tests.clients.video.web import has_ipv6
 
 SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 CAMERA, PAGE = "clients.camera", "clients.dashboard.app"
@@ -128,9 +129,7 @@ def test_a_page_that_cannot_listen(film, tmp_path, closed_port):
 
 def test_a_page_on_ipv6(film, tmp_path, closed_port):
     """Its address has brackets, it needs no token, and it answers there."""
-    try:
-        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
+    if not has_ipv6():
         pytest.skip("no IPv6 on this machine")
     config = cameras(tmp_path, film, f"127.0.0.1:{closed_port}")
     program = Program(tmp_path, PAGE, "--config", config, "--host", "::1", "--port", "0", "--metrics")

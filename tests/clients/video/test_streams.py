@@ -11,7 +11,7 @@ from clients.video.sources import open_source
 from clients.video.streams import Stream
 from tests.clients.video.cameras import FakeCamera
 from tests.clients.video.films import encoded, grey, noise
-from tests.clients.video.web import WebCamera, picture, send, stream
+from tests.clients.video.web import WebCamera, has_ipv6, picture, send, stream
 
 
 def until_it_ends(source):
@@ -208,8 +208,11 @@ def test_a_wrong_path_is_refused(status):
         open_source(f"{camera.address.replace('://', '://me:secret@')}/video")
 
 
+@pytest.mark.parametrize("interface", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("path", ["film.ts", "film.m3u8", "snapshot.jpg"])
-def test_this_machine_is_never_asked_by_way_of_a_proxy(path, monkeypatch, closed_port):
+def test_this_machine_is_never_asked_by_way_of_a_proxy(path, interface, monkeypatch, closed_port):
+    if ":" in interface and not has_ipv6():
+        pytest.skip("no IPv6 on this machine")
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{closed_port}")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -224,5 +227,5 @@ def test_this_machine_is_never_asked_by_way_of_a_proxy(path, monkeypatch, closed
         else:
             playlist(request)
 
-    with WebCamera(answer) as camera, open_source(f"{camera.address}/{path}") as source:
+    with WebCamera(answer, interface) as camera, open_source(f"{camera.address}/{path}") as source:
         assert next(iter(source)).rgb.shape == (48, 64, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ from tests.clients.video.films import grey
 class WebCamera:
     """Calls `answer(request)` for each GET; `asked` holds the paths, `connections` the clients' ports."""
 
-    def __init__(self, answer: Callable[[BaseHTTPRequestHandler], None]) -> None:
+    def __init__(self, answer: Callable[[BaseHTTPRequestHandler], None], interface: str = "127.0.0.1") -> None:
         self.asked: list[str] = []
         self.connections: set[int] = set()
         camera = self
@@ -35,12 +36,14 @@ class WebCamera:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            address_family = socket.AF_INET6 if ":" in interface else socket.AF_INET
 
             def handle_error(self, *_: object) -> None:
                 pass  # a client that went away
 
-        self._server = Server(("127.0.0.1", 0), Request)
-        self.host = f"127.0.0.1:{self._server.server_port}"
+        self._server = Server((interface, 0), Request)
+        self.host = f"[{interface}]:" if ":" in interface else f"{interface}:"
+        self.host += str(self._server.server_port)
         self.address = f"http://{self.host}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -50,6 +53,15 @@ class WebCamera:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def has_ipv6() -> bool:
+    """Whether something can listen at ::1 here: containers often have no IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def send(request: BaseHTTPRequestHandler, body: bytes, kind: str, status: int = 200, **headers: str) -> None:
