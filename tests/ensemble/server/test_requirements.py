@@ -63,3 +63,10 @@ def test_a_port_that_is_taken(tmp_path):
 def test_free_ports_are_three_different_ones(tmp_path):
     made = server.EmbeddedServer(tmp_path)
     assert len({made.http_port, made.grpc_port, made.metrics_port}) == 3
+
+
+@pytest.mark.parametrize("address", ["::1", "nowhere.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_of_this_machine(address):
+    """No port is to blame."""
+    with pytest.raises(ServerError, match=f"IPv4 address of one of this machine's interfaces, .* got '{address}'"):
+        server.EmbeddedServer("none", address=address)
