@@ -14,7 +14,7 @@ setup: .venv/installed
 	  { echo "expected Python 3.10 to 3.12, for which the embedded server has packages, got $$($(PYTHON) --version); say which with make setup PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 	  { echo "python3 cannot make an environment; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[serve,export,tracks,dashboard,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[serve,export,rtx,tracks,dashboard,dev]"
 	@touch $@
 
 demo: setup

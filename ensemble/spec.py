@@ -66,6 +66,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         EngineSpec("tensorrt", "model.plan", "tensorrt", on_gpu=True, precision="fp16", preprocess="auto"),
+        EngineSpec("tensorrt_rtx", "model.rtx", "python", on_gpu=True, precision="fp16", preprocess="auto"),
         EngineSpec("onnxruntime", "model.onnx", "python", on_gpu=False, precision="fp32", preprocess="cpu"),
         EngineSpec(
             *("aoti", "model.pt2", "python"),

@@ -248,14 +248,18 @@ class Bar(logging.Handler):
 
 def _table(written: Iterable[Written]) -> Table:
     """Of each artifact, the lowest cosine and the largest relative error of its outputs."""
-    table = Table(title="Written and verified", title_justify="left")
+    entries = list(written)
+    verified = all(entry.cosine is not None for entry in entries)
+    title = "Written and verified" if verified else "Written; what the gate has not run on a GPU is not verified"
+    table = Table(title=title, title_justify="left")
     for heading in ("model", "MB", "state", "build s", "cosine", "error"):
         table.add_column(
             heading, no_wrap=heading == "model", justify="left" if heading in ("model", "state") else "right"
         )
-    for entry in written:
+    for entry in entries:
         size, seconds = f"{entry.megabytes:.1f}", f"{entry.seconds:.1f}"
-        table.add_row(entry.model, size, entry.state, seconds, f"{entry.cosine:.7f}", f"{entry.relative_error:.1e}")
+        gate = ("not run", "") if entry.cosine is None else (f"{entry.cosine:.7f}", f"{entry.relative_error:.1e}")
+        table.add_row(entry.model, size, entry.state, seconds, *gate)
     return table
 
 

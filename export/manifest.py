@@ -22,6 +22,8 @@ from export.repository import file_sha256
 from export.slim.calibration import Calibration
 from export.sub_models.precision import part_precision, torch_precision
 
+Facts = Mapping[str, Any]
+"""What `build_part` tells of a build."""
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
 ROOM = Path(__file__).parent
 SHARED_CODE = ("checkpoint/source.py", "sub_models", "engines/onnx.py")
@@ -58,11 +60,17 @@ def recipe(
 
 
 def manifest(
-    source: Source, variant: Variant, part: str, recipe: str, tool: Tool, facts: Mapping[str, Any], gate: GateReport
+    source: Source, variant: Variant, part: str, recipe: str, tool: Tool, facts: Facts, gate: GateReport | None
 ) -> dict[str, Any]:
-    """What is known about one artifact, for people and for the next run; `publish` adds the hashes of its files."""
+    """What is known about one artifact, for people and for the next run; `publish` adds the hashes of its files. Its
+    `gate` is None where the machine that built it could not run it."""
     model, engine = getattr(variant, part), tool.engine.spec
-    checks = [check for check in gate.outputs if check.model == model.name]
+    measured = gate and {
+        "outputs": {
+            c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in gate.outputs if c.model == model.name
+        },
+        "detections": asdict(gate.detections) if gate.whole else None,
+    }
     return {
         "model": model.name,
         "engine": engine.name,
@@ -74,10 +82,7 @@ def manifest(
         "versions": versions(),
         "build_seconds": facts["build_seconds"],
         "build": facts["build"],
-        "gate": {
-            "outputs": {c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in checks},
-            "detections": asdict(gate.detections),
-        },
+        "gate": measured,
     }
 
 

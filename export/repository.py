@@ -30,22 +30,22 @@ class Written:
     megabytes: float
     state: str  # "built" or "kept"
     seconds: float  # that building took, in this run or the one that built it
-    cosine: float  # the lowest of its outputs
-    relative_error: float  # the highest of its outputs
+    cosine: float | None  # the lowest of its outputs; None where the gate has not run
+    relative_error: float | None  # the highest of its outputs
 
     @classmethod
     def at(cls, folder: Path, kept: bool) -> Written:
         """The entry of the artifact in `folder`, by its manifest; `kept` says that this run did not build it."""
         data = json.loads((folder / MANIFEST).read_text())
-        outputs = data["gate"]["outputs"].values()
+        outputs = data["gate"]["outputs"].values() if data["gate"] else ()
         return cls(
             model=data["model"],
             artifact=f"{folder.name}/{VERSION}/{data['artifact']}",
             megabytes=round(data["bytes"] / MB, 1),
             state="kept" if kept else "built",
             seconds=data["build_seconds"],
-            cosine=min(o["cosine"] for o in outputs),
-            relative_error=max(o["relative_error"] for o in outputs),
+            cosine=min((o["cosine"] for o in outputs), default=None),
+            relative_error=max((o["relative_error"] for o in outputs), default=None),
         )
 
 

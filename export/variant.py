@@ -96,7 +96,9 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
         built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
         folders = {part: (root if part in kept else job.staged) / names[part] / VERSION for part in PARTS}
         gate = measured(job, {part: (tool, folder) for part, folder in folders.items()}, sized, progress)
-        if gate.failures:
+        if gate is None:
+            log.warning("%s: built, but this machine cannot run it: the gate has not seen it", variant.front_name)
+        elif gate.failures:
             discard(job.staged, [names[part] for part in missing], gate)
             gate.raise_for_failures()
         for part, facts in built.items():
@@ -125,7 +127,8 @@ def export_text_encoder_cpu(job: Job, tool: Tool, progress: Progress) -> Written
         staged = own.staged / own.variant.text_encoder.name
         artifacts = {part: (tool, root / getattr(job.variant, part).name / VERSION) for part in PARTS}
         gate = measured(job, {**artifacts, "text_encoder": (runner, staged / VERSION)}, sized, progress)
-        gate.raise_for_failures()
+        if gate:
+            gate.raise_for_failures()
         known = manifest(source, own.variant, "text_encoder", made_from, runner, facts, gate)
         publish(staged, root / name, {**known, "model": name})
         shutil.rmtree(own.staged)
@@ -190,18 +193,25 @@ def build_part(
     return facts
 
 
-def measured(job: Job, artifacts: Mapping[str, tuple[Tool, Path]], sized: Sam3Model, progress: Progress) -> GateReport:
-    """How near the artifacts, by part what runs each and its folder, come to `Sam3Model` on the job's frames. Raises
-    GateError where an answer has another shape than the reference's."""
+def measured(
+    job: Job, artifacts: Mapping[str, tuple[Tool, Path]], sized: Sam3Model, progress: Progress
+) -> GateReport | None:
+    """How near the artifacts, by part what runs each and its folder, come to `Sam3Model` on the job's frames; None
+    where this machine runs none of them. Raises GateError where an answer has another shape than the reference's."""
     variant = job.variant
+    opens = {part: (tool.open, folder / tool.engine.spec.artifact) for part, (tool, folder) in artifacts.items()}
+    if not any(opener for opener, _ in opens.values()):
+        return None
     progress(f"r{variant.resolution}: running Sam3Model on {len(job.frames)} frames")
     samples = gate_samples(job.frames, job.source.tokenizer, variant)
     truths = all_expected_outputs(sized, samples, reference_device())
     progress(f"r{variant.resolution}: measuring the artifacts against it")
     with ExitStack() as opened:
         runs = {}
-        for part, (tool, folder) in artifacts.items():
-            runs[part] = tool.open(folder / tool.engine.spec.artifact)
+        for part, (opener, path) in opens.items():
+            if opener is None:
+                continue
+            runs[part] = opener(path)
             opened.callback(getattr(runs[part], "close", lambda: None))
         gate = verify(runs, variant, samples, truths, detects=job.source.name != RANDOM)
     if not job.locate:

@@ -32,6 +32,11 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
         from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
 
         return AotiRunner(path, device_id).run
+    if engine == "tensorrt_rtx":
+        raise ValueError(
+            f"{path}: plans of TensorRT for RTX can be built, but no server of this version runs them; serve an export"
+            " with --engine aoti"
+        )
     raise ValueError(
         f"{path}: expected an engine that runs in this process (onnxruntime, aoti), got {find_engine(engine).name!r},"
         " which Triton runs; serve it with docker compose up"

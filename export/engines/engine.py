@@ -41,7 +41,8 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """An engine that is ready on this machine: `build` writes an artifact, `open` runs one (and may have a `close`).
+    """An engine that is ready on this machine: `build` writes an artifact, `open` runs one (and may have a `close`);
+    None where this machine cannot run what it builds, which then nobody believes before the gate has run elsewhere.
 
     `built_for` is what its artifacts are bound to, `settings` what else changes them; a change of either makes
     artifacts stale. `refused` are precisions that the engine makes, but not on this machine, and the sentence that says
@@ -50,7 +51,7 @@ class Tool:
 
     engine: Engine
     build: Build
-    open: Callable[[Path], Run]
+    open: Callable[[Path], Run] | None
     built_for: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)

@@ -8,8 +8,9 @@ from export.engines.engine import EngineError, Tool
 from export.engines.onnxruntime import ENGINE as ONNXRUNTIME
 from export.engines.tensorrt.engine import ENGINE as TENSORRT
 from export.engines.tensorrt.settings import TensorRT
+from export.engines.tensorrt_rtx.engine import ENGINE as TENSORRT_RTX
 
-ENGINES = {engine.spec.name: engine for engine in (TENSORRT, ONNXRUNTIME, AOTI)}
+ENGINES = {engine.spec.name: engine for engine in (TENSORRT, TENSORRT_RTX, ONNXRUNTIME, AOTI)}
 
 
 def ready(name: str, tensorrt: TensorRT | None = None, precision: str | None = None) -> Tool:

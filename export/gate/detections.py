@@ -49,6 +49,10 @@ class DetectionCheck:
         return found
 
 
+NO_DETECTIONS = DetectionCheck(0.0, 0, 0, 0, 0, 0, box_iou=1.0, mask_iou=1.0, score_difference=0.0)
+"""What is known of detections where none were looked for."""
+
+
 def check_detections(
     found: Arrays,
     truth: Arrays,

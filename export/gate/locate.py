@@ -65,6 +65,7 @@ def first_layer_off(tool: Tool, model: Sam3Model, variant: Variant, part: str, f
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / tool.engine.spec.artifact
         tool.build(module, probed, variant, path)
+        assert tool.open is not None, "what failed the gate has been run"
         run = tool.open(path)
         try:
             found = run(feed)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ensemble.records import NUMPY_DTYPES
 from ensemble.spec import Variant
-from export.gate.detections import DetectionCheck, check_detections, merged, threshold_of
+from export.gate.detections import NO_DETECTIONS, DetectionCheck, check_detections, merged, threshold_of
 from export.gate.limits import Limits, limits_of
 from export.gate.reference import Arrays, Sample, scores
 
@@ -54,6 +54,7 @@ class GateReport:
     outputs: tuple[OutputCheck, ...]
     detections: DetectionCheck
     failures: tuple[str, ...]
+    whole: bool = True  # all five ran, one after another; otherwise no detection was looked for
 
     def raise_for_failures(self) -> None:
         if self.failures:
@@ -69,8 +70,8 @@ def verify(
     detects: bool = True,
     limits: Limits | None = None,
 ) -> GateReport:
-    """Measures the five artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each
-    sample.
+    """Measures the artifacts in `runs` (by part) against `expected` (see `reference.expected_outputs`) for each sample;
+    their detections where `runs` has all five.
 
     `detects`: the checkpoint has learnt to detect. Random weights have not, and their detections change with every
     rounding (real-size fp16 on an H200: a box IoU of 0.93 at cosines above 0.9997). So their detections are measured
@@ -78,7 +79,9 @@ def verify(
     """
     of_part = {getattr(variant, part).name: limits or limits_of(variant, part) for part in runs}
     limits = limits or limits_of(variant)
-    runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # slow, and samples share their frames
+    whole = all(model.part in runs for model in variant.sub_models)
+    if "vision_encoder" in runs:
+        runs = {**runs, "vision_encoder": remembering(runs["vision_encoder"])}  # slow, and samples share their frames
     checks: dict[tuple[str, str], list[OutputCheck]] = {}
     detections = []
     for sample, truth in zip(samples, expected, strict=True):
@@ -86,6 +89,8 @@ def verify(
         picks = strongest(scores(truth), variant.max_picks)
         for check in check_parts(runs, variant, sample, truth, picks):
             checks.setdefault((check.model, check.output), []).append(check)
+        if not whole:
+            continue
         chained = run_chain(runs, variant, sample, picks)
         detections.append(
             check_detections(chained, truth, picks, threshold, limits.margin, limits.mask_margin, limits.box_margin)
@@ -94,11 +99,11 @@ def verify(
         OutputCheck(*key, float(np.min([c.cosine for c in group])), float(np.max([c.relative for c in group])))
         for key, group in checks.items()
     )
-    summary = merged(detections)
+    summary = merged(detections) if whole else NO_DETECTIONS
     failures = [f for f in (check.failure(of_part[check.model]) for check in outputs) if f] + (
         summary.failures(limits) if detects else []
     )
-    return GateReport(outputs, summary, tuple(failures))
+    return GateReport(outputs, summary, tuple(failures), whole)
 
 
 def remembering(run: Run) -> Run:
@@ -124,7 +129,7 @@ def strongest(score: np.ndarray, most: int) -> np.ndarray:
 def check_parts(
     runs: Mapping[str, Run], variant: Variant, sample: Sample, truth: Arrays, picks: np.ndarray
 ) -> list[OutputCheck]:
-    """Every output of every sub-model; the geometry encoder only where the sample has boxes."""
+    """Every output of every sub-model in `runs`; the geometry encoder only where the sample has boxes."""
     slots = sample.boxes.shape[1]
     prompt, mask = prompt_inputs(sample, truth["text_features"], truth["geometry_features"] if slots else None)
     pairs = np.arange(len(picks), dtype=np.int32)
@@ -150,6 +155,8 @@ def check_parts(
         }
     checks = []
     for part, feed in feeds.items():
+        if part not in runs:
+            continue
         model = getattr(variant, part)
         out = call(runs, variant, part, feed)
         wanted = {name: truth[name] for name in out if name in truth}

@@ -70,6 +70,20 @@ def dtype_names(trt: Any) -> dict[Any, str]:
     return {trt.float32: "FP32", trt.float16: "FP16", trt.int32: "INT32", trt.uint8: "UINT8"}
 
 
+def check_network_dtypes(trt: Any, network: Any, model: ModelSpec) -> None:
+    """Raises PlanError where an input or output of a typed network, from which a plan's cannot differ, is not of the
+    record's dtype."""
+    ends = [network.get_input(i) for i in range(network.num_inputs)]
+    ends += [network.get_output(i) for i in range(network.num_outputs)]
+    got = {tensor.name: dtype_names(trt).get(tensor.dtype, str(tensor.dtype)) for tensor in ends}
+    for tensor in (*model.inputs, *model.outputs):
+        if got[tensor.name] != tensor.dtype:
+            raise PlanError(
+                f"{model.name}: expected {tensor.name} as {tensor.dtype}, the graph has {got[tensor.name]}; export it"
+                " again"
+            )
+
+
 def check_dtypes(trt: Any, engine: Any, model: ModelSpec) -> None:
     """Raises PlanError where a dtype of the plan is not the record's: Triton compares them with the configuration's."""
     for tensor in (*model.inputs, *model.outputs):

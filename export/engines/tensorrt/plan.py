@@ -21,13 +21,12 @@ from typing import Any
 from ensemble.records import ModelSpec
 from ensemble.spec import MB, Variant
 from export.engines.tensorrt.cuda_driver import CudaError, Device
+from export.engines.tensorrt.definition import define
 from export.engines.tensorrt.network import (
     PlanError,
     built_for,
     check_dtypes,
-    check_names,
     import_tensorrt,
-    profile_shapes,
     progress_monitor,
     summary,
 )
@@ -83,23 +82,9 @@ def compile_onnx(
     start = time.perf_counter()
     device = Device()
     logger = trt.Logger(trt.Logger.WARNING)
-    builder = trt.Builder(logger)
-    network = version.create_network(trt, builder)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)):
-        reasons = "; ".join(str(parser.get_error(i)) for i in range(min(3, parser.num_errors)))
-        raise PlanError(f"{model.name}: TensorRT {trt.__version__} cannot read {onnx.name}: {reasons}")
-    check_names(network, model)
-    config = builder.create_builder_config()
+    builder, network, config, _parser = define(trt, logger, version, onnx, model, precision, options.level)
     if options.workspace_mb:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
-    config.builder_optimization_level = options.level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector and the profiler then name the layers
-    profile = builder.create_optimization_profile()
-    for name, shapes in profile_shapes(model).items():
-        profile.set_shape(name, *shapes)
-    config.add_optimization_profile(profile)
-    version.configure(trt, network, config, model, precision, onnx)
     cache = Path(options.timing_cache) if options.timing_cache and version.timing_caches else None
     _load_timing_cache(config, cache)
     if hasattr(trt, "IProgressMonitor"):

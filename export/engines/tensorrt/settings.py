@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,12 +36,14 @@ START = (
 @dataclass(frozen=True)
 class TensorRT:
     """`python` is the interpreter (or a script that starts it) that has TensorRT, `cache` the folder of its timing
-    caches, empty for none; for the others see `BuildOptions`."""
+    caches, empty for none; `compute_capability` are the GPUs that TensorRT for RTX builds for (86 for 8.6), empty for
+    its own choice; for the others see `BuildOptions`."""
 
     python: str = ""
     workspace_mb: int = BuildOptions.workspace_mb
     level: int = BuildOptions.level
     cache: str = ""
+    compute_capability: tuple[int, ...] = ()
 
     @property
     def interpreter(self) -> str:
@@ -56,34 +58,40 @@ class TensorRT:
         return dict(_about(self.interpreter))
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        """The JSON that `command` ends with; what it prints on the way becomes log lines. Raises PlanError where it
-        fails, with its last lines."""
-        try:
-            process = subprocess.Popen(
-                self.command(*arguments),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                env=child_environment(self.interpreter),
-            )
-        except OSError as error:
-            raise PlanError(
-                f"expected a Python with TensorRT at {self.interpreter}: {error}; name one with --tensorrt-python"
-            ) from error
-        last: deque[str] = deque(maxlen=5)
-        with process:
-            for line in cast(IO[str], process.stderr):
-                last.append(line.strip())
-                log.info("%s", line.strip())
-            answer = cast(IO[str], process.stdout).read().strip().splitlines()
-        try:
-            result = json.loads(answer[-1])
-        except (ValueError, IndexError):
-            result = {"error": f"{self.interpreter} ended with status {process.returncode} and no answer"}
-        if "error" in result:
-            raise PlanError(" | ".join([result["error"], *last]))
-        return result
+        """The JSON that `command` ends with. Raises PlanError as `answer_of` does."""
+        return answer_of(self.command(*arguments))
+
+
+def answer_of(command: Sequence[str]) -> dict[str, Any]:
+    """The JSON that a command of TensorRT's ends with; what it prints on the way becomes log lines. Raises PlanError
+    where it fails, with its last lines."""
+    python = command[0]
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=child_environment(python),
+        )
+    except OSError as error:
+        raise PlanError(
+            f"expected a Python with TensorRT at {python}: {error}; name one with --tensorrt-python"
+        ) from error
+    last: deque[str] = deque(maxlen=5)
+    with process:
+        for line in cast(IO[str], process.stderr):
+            last.append(line.strip())
+            log.info("%s", line.strip())
+        answer = cast(IO[str], process.stdout).read().strip().splitlines()
+    try:
+        result = json.loads(answer[-1])
+    except (ValueError, IndexError):
+        result = {"error": f"{python} ended with status {process.returncode} and no answer"}
+    if "error" in result:
+        raise PlanError(" | ".join([result["error"], *last]))
+    return result
 
 
 @cache
@@ -102,7 +110,15 @@ def child_environment(python: str) -> dict[str, str]:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `sam3-export` that `from_arguments` reads."""
-    add, usual = parser.add_argument_group("engine tensorrt").add_argument, TensorRT()
+    add, usual = parser.add_argument_group("engines tensorrt and tensorrt_rtx").add_argument, TensorRT()
+    add(
+        "--compute-capability",
+        type=capability,
+        nargs="+",
+        default=[],
+        metavar="SM",
+        help="GPUs that tensorrt_rtx builds for, as 86 89 120; default: this machine's, without one all three",
+    )
     add("--tensorrt-python", default="", help=f"Python that has TensorRT; default: ${PYTHON_VARIABLE}, or this one")
     add(
         "--builder-level",
@@ -124,5 +140,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def capability(text: str) -> int:
+    """86 for "86" and for "8.6", as they are given on the command line."""
+    return int(text.replace(".", ""))
+
+
 def from_arguments(arguments: argparse.Namespace) -> TensorRT:
-    return TensorRT(arguments.tensorrt_python, arguments.workspace_mb, arguments.builder_level, arguments.timing_cache)
+    own = arguments.workspace_mb, arguments.builder_level, arguments.timing_cache
+    return TensorRT(arguments.tensorrt_python, *own, tuple(dict.fromkeys(arguments.compute_capability)))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ensemble.records import ModelSpec
-from export.engines.tensorrt.network import PlanError
+from export.engines.tensorrt.network import PlanError, check_network_dtypes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,8 @@ OLDER = "export.engines.tensorrt.v8"
 
 class Version:
     """TensorRT 10 and 11."""
+
+    name = "TensorRT"
 
     timing_caches = True
     """Whether kernel timings of earlier builds can be read again."""
@@ -42,6 +44,7 @@ class Version:
 
     def configure(self, trt: Any, network: Any, config: Any, model: ModelSpec, precision: str, onnx: Path) -> None:
         """Tells the builder in which precision to compute the network that was parsed from `onnx`."""
+        check_network_dtypes(trt, network, model)
         config.clear_flag(trt.BuilderFlag.TF32)  # what the graph keeps in fp32 is meant to be fp32
 
     def activation_bytes(self, engine: Any) -> int:

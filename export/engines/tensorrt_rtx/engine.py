@@ -1,0 +1,85 @@
+"""TensorRT for RTX: plans for graphics cards, built on any machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ensemble.records import ModelSpec
+from ensemble.spec import ENGINES, Variant
+from export.engines.engine import Engine, EngineError, Tool
+from export.engines.onnx import export_onnx
+from export.engines.tensorrt.engine import ENGINE as TENSORRT
+from export.engines.tensorrt.settings import TensorRT, answer_of
+from export.engines.tensorrt_rtx.build import LEVEL
+from export.engines.tensorrt_rtx.package import (
+    FP8_FROM,
+    INSTALL,
+    USUAL,
+    check_capabilities,
+    dotted,
+    installed_version,
+)
+from export.repository import file_sha256
+
+
+def ready(settings: TensorRT) -> Tool:
+    """Raises EngineError where TensorRT for RTX is not installed, ValueError for a card that it does not build for."""
+    version = installed_version()
+    if version is None:
+        raise EngineError(
+            f"engine tensorrt_rtx needs TensorRT for RTX; install it with {INSTALL}, or use --engine onnxruntime"
+        )
+    capabilities = settings.compute_capability or capability_here() or USUAL
+    check_capabilities(capabilities)
+    cards = " ".join(map(dotted, sorted(capabilities)))
+    refused = {}
+    if min(capabilities) < FP8_FROM:
+        refused["fp8"] = (
+            f"precision fp8 needs cards of compute capability {dotted(FP8_FROM)} or later (RTX 40 and 50 series), got"
+            f" --compute-capability {cards}; leave the older out, or use --precision fp16"
+        )
+
+    def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path) -> Mapping[str, Any]:
+        return build_plan(module, model, variant, path, sorted(capabilities))
+
+    built_for = {"tensorrt_rtx": version, "compute_capability": cards}
+    return Tool(ENGINE, build, None, built_for, {"level": LEVEL}, refused)
+
+
+def capability_here() -> tuple[int, ...]:
+    """That of the GPU of this machine; empty where there is none."""
+    if not torch.cuda.is_available():
+        return ()
+    major, minor = torch.cuda.get_device_capability()
+    return (10 * major + minor,)
+
+
+def build_plan(
+    module: nn.Module, model: ModelSpec, variant: Variant, path: Path, capabilities: list[int]
+) -> dict[str, Any]:
+    """Builds the plan of a torch module at `path`, by way of an ONNX file that is removed again. Returns what the
+    manifest says of it. Raises PlanError where the build fails, with what TensorRT said last."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        onnx = Path(folder) / "model.onnx"
+        export_onnx(module, model, onnx)
+        hashes = [file_sha256(file) for file in sorted(onnx.parent.glob("model.onnx*"))]  # weights may lie beside it
+        command = [sys.executable, "-m", "export.engines.tensorrt_rtx.build", "--onnx", str(onnx), "--plan", str(path)]
+        told = ["--part", model.part, "--variant", json.dumps(variant.to_dict())]
+        info = answer_of([*command, *told, "--compute-capability", *map(str, capabilities)])
+    return {**info, "onnx_sha256": hashes}
+
+
+ENGINE = Engine(
+    ENGINES["tensorrt_rtx"],
+    TENSORRT.style,  # what is built here without a GPU is what the container builds
+    code=("engines/tensorrt", "engines/tensorrt_rtx"),
+    ready=ready,
+)
