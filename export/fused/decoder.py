@@ -20,7 +20,10 @@ class FusedDecoder(Decoder):
     def __init__(self, model: Sam3Model, kernels: Kernels) -> None:
         super().__init__(model, "fused")
         source, patches = model.detr_decoder, self.bias_x.coordinates.shape[0]
-        self.encoder_layers = nn.ModuleList(FusedEncoderLayer(layer, kernels) for layer in model.detr_encoder.layers)
+        self.encoder_layers = nn.ModuleList(
+            FusedEncoderLayer(layer, kernels, side)
+            for layer, side in zip(model.detr_encoder.layers, self.pooled_sides, strict=True)
+        )
         self.decoder_layers = nn.ModuleList(FusedDecoderLayer(layer, kernels) for layer in source.layers)
         self.bias_x = FusedBoxBias(source.box_rpb_embed_x, patches, kernels)
         self.bias_y = FusedBoxBias(source.box_rpb_embed_y, patches, kernels)
@@ -29,9 +32,9 @@ class FusedDecoder(Decoder):
 class FusedEncoderLayer(EncoderLayer):
     """One layer of the DETR encoder."""
 
-    def __init__(self, layer: nn.Module, kernels: Kernels) -> None:
-        super().__init__(layer, "fused")
-        self.self_attention = FusedAttention(layer.self_attn, ("qk", "v"), kernels)
+    def __init__(self, layer: nn.Module, kernels: Kernels, pooled_side: int = 0) -> None:
+        super().__init__(layer, "fused", pooled_side)
+        self.self_attention = FusedAttention(layer.self_attn, self.image_inputs, kernels)
         self.prompt_attention = FusedAttention(layer.cross_attn, ("q", "kv"), kernels)
         self.mlp = FusedMlp(layer.mlp)
 

@@ -60,16 +60,17 @@ def check_blocks(dropped: Sequence[int], count: int) -> None:
         raise ValueError(f"expected 1 to {count - 1} of {count} blocks to leave out, got {len(dropped)}")
 
 
-def renumbered(weights: dict[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
-    """The weights without those of other blocks, the kept ones numbered from 0."""
+def renumbered(weights: dict[str, Tensor], kept: Sequence[int], prefix: str = BLOCKS) -> dict[str, Tensor]:
+    """The weights without those of other layers (names that begin with `prefix` and a number), the kept ones numbered
+    from 0."""
     places = {old: new for new, old in enumerate(kept)}
     found = {}
     for name, tensor in weights.items():
-        if name.startswith(BLOCKS):
-            number, rest = name.removeprefix(BLOCKS).split(".", 1)
+        if name.startswith(prefix):
+            number, rest = name.removeprefix(prefix).split(".", 1)
             if int(number) not in places:
                 continue
-            name = f"{BLOCKS}{places[int(number)]}.{rest}"
+            name = f"{prefix}{places[int(number)]}.{rest}"
         found[name] = tensor
     return found
 

@@ -1,7 +1,8 @@
-"""`sam3-slim`: smaller weights from a checkpoint, compared with the whole ones before they are written.
+"""`sam3-slim`: smaller and faster weights from a checkpoint, compared with the whole ones before they are written.
 
-`strip` keeps what inference needs, `half` stores it in 16 bits; both write a folder in transformers' layout that
-sam3-export and transformers load. Progress and a table go to standard error; the last line of standard output is JSON.
+`strip` keeps what inference needs, `half` stores it in 16 bits; `shrink`, `drop-blocks` and `pool-keys` change the
+architecture, and `recover` teaches the result. All write a folder in transformers' layout that sam3-export loads.
+Progress and a table go to standard error; the last line of standard output is JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,17 @@ from rich.table import Table
 
 from ensemble.spec import MB, check_resolution
 from export.console import refuse, silence, tell_account
+from export.slim.arguments import add_verbs
 
 EXAMPLES = """examples:
   sam3-slim strip runs/last.ckpt build/finetuned --tokenizer facebook/sam3 --ema
   sam3-slim half facebook/sam3 build/sam3-fp16
   sam3-slim half facebook/sam3 build/sam3-fp16 --without-text-encoder
+  sam3-slim drop-blocks facebook/sam3 build/dropped --count 11 --device cuda
+  sam3-slim recover build/dropped facebook/sam3 build/recovered --minutes 60 --device cuda
 
 Nothing is written before what was read again finds the same objects, and never half of it."""
+Work = Callable[[Callable[[str], None]], Mapping[str, Any]]
 HELP = {
     "strip": "the weights that inference needs, in the dtype that they have",
     "half": "the same in 16 bits, but for weights that need more",
@@ -46,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         add("--tokenizer", help="folder, hub name or Meta's list of merges, for a checkpoint without a tokenizer")
         add("--ema", action="store_true", help="take a training's averaged weights")
         add("--without-text-encoder", action="store_true", help="write the text encoder to OUTPUT-text-encoder")
+    add_verbs(verbs)
+    add = verbs.choices["half"].add_argument
     add("--dtype", choices=("fp16", "bf16"), default="fp16", help="default %(default)s")
     add("--resolution", type=int, help="pixels a side to compare at; default: the checkpoint's own")
     add("--frames", type=Path, help="folder of images to compare on; default: drawn scenes")
@@ -61,18 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True)
     silence()
     try:
-        job = _prepare(arguments, console)
+        work = _prepare(arguments, console)
     except (ValueError, RuntimeError, OSError) as error:
         return refuse("sam3-slim", error, 2)
-    from export.slim.slimming import slim
-
     try:
         with console.status("") as status:
-            report = slim(job, status.update)
+            report = work(status.update)
     except (ValueError, RuntimeError, OSError) as error:
         return refuse("sam3-slim", error, 1)
     console.print(table(report))
-    told = {"ok": True, "output": str(job.target), "seconds": round(time.perf_counter() - start, 1), **report}
+    told = {"ok": True, "output": str(arguments.output), "seconds": round(time.perf_counter() - start, 1), **report}
     if "half" in report:  # the names are in slim.json
         kept = {reason: len(found["tensors"]) for reason, found in report["half"]["stayed_fp32"].items()}
         told["half"] = {**report["half"], "stayed_fp32": kept}
@@ -80,8 +86,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace, console: Console) -> Any:
-    """The job. Raises what `main` turns into a refusal, before the long work where that is possible."""
+def _prepare(arguments: argparse.Namespace, console: Console) -> Work:
+    """The work to do. Raises what `main` turns into a refusal, before the long work where that is possible."""
+    if arguments.verb not in HELP:
+        from export.slim.architecture import prepare
+
+        with console.status(f"loading {arguments.checkpoint}"):
+            return prepare(arguments)
+    from export.slim.slimming import slim
+
+    return partial(slim, _job(arguments, console))
+
+
+def _job(arguments: argparse.Namespace, console: Console) -> Any:
+    """What `strip` or `half` is to do."""
     half = arguments.verb == "half"
     if half and arguments.resolution is not None:
         check_resolution(arguments.resolution)
@@ -119,7 +137,15 @@ def table(report: Mapping[str, Any]) -> Table:
             shown.add_row(name.replace("_", " "), f"{report[f'bytes_{name}'] / MB:.1f} MB")
     for name, kept in report.get("half", {}).get("stayed_fp32", {}).items():
         shown.add_row(f"fp32: {name}", f"{len(kept['tensors'])} weights: {kept['why']}")
-    same = report["same"]
+    if "blocks_left_out" in report:
+        shown.add_row("blocks left out", ", ".join(map(str, report["blocks_left_out"])))
+    if "recovered" in report:
+        told = report["recovered"]
+        shown.add_row("loss before, after", f"{told['loss_before']['loss']}, {told['loss_after']['loss']}")
+        shown.add_row("steps, seconds", f"{told['steps']}, {told['seconds']}")
+    if "recovery" in report:
+        shown.add_row("recovery", report["recovery"])
+    same = report["same"] if "same" in report else report["agreement"]
     if "detections" in same:
         found = same["detections"]
         shown.add_row("lowest cosine", f"{same['cosine']:.7f}")

@@ -78,6 +78,7 @@ class Student:
         fused = device.type == "cuda"
         self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=fused)
 
+    @torch.enable_grad()
     def step(self, batch: Batch, teacher: Outputs, progress: float) -> dict[str, Tensor]:
         """Learns from one batch; `progress` in 0..1 sets the learning rate. Returns the loss's parts."""
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
@@ -140,7 +141,7 @@ def recover(
     recipe: Recipe,
     progress: Callable[[str], None] = lambda step: None,
 ) -> tuple[dict[str, Sam3Model], dict[str, Any]]:
-    """Teaches the students, and returns their averaged weights (on the CPU, at the first resolution) and a report:
+    """Teaches the students, and returns their averaged weights (on the CPU, at their own resolution) and a report:
     losses before and after on batches that nobody learnt from, steps, seconds, and the curve."""
     for student in students.values():
         check_pair(student, teacher)
@@ -174,7 +175,7 @@ def recover(
         "loss_after": {name: pupil.judged(held) for name, pupil in pupils.items()},
         "curve": curve,
     }
-    return {name: _finished(pupil, resolutions[0]) for name, pupil in pupils.items()}, report
+    return {name: _finished(pupil, students[name]) for name, pupil in pupils.items()}, report
 
 
 @torch.no_grad()
@@ -183,7 +184,7 @@ def _taught(teacher: Sized, batch: Batch, device: torch.device) -> tuple[Batch, 
     return batch, teacher(batch)
 
 
-def _finished(student: Student, resolution: int) -> Sam3Model:
+def _finished(student: Student, origin: Sam3Model) -> Sam3Model:
     model = student.average.model.cpu()
-    set_resolution(model, resolution)
+    set_resolution(model, origin.config.vision_config.image_size)
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,16 @@ from export.slim import folder as layout
 from export.slim.slimming import SlimError
 
 
-def write_model(source: Source, model: Sam3Model, target: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def write_model(
+    source: Source,
+    model: Sam3Model,
+    target: Path,
+    record: Mapping[str, Any],
+    measure: Callable[[Sam3Model], Mapping[str, Any]] = lambda model: {},
+) -> dict[str, Any]:
     """Writes `model`, made of `source`, with the source's tokenizer and processor, in the dtype that the source's
-    weights were stored in, and reads it again. Returns the record with sizes, as it is in slim.json.
+    weights were stored in, reads it again and measures that. Returns the record with sizes and what was measured, as
+    it is in slim.json.
 
     Raises ValueError where the target is taken, SlimError where what was written is not what was meant; in both cases
     nothing is left.
@@ -42,7 +49,7 @@ def write_model(source: Source, model: Sam3Model, target: Path, record: Mapping[
         other = [name for name, tensor in weights.items() if not torch.equal(tensor.float(), found[name])]
         if other or found.keys() != weights.keys():
             raise SlimError(f"{len(other)} weights changed on their way; nothing was written")
-        report = {"of": source.name, **record, **sizes(source, staged / layout.WEIGHTS)}
+        report = {"of": source.name, **record, **sizes(source, staged / layout.WEIGHTS), **measure(again)}
         layout.write_report(staged, report)
     return report
 

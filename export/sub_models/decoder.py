@@ -47,7 +47,10 @@ class Decoder(nn.Module):
         self.register_buffer("positions", positions, persistent=False)  # [1,p*p,C]
         pools = pooled_keys.pools(model.config)
         self.pooled_sides = [patches if pools and i else 0 for i in range(len(model.detr_encoder.layers))]
-        self.encoder_layers = nn.ModuleList(EncoderLayer(layer, form) for layer in model.detr_encoder.layers)
+        self.encoder_layers = nn.ModuleList(
+            EncoderLayer(layer, form, side)
+            for layer, side in zip(model.detr_encoder.layers, self.pooled_sides, strict=True)
+        )
         self.decoder_layers = nn.ModuleList(DecoderLayer(layer, form) for layer in source.layers)
         queries = torch.cat([source.presence_token.weight, source.query_embed.weight]).detach()
         self.register_buffer("queries", queries[None].clone())  # [1,1+Q,C], presence token first
@@ -106,17 +109,29 @@ class Decoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """One layer of the DETR encoder, in the two halves between which images become pairs."""
+    """One layer of the DETR encoder, in the two halves between which images become pairs.
 
-    def __init__(self, layer: nn.Module, form: Form) -> None:
+    `pooled_side` is the side of the map in patches where keys and values are pooled (see `pooled_keys`), or 0.
+    """
+
+    def __init__(self, layer: nn.Module, form: Form, pooled_side: int = 0) -> None:
         super().__init__()
-        self.self_attention = Attention(layer.self_attn, ("qk", "v"), form)
+        self.pooled_side = pooled_side
+        self.self_attention = Attention(layer.self_attn, self.image_inputs, form)
         self.prompt_attention = Attention(layer.cross_attn, ("q", "kv"), form)
         self.norm1, self.norm2, self.norm3 = layer.layer_norm1, layer.layer_norm2, layer.layer_norm3
         self.mlp = layer.mlp
 
+    @property
+    def image_inputs(self) -> tuple[str, ...]:
+        """How the attention to the image joins its projections: pooled keys are not what queries are made of."""
+        return ("q", "k", "v") if self.pooled_side else ("qk", "v")
+
     def read_image(self, x: Tensor, positions: Tensor) -> Tensor:
         normed = layer_norm(self.norm1, x)
+        if self.pooled_side:
+            values, where = (pooled_keys.pool(t, self.pooled_side) for t in (normed, positions))
+            return x + self.self_attention(normed + positions, values + where, values)
         return x + self.self_attention(normed + positions, normed)
 
     def read_prompt(self, x: Tensor, prompt: Tensor, token_mask: Tensor) -> Tensor:
