@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ensemble.gate.limits import part_precision
 from ensemble.spec import Variant
 from export.checkpoint import Source
 from export.engines.engine import Engine, Tool
@@ -20,7 +21,7 @@ from export.engines.onnx import OPSET
 from export.gate.verify import GateReport
 from export.repository import file_sha256
 from export.slim.calibration import Calibration
-from export.sub_models.precision import part_precision, torch_precision
+from export.sub_models.precision import torch_precision
 
 Facts = Mapping[str, Any]
 """What `build_part` tells of a build."""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from transformers import Sam3Model
 
+from ensemble.gate.limits import part_precision
 from ensemble.spec import Variant
 from export.checkpoint import RANDOM, Source, at_size
 from export.engines.engine import Tool
@@ -35,7 +36,7 @@ from export.slim.calibration import FILE as CALIBRATION
 from export.slim.calibration import Calibration, digest, drawn_pixels
 from export.slim.fp8 import calibrate, in_fp8
 from export.sub_models.parts import PARTS, make_part
-from export.sub_models.precision import part_precision, torch_precision
+from export.sub_models.precision import torch_precision
 
 log = logging.getLogger(__name__)
 

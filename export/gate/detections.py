@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from export.gate.limits import Limits
+from ensemble.gate.limits import Limits
 from export.gate.reference import Arrays, scores
 
 THRESHOLD = 0.5

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam3Model
 
+from ensemble.gate.compare import compare
+from ensemble.gate.limits import limits_of
 from ensemble.records import ModelSpec
 from ensemble.records import TensorSpec as Record
 from ensemble.spec import FLOAT_DTYPES, Variant
 from export.engines.engine import Tool
-from export.gate.limits import limits_of
-from export.gate.verify import compare
 from export.sub_models.parts import Style, make_part
 from export.sub_models.precision import torch_precision
 

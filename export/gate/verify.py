@@ -13,38 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ensemble.gate.compare import GateError as GateError
+from ensemble.gate.compare import OutputCheck as OutputCheck
+from ensemble.gate.compare import compare, unpack
+from ensemble.gate.limits import Limits, limits_of
 from ensemble.records import NUMPY_DTYPES
 from ensemble.spec import Variant
 from export.gate.detections import NO_DETECTIONS, DetectionCheck, check_detections, merged, threshold_of
-from export.gate.limits import Limits, limits_of
 from export.gate.reference import Arrays, Sample, scores
 
 Run = Callable[[Arrays], dict[str, np.ndarray]]
 """A sub-model as a function from inputs by name to outputs by name."""
-
-
-class GateError(RuntimeError):
-    """An artifact does not compute what its checkpoint does; the message names the outputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class OutputCheck:
-    """One output of one sub-model against the reference, over all samples."""
-
-    model: str
-    output: str
-    cosine: float
-    relative: float
-
-    def failure(self, limits: Limits) -> str | None:
-        if not (self.cosine >= limits.cosine):  # written so that NaN fails
-            return f"{self.model}: {self.output} has cosine {self.cosine:.6f}, expected at least {limits.cosine}"
-        if not (self.relative <= limits.relative):
-            return (
-                f"{self.model}: {self.output} has relative error {self.relative:.2e}, expected at most"
-                f" {limits.relative:.0e}"
-            )
-        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +176,6 @@ def call(runs: Mapping[str, Run], variant: Variant, part: str, feed: Arrays) -> 
     starts = range(0, len(feed["input_ids"]), most)
     answers = [runs[part]({n: a[i : i + most] for n, a in arrays.items()}) for i in starts]
     return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
-
-
-def unpack(bits: np.ndarray, size: int) -> np.ndarray:
-    """Packed mask rows uint8 [...,ceil(size/8)] -> bool [...,size]."""
-    return np.unpackbits(bits, axis=-1)[..., :size].astype(bool)
-
-
-def compare(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
-    """Cosine of the flattened tensors, and max|found-wanted| / max|wanted|."""
-    if found.shape != wanted.shape:
-        raise GateError(
-            f"expected shape {wanted.shape}, got {found.shape}; export again, ensemble/spec.py and the artifact"
-            " disagree"
-        )
-    a, b = found.astype(np.float64).ravel(), wanted.astype(np.float64).ravel()
-    if not np.isfinite(a).all():
-        return float("nan"), float("inf")
-    norms = np.linalg.norm(a) * np.linalg.norm(b)
-    cosine = float(a @ b / norms) if norms else float(not a.any() and not b.any())
-    return cosine, float(np.abs(a - b).max() / (np.abs(b).max() or 1.0))
 
 
 # ---- all of them, one after another

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from transformers import Sam3Model
 
+from ensemble.gate.limits import LIMITS
 from ensemble.spec import Variant
 from export.checkpoint import RANDOM, Source, at_size
 from export.gate.frames import Frame, gate_samples
-from export.gate.limits import LIMITS
 from export.gate.reference import Arrays, all_expected_outputs, reference_device
 from export.gate.verify import GateReport, Run, verify
 from export.sub_models.parts import PARTS, Style, make_part

@@ -23,12 +23,6 @@ def torch_precision(variant: Variant) -> str:
     return "fp32" if variant.precision == "fp32" else "fp16"
 
 
-def part_precision(variant: Variant, part: str) -> str:
-    """Precision of one sub-model's artifact: of a variant in fp8, the vision encoder's linear layers are, the rest is
-    fp16."""
-    return "fp16" if variant.precision == "fp8" and part != "vision_encoder" else variant.precision
-
-
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """`norm` with fp32 statistics and weights; the result has the dtype of `x`."""
     return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(x.dtype)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import Sam3Model
 
+from ensemble.gate.limits import LIMITS
 from ensemble.spec import check_resolution
 from export import checkpoint
 from export.fused.parts import check_kernels
-from export.gate.limits import LIMITS
 from perf import record
 from perf.bench.engines.cases import sized
 from perf.bench.rewrites.case import Case, Rewrite

@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from ensemble.gate.limits import LIMITS
 from ensemble.spec import Variant
 from export.engines.onnx import check_graph
 from export.engines.onnxruntime import onnx_session
 from export.engines.registry import ready
 from export.gate.detections import DetectionCheck, box_iou, check_detections, mask_iou
 from export.gate.frames import drawn_frames, gate_samples
-from export.gate.limits import LIMITS
 from export.gate.locate import first_layer_off
 from export.gate.reference import expected_outputs
 from export.gate.verify import GateError, OutputCheck, verify

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import Sam3Model
 
+from ensemble.gate.limits import limits_of
 from ensemble.spec import Variant
 from export import variant as exports
 from export.checkpoint import Source
@@ -24,7 +25,6 @@ from export.engines.engine import EngineError, Tool
 from export.engines.registry import ENGINES, ready
 from export.fused.fp8_block import Fp8Block, Fp8Linear, Maxima
 from export.fused.vision_encoder import FusedVisionEncoder
-from export.gate.limits import limits_of
 from export.manifest import recipe
 from export.slim.calibration import FEWEST_FRAMES, FILE, MOST_FRAMES, Calibration, calibration_frames, digest
 from export.slim.fp8 import calibrate, in_fp8, largest_inputs, measure, steps

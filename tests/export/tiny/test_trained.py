@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ensemble.gate.limits import LIMITS
 from export.checkpoint import load
 from export.gate.detections import check_detections
 from export.gate.frames import to_pixels
-from export.gate.limits import LIMITS
 from export.gate.reference import all_expected_outputs, make_sample, scores
 from export.gate.verify import run_chain, strongest, verify
 from export.tiny.random_scene import random_scene

@@ -1,0 +1,57 @@
+"""The limits of the gate: how far an artifact may be from the checkpoint that it was made from, by precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ensemble.spec import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an artifact may differ by.
+
+    Of one output, `relative` is the largest max|a-b| / max|b| and `cosine` the lowest cosine of the flattened tensors.
+    Of detections, `iou` is the lowest overlap of boxes and of masks, `score` the largest difference of scores. A query
+    whose reference score is within `margin` of the threshold may fall on either side of it, and so may a mask pixel
+    whose reference logit is within `mask_margin` of zero: in a mask of thirty pixels a single undecided one would cost
+    0.03 of the overlap. For the same reason a box counts as equal, however small it is, if all its edges lie within
+    `box_margin` (as a fraction of the frame) of the reference's."""
+
+    relative: float
+    cosine: float
+    iou: float
+    score: float
+    margin: float
+    mask_margin: float
+    box_margin: float
+
+
+LIMITS = {
+    "fp32": Limits(
+        relative=1e-4, cosine=0.999999, iou=0.998, score=2e-4, margin=1e-4, mask_margin=1e-3, box_margin=1e-5
+    ),
+    "fp16": Limits(
+        relative=float("inf"), cosine=0.999, iou=0.98, score=0.03, margin=0.02, mask_margin=0.1, box_margin=2.5e-4
+    ),
+    "fp8": Limits(
+        relative=float("inf"), cosine=0.995, iou=0.95, score=0.12, margin=0.1, mask_margin=0.5, box_margin=1e-3
+    ),
+}
+"""By precision. In fp32, ONNX Runtime's scores differ by up to 1.2e-4 from PyTorch's where detections are the same, by
+which products a processor has. 2.5e-4 of a frame is a quarter of a pixel at 1008. In fp8 the small checkpoint's vision
+encoder reached cosines of 0.9989 and more, its detections an overlap of 0.989 and scores within 0.06; random weights of
+the real size 0.9967 (16 drawn frames at 252 and 168; noise at 1008)."""
+
+
+def part_precision(variant: Variant, part: str) -> str:
+    """Precision of one sub-model's artifact: of a variant in fp8, the vision encoder's linear layers are, the rest is
+    fp16."""
+    return "fp16" if variant.precision == "fp8" and part != "vision_encoder" else variant.precision
+
+
+def limits_of(variant: Variant, part: str | None = None) -> Limits:
+    """The limits for one sub-model's artifact, or for what all of a variant's together detect; those of fp16 for int8
+    too."""
+    precision = variant.precision if part is None else part_precision(variant, part)
+    return LIMITS.get(precision, LIMITS["fp16"])
