@@ -19,6 +19,7 @@ from transformers import (
 
 from export.checkpoint.error import CheckpointError
 from export.checkpoint.folder import read_json
+from export.sub_models import pooled_keys
 
 CONFIG = "config.json"
 MODEL_TYPES = ("sam3", "sam3_video", "sam3_lite_text")
@@ -134,7 +135,8 @@ def _apart(config: PreTrainedConfig) -> list[str]:
         faults.append(f"scale_factors are {list(vision.scale_factors)}, expected {list(PYRAMID)}")
     if trunk.num_channels != 3:
         faults.append(f"num_channels is {trunk.num_channels}, expected 3")
-    return faults
+    pooled = pooled_keys.fault(config)
+    return [*faults, pooled] if pooled else faults
 
 
 def _from_json(data: dict[str, Any]) -> PreTrainedConfig:

@@ -14,7 +14,7 @@ import torch
 
 from export.checkpoint import CheckpointError, Source, load
 from export.gate.frames import drawn_frames, read_frames
-from export.slim.blocks import search, without_blocks
+from export.slim.blocks import check_blocks, search, without_blocks
 from export.slim.compare import compared
 from export.slim.cost import output_error
 from export.slim.folder import check_target
@@ -56,12 +56,13 @@ def _shrink(arguments: Arguments) -> Work:
 
 def _drop(arguments: Arguments) -> Work:
     source = _loaded(arguments)
-    if arguments.blocks:
-        without_blocks(source.model, arguments.blocks)
+    total = source.model.config.vision_config.backbone_config.num_hidden_layers
+    check_blocks(arguments.blocks or range(arguments.count), total)
     lessons = None if arguments.blocks else _lessons(arguments, source)
 
     def work(progress: Progress) -> dict[str, Any]:
-        blocks, record = arguments.blocks, {}
+        record: dict[str, Any] = {}
+        blocks = arguments.blocks
         if lessons:
             progress("measuring what each block does")
             batches = loader(lessons, arguments.workers)

@@ -22,14 +22,16 @@ FACTOR = 2
 
 
 def pools(config: PreTrainedConfig) -> bool:
-    """Whether a checkpoint's configuration asks for pooled keys. Raises ValueError for a value that is none."""
+    """Whether a checkpoint's configuration asks for pooled keys."""
+    return getattr(config.detr_encoder_config, FIELD, None) == FACTOR
+
+
+def fault(config: PreTrainedConfig) -> str | None:
+    """What is wrong with a configuration's value, which would otherwise do nothing."""
     value = getattr(config.detr_encoder_config, FIELD, None)
-    if value not in (None, 1, FACTOR):
-        raise ValueError(
-            f"detr_encoder_config.{FIELD} is {value!r}, expected {FACTOR} (keys averaged over 2 x 2 patches) or none;"
-            " write the checkpoint again with sam3-slim pool-keys"
-        )
-    return value == FACTOR
+    if value in (None, 1, FACTOR):
+        return None
+    return f"detr_encoder_config.{FIELD} is {value!r}, expected {FACTOR} (2 x 2 patches a key) or no such entry"
 
 
 def pool(tokens: Tensor, side: int) -> Tensor:
