@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[3] / "export" / "engines" / "tensorrt"
-MODULES = ("network", "plan", "version", "worker")
+MODULES = ("definition", "network", "plan", "version", "worker")
 VARIABLE = "SAM3_TEST_TENSORRT_BINDINGS"
 BINDINGS = ("tensorrt-cu12-bindings==10.13.3.9", "tensorrt-cu13-bindings==11.4.0.106")
 CLASSES = {
