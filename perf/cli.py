@@ -25,6 +25,8 @@ BENCH = {
     "profile": ("perf.bench.profile.cli", "where the time of one resolution goes, kernel by kernel"),
     "preprocess": ("perf.bench.preprocess", "frames decoded and resized on a GPU and on the CPU: time and pixels"),
     "accuracy": ("perf.bench.accuracy", "average precision of exported artifacts beside PyTorch in fp32"),
+    "weights": ("perf.bench.weights.cli", "smaller weights: size, load time, memory, speed and average precision"),
+    "recovery": ("perf.bench.recovery", "blocks left out, pooled keys, and what a short training gives back"),
     "peers": ("perf.bench.peers", "transformers' model and this server on the same frames"),
     "overhead": ("perf.bench.overhead", "what a frame costs outside the sub-models"),
     "soak": ("perf.bench.soak", "many cameras for a long time: memory, lost frames, fairness"),

@@ -7,8 +7,10 @@ on the CPU: one frame at a time leaves a GPU idle most of the time.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,16 +31,21 @@ def rows(
     scenes: int = 500,
     device: str = "cpu",
     processes: int = 1,
+    predictors: Mapping[str, type[TorchPredictor]] = MappingProxyType({}),
 ) -> list[Row]:
     """One row for each checkpoint folder (by scheme) and resolution, of questions in words:
     {"scheme", "resolution", "stands_for", "box_ap", "box_ap_small", "mask_ap", "mask_ap_small", …}.
 
     `resolution` is the small checkpoint's in pixels; every spatial number of it is a quarter of the original's, so that
-    it stands for one four times as large. With several processes, call this before anything uses the GPU.
+    it stands for one four times as large. With several processes, call this before anything uses the GPU. A scheme in
+    `predictors` is asked by another one than `TorchPredictor`.
     """
     global _cases
+    # Whether there is a GPU is asked of its driver: CUDA, asked before a process forks, does not work after.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     context = multiprocessing.get_context("fork")  # the others would draw or copy all scenes again
-    tasks = [(scheme, Path(folder), r, device) for r in resolutions for scheme, folder in folders.items()]
+    ask = {scheme: predictors.get(scheme, TorchPredictor) for scheme in folders}
+    tasks = [(scheme, Path(folder), r, device, ask[scheme]) for r in resolutions for scheme, folder in folders.items()]
     if processes == 1:
         _cases = list(cases_of(validation_seeds(scenes)))
         return [_row(*task) for task in tasks]
@@ -56,17 +63,20 @@ def _drawn(seed: int) -> Case:
     return next(cases_of([seed]))
 
 
-def _row(scheme: str, folder: Path, resolution: int, device: str) -> Row:
-    model, tokenizer = load_model(folder, resolution, device)
-    predict = TorchPredictor(model, tokenizer, resolution)
+def _row(scheme: str, folder: Path, resolution: int, device: str, predictor: type[TorchPredictor]) -> Row:
+    predict = predictor(*load_model(folder, resolution, device), resolution)
     answered = ((case, predict(case.rendering.frame, [q.prompt for q in case.questions])) for case in _cases)
-    found = judge(answered)
+    return row(scheme, resolution, len(_cases), judge(answered))
+
+
+def row(scheme: str, resolution: int, scenes: int, found: Mapping[str, Any]) -> Row:
+    """One row of `rows`, of what `judge` found."""
     text = found["text"]
     return {
         "scheme": scheme,
         "resolution": resolution,
         "stands_for": resolution * STANDS_FOR,
-        "scenes": len(_cases),
+        "scenes": scenes,
         **{
             f"{kind}_ap{name}": text[kind][figure]
             for kind in ("box", "mask")

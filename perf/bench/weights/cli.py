@@ -1,0 +1,158 @@
+"""What smaller weights save and what they cost: size, load time, memory, speed and average precision of each scheme.
+
+Schemes are made of the small checkpoint, or are folders that sam3-slim wrote of it (--checkpoint NAME=FOLDER). Rows of
+the same scheme, resolution and kind of machine in --output are replaced, all others stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from ensemble.spec import check_resolution
+from export.checkpoint import CheckpointError
+from export.engines.engine import EngineError
+from export.gate.frames import drawn_frames
+from export.gate.verify import GateError
+from export.slim import figures
+from export.slim.fp8_predictor import Fp8Predictor
+from export.tiny import CHECKPOINT
+from export.tiny.configuration import RESOLUTIONS
+from export.tiny.predictor import TorchPredictor, load_model
+from perf import record
+from perf.bench.weights import rows as table
+from perf.bench.weights.exported import rows_of_exported
+from perf.bench.weights.probe import least_cosine, measured
+from perf.bench.weights.schemes import EXPORTED, MADE, PREDICTORS, Made, fp8_size_mb, make, size_mb
+from perf.console import make_parser, refuse
+
+Row = dict[str, Any]
+FAILURES = (CheckpointError, EngineError, GateError, ValueError, RuntimeError, OSError)
+"""What a scheme that cannot be made or measured says; the others go on."""
+EMULATED = "E4M3 is rounded in PyTorch here; load time, memory and speed are those of a compiled package"
+EXAMPLES = """examples:
+  sam3-perf bench weights --scenes 100
+  sam3-perf bench weights --scheme fp32 --checkpoint "dropped blocks=build/dropped" --checkpoint fast=build/fast
+  sam3-perf bench weights --device cuda --processes 12 --output build/perf/weights.json"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = make_parser("bench weights", __doc__, EXAMPLES)
+    add = p.add_argument
+    add("--scheme", nargs="*", choices=(*MADE, *EXPORTED), default=[*MADE, *EXPORTED], help="default: all of them")
+    add("--checkpoint", action="append", default=[], metavar="NAME=FOLDER", help="another scheme; several times")
+    add("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="pixels a side; default %(default)s")
+    add("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
+    add("--processes", type=int, default=1, help="versions evaluated side by side; default %(default)s")
+    record.add_output(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every scheme has its figures; 1: some have an error in their place; 2: refused."""
+    p = parser()
+    options = p.parse_args(argv)
+    disable_progress_bar()
+    try:
+        given = named(options.checkpoint, {*MADE, *EXPORTED})
+        for resolution in options.resolution:
+            check_resolution(resolution)
+        if options.scenes < 1 or options.processes < 1:
+            raise ValueError(f"scenes and processes must be 1 or more, got {options.scenes} and {options.processes}")
+        before = table.there(options.output)
+    except (ValueError, RuntimeError) as error:
+        return refuse(p.prog, error)
+    head = record.new(p.prog, argv)
+    gpu = {"gpu": head["machine"].get("gpu", "unknown")} if options.device == "cuda" else {}
+    with tempfile.TemporaryDirectory() as work:
+        found = measure(options, given, Path(work))
+    found = table.with_speedups(found, {"int8": "onnxruntime fp32"})
+    found = [row | gpu | {"measured": head} for row in found]
+    data = head | {"rows": table.merged(before, found)}
+    record.publish(options.output, data, f"{options.scenes} held-out scenes", table.SHOWN)
+    wrong = {f"{row['scheme']}: {row['error']}" for row in found if "error" in row}
+    for sentence in sorted(wrong):
+        print(f"{p.prog}: {sentence}", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def named(pairs: Sequence[str], taken: set[str]) -> dict[str, Path]:
+    """NAME=FOLDER as folders by name. Raises ValueError where one is none, or has a scheme's name."""
+    found: dict[str, Path] = {}
+    for pair in pairs:
+        name, _, folder = pair.partition("=")
+        if not name or not folder or name in taken or name in found:
+            raise ValueError(
+                f"expected NAME=FOLDER with a name of its own, got {pair!r}; taken are {', '.join(sorted(taken))}"
+            )
+        found[name] = Path(folder)
+        size_mb(found[name])
+    return found
+
+
+def measure(options: argparse.Namespace, given: dict[str, Path], work: Path) -> list[Row]:
+    """All rows; average precision comes first, since its processes must be there before this one uses a GPU."""
+    made: dict[str, Made] = {name: Made(folder, size_mb(folder)) for name, folder in given.items()}
+    failed: list[Row] = []
+    wanted = dict.fromkeys(["fp32", *(scheme for scheme in MADE if scheme in options.scheme)])
+    for scheme in wanted:
+        try:
+            made[scheme] = apart(partial(make, scheme, CHECKPOINT, work))
+        except FAILURES as error:
+            failed += errors(scheme, options.resolution, error)
+    folders = {scheme: made[scheme].folder for scheme in (*options.scheme, *given) if scheme in made}
+    precision = figures.rows(folders, options.resolution, options.scenes, options.device, options.processes, PREDICTORS)
+    found = []
+    for row in precision:
+        try:
+            found.append(about(row["scheme"], made, row["resolution"], options.device) | row)
+        except FAILURES as error:
+            found += errors(row["scheme"], [row["resolution"]], error)
+    for scheme in (scheme for scheme in EXPORTED if scheme in options.scheme):
+        try:
+            found += rows_of_exported(scheme, options.resolution, options.scenes, options.device, work)
+        except FAILURES as error:
+            failed += errors(scheme, options.resolution, error)
+    return found + failed
+
+
+def apart(call: partial[Made]) -> Made:
+    """What `call` returns, called in a process of its own: making a scheme may use the GPU."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call).result()
+
+
+def about(scheme: str, made: dict[str, Made], resolution: int, device: str) -> Row:
+    """Size, load time, memory, speed and cosine of one scheme at one resolution."""
+    one = made[scheme]
+    row: Row = {"scheme": scheme, "resolution": resolution, "size_mb": round(one.size_mb, 2)}
+    if one.before_mb is not None:
+        row["made_of_mb"] = round(one.before_mb, 2)
+    truth = TorchPredictor(*load_model(made["fp32"].folder, resolution, device), resolution)
+    predict = PREDICTORS.get(scheme, TorchPredictor)(*load_model(one.folder, resolution, device), resolution)
+    pixels = [frame.pixels for frame in drawn_frames(4, resolution)]
+    row["cosine"] = round(least_cosine(predict, truth, pixels), 6)
+    if isinstance(predict, Fp8Predictor):
+        return row | {"size_mb": round(fp8_size_mb(predict), 2), "note": EMULATED}
+    figures_of = measured(scheme, one.folder, resolution, device)
+    times = {"cpu_ms" if device == "cpu" else "ms_per_frame": figures_of.pop("ms")}
+    return row | figures_of | times
+
+
+def errors(scheme: str, resolutions: Sequence[int], error: Exception) -> list[Row]:
+    """A row for each resolution that says why there are no figures."""
+    return [{"scheme": scheme, "resolution": resolution, "error": str(error)} for resolution in resolutions]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""The rows of `perf/results/weights.json`: merged from runs on several machines, and how each is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perf import results
+
+Row = dict[str, Any]
+COLUMNS = ("scheme", "resolution", "size_mb", "load_s", "memory_mb", "cpu_ms", "cpu_speedup", "gpu", "ms_per_frame")
+SHOWN = (*COLUMNS, "cosine", "box_ap", "mask_ap", "box_ap_small", "box_ap_medium", "box_ap_large")
+
+
+def kind(row: Mapping[str, Any]) -> str:
+    """The kind of machine that a row was measured on: the GPU's name, or "cpu"."""
+    return str(row.get("gpu") or "cpu")
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    """What a row is of: a later one with the same key takes its place."""
+    return (str(row["scheme"]), int(row["resolution"]), kind(row))
+
+
+def merged(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
+    """`before` with `after`, which replaces rows of the same scheme, resolution and kind of machine."""
+    found = {key(row): row for row in before} | {key(row): row for row in after}
+    return list(found.values())
+
+
+def there(path: Path) -> list[Row]:
+    """Rows of a file that this command wrote, none where there is no file. Raises ValueError where it is another."""
+    if not path.exists():
+        return []
+    rows = results.load(path).get("rows")
+    if not isinstance(rows, list) or not all({"scheme", "resolution"} <= row.keys() for row in rows):
+        raise ValueError(
+            f"expected a file of sam3-perf bench weights to merge with, {path} holds something else; name another with"
+            " --output"
+        )
+    return rows
+
+
+def with_speedups(rows: Sequence[Row], base: Mapping[str, str]) -> list[Row]:
+    """Rows with `cpu_speedup`: how many times faster than the row of the scheme `base` (fp32 where not named) at the
+    same resolution."""
+    times = {(row["scheme"], row["resolution"]): row.get("cpu_ms") for row in rows}
+    found = []
+    for row in rows:
+        plain, own = times.get((base.get(row["scheme"], "fp32"), row["resolution"])), row.get("cpu_ms")
+        found.append(row | ({"cpu_speedup": round(plain / own, 2)} if plain and own else {}))
+    return found
