@@ -182,8 +182,11 @@ def _batch_bytes(v: Variant) -> float:
 
 
 # ---- bytes
-def weight_bytes(a: Architecture = SAM3, element: int = 2) -> float:
-    return a.parameters * element
+def weight_bytes(a: Architecture = SAM3, element: int = 2, precision: str = "") -> float:
+    """Of all weights, `element` bytes each; in fp8 the linear layers of the vision encoder's blocks take one byte, as
+    `export/fused/fp8_block.py` stores them (E4M3 with a few scales a layer)."""
+    blocks = a.layers * (4 * a.width**2 + 2 * a.width * a.mlp) if precision == "fp8" else 0
+    return a.parameters * element - blocks * (element - 1)
 
 
 def text_encoder_bytes(a: Architecture = SAM3, element: int = 2) -> float:

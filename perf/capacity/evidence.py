@@ -109,16 +109,24 @@ def _is_process_a_model(row: dict[str, Any], setting: dict[str, Any]) -> bool:
 
 
 def packages_mb(
-    architecture: Architecture, resolution: int, frames: int, classes: int, *, text_encoder: bool = True
+    architecture: Architecture,
+    resolution: int,
+    frames: int,
+    classes: int,
+    *,
+    text_encoder: bool = True,
+    precision: str = "fp16",
 ) -> float:
     """Megabytes that this server with compiled packages needs for batches of `frames` frames of `classes` classes each,
     as its start check reckons; with the text encoder on the GPU, or on the CPU."""
     checkpoint = Checkpoint(hidden_size=architecture.fpn, num_queries=architecture.queries)
     pairs = min(frames * classes, Variant.max_pairs)
     variant = Variant(
-        resolution, queries=architecture.queries, max_batch=frames, max_pairs=pairs, checkpoint=checkpoint
+        resolution, architecture.queries, precision, max_batch=frames, max_pairs=pairs, checkpoint=checkpoint
     )
-    weights = weight_bytes(architecture) - (0 if text_encoder else text_encoder_bytes(architecture))
+    weights = weight_bytes(architecture, precision=precision) - (
+        0 if text_encoder else text_encoder_bytes(architecture)
+    )
     return engine_model_need([variant], weights / MB).total
 
 
