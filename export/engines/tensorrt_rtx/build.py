@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import sys
 import time
 from collections import Counter
@@ -52,7 +53,8 @@ def compile_onnx(
     onnx: Path, model: ModelSpec, plan: Path, precision: str, capabilities: Sequence[int]
 ) -> dict[str, Any]:
     """Builds `plan` from `onnx` for cards of these compute capabilities (86 for 8.6). Returns what the manifest says of
-    it: seconds, megabytes, layers of the network, and how many of its tensors have which dtype.
+    it: seconds, megabytes, the most memory that this process has taken, layers of the network, and how many of them
+    give which dtype.
 
     Raises PlanError with TensorRT's words where it cannot read the graph, and where it builds nothing.
     """
@@ -75,6 +77,7 @@ def compile_onnx(
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "megabytes": round(plan.stat().st_size / MB, 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "layers": network.num_layers,
         "precisions": dict(precisions(network).most_common()),
     }
