@@ -104,6 +104,7 @@ def _recover(arguments: Arguments) -> Work:
         learning_rate=arguments.learning_rate,
         warm_up=arguments.warm_up,
         truth=arguments.truth,
+        parts=tuple(arguments.learn),
     )
 
     def work(progress: Progress) -> dict[str, Any]:

@@ -66,6 +66,8 @@ def _recover(sub: argparse.ArgumentParser) -> None:
     add("--warm-up", type=_positive, default=100, help="steps of linear warm-up; default %(default)s")
     truth = "weight of the drawn scenes' own answers beside the teacher's; 0.5 suits the small checkpoint"
     add("--truth", type=float, default=0.0, help=f"{truth}; default %(default)s")
+    parts = ("vision_encoder", "encoder", "decoder", "geometry_encoder", "mask_head")
+    add("--learn", nargs="+", choices=parts, default=list(parts), help="parts that learn; default: all of these")
     _batches(sub)
 
 

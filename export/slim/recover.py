@@ -25,13 +25,20 @@ from export.tiny.network import Positions, Predictions
 
 HELD_BACK = 2
 """Batches at the beginning that nobody learns from: on them the losses before and after are measured."""
-TEXT = ("text_encoder.", "text_projection.")
+PARTS = {
+    "vision_encoder": ("vision_encoder.",),
+    "encoder": ("detr_encoder.",),
+    "decoder": ("detr_decoder.", "dot_product_scoring."),
+    "geometry_encoder": ("geometry_encoder.",),
+    "mask_head": ("mask_decoder.",),
+}
+"""What can learn, by the beginnings of names; the text encoder never does, so that words mean what they meant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Hyperparameters. The time ends the training, or `steps` if it is not 0. `truth` weighs the drawn scenes' own
-    answers beside the teacher's; 0 needs none."""
+    answers beside the teacher's; 0 needs none. `parts` are those of PARTS that learn; the others stay as they are."""
 
     minutes: float = 10.0
     steps: int = 0
@@ -41,6 +48,7 @@ class Recipe:
     clip: float = 1.0
     average: float = 0.998  # decay of the averaged weights
     truth: float = 0.0
+    parts: tuple[str, ...] = tuple(PARTS)
 
 
 class Sized:
@@ -72,8 +80,9 @@ class Student:
         self.taught = Sized(copy.deepcopy(model).train(), resolutions, device)
         self.average = Sized(copy.deepcopy(model).eval().requires_grad_(False), resolutions, device)
         named = dict(self.taught.model.named_parameters())
-        for name, parameter in named.items():  # words mean what they meant
-            parameter.requires_grad_(not name.startswith(TEXT))
+        learning = tuple(beginning for part in recipe.parts for beginning in PARTS[part])
+        for name, parameter in named.items():
+            parameter.requires_grad_(name.startswith(learning))
         self.parameters = [p for p in named.values() if p.requires_grad]
         fused = device.type == "cuda"
         self.optimiser = torch.optim.AdamW(self.parameters, lr=0.0, weight_decay=recipe.weight_decay, fused=fused)

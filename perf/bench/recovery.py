@@ -27,7 +27,7 @@ from export.slim.blocks import search, without_blocks
 from export.slim.cost import output_error
 from export.slim.figures import rows
 from export.slim.lessons import Lessons, loader
-from export.slim.recover import Recipe, recover
+from export.slim.recover import PARTS, Recipe, recover
 from export.slim.saving import write_model
 from export.slim.shrink import dispensable
 from export.sub_models import pooled_keys
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--batch", type=int, default=96, help="scenes in a batch; default %(default)s")
     add("--learning-rate", type=float, default=Recipe().learning_rate, help="default %(default)s")
     add("--truth", type=float, default=0.5, help="weight of the scenes' own answers; default %(default)s")
+    add("--learn", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="parts that learn; default: all")
     add("--students", nargs="+", choices=("dropped", "pooled", "fast"), default=["dropped", "pooled", "fast"])
     add("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 1), help="processes that draw")
     add("--scenes", type=int, default=500, help="held-out scenes of `evaluate`; default %(default)s")
@@ -93,7 +94,9 @@ def train(options: Options) -> dict[str, Any]:
     students = {name: made[name] for name in options.students}
     for name, model in students.items():
         _write(source, model, options.folder / name, {})
-    recipe = Recipe(options.minutes, options.steps, options.learning_rate, truth=options.truth)
+    recipe = Recipe(
+        options.minutes, options.steps, options.learning_rate, truth=options.truth, parts=tuple(options.learn)
+    )
     learnt, told = recover(students, source.model, batches, options.resolution, options.device, recipe, log.info)
     for name, model in learnt.items():
         _write(source, model, options.folder / f"{name}-recovered", {"steps": told["steps"], "recipe": asdict(recipe)})
