@@ -159,3 +159,7 @@ def _ms(model: Sam3Model, resolution: int, batch: int) -> float:
 def _write(source: Source, model: Sam3Model, target: Path, made: dict[str, Any]) -> None:
     shutil.rmtree(target, ignore_errors=True)  # an earlier run's
     write_model(source, model, target, made)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -51,7 +51,8 @@ def perfect(q: int = 4, m: int = 6) -> tuple[Predictions, Targets, torch.Tensor]
     masks = cells.expand(2, q, m, m)
     semantic = torch.stack([cells, torch.full_like(cells, -20.0)])
     targets = Targets(boxes[0, :, :1].clone(), torch.tensor([1, 0]), torch.tensor([[3], [0]]), torch.tensor([0, 0]))
-    return Predictions(boxes, logits, torch.tensor([[20.0, -20.0]]), masks, semantic), targets, index_map
+    presence, memory = torch.tensor([[20.0, -20.0]]), torch.zeros(2, 1, 1)
+    return Predictions(boxes, logits, presence, masks, semantic, memory), targets, index_map
 
 
 def test_right_and_certain_answers_cost_nothing() -> None:
