@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ensemble.gate.cli import main as verify
 from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution, find_engine
 from export.console import refuse, silence, tell_account
 from export.engines.tensorrt import settings as tensorrt
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   sam3-export --checkpoint facebook/sam3 --resolution 1008 672 --engine tensorrt --repository model_repository
   sam3-export --checkpoint export/tiny/checkpoint --resolution 252 --queries 50 --repository build/repository
   sam3-export --checkpoint random --resolution 560 --repository /tmp/load-test   (real size, random weights)
+  sam3-export verify build/repository      (measures what is there on this machine, without the checkpoint)
 
 Every artifact is measured against the checkpoint itself before it enters the repository; artifacts that are up to date
 are kept. The last line of standard output is one JSON object."""
@@ -45,7 +47,7 @@ COUNTS = {
     "front_instances": "front models side by side; changing it rewrites configurations only",
 }
 """Fields of a variant that are options of their own, and their help."""
-STEPS = 8
+STEPS = 9
 """Steps of `export_variant` when everything is built."""
 
 
@@ -112,7 +114,10 @@ def check_staging(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 written, 1 the export or its gate failed, 2 refused before any work."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["verify"]:
+        return verify(words[1:])
+    arguments = build_parser().parse_args(words)
     start = time.perf_counter()
     try:
         for resolution in arguments.resolution:  # before the slow imports

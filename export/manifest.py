@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.gate.limits import part_precision
+from ensemble.gate.machine import built_on, conditions_here
 from ensemble.spec import Variant
 from export.checkpoint import Source
 from export.engines.engine import Engine, Tool
@@ -64,9 +65,10 @@ def manifest(
     source: Source, variant: Variant, part: str, recipe: str, tool: Tool, facts: Facts, gate: GateReport | None
 ) -> dict[str, Any]:
     """What is known about one artifact, for people and for the next run; `publish` adds the hashes of its files. Its
-    `gate` is None where the machine that built it could not run it."""
+    `gate` is None where the machine that built it could not run it: the one that serves it measures it first."""
     model, engine = getattr(variant, part), tool.engine.spec
     measured = gate and {
+        "on": conditions_here(engine.name),
         "outputs": {
             c.output: {"cosine": c.cosine, "relative_error": c.relative} for c in gate.outputs if c.model == model.name
         },
@@ -80,6 +82,7 @@ def manifest(
         "checkpoint": {"name": source.name, "sha256": source.part_sha256(part)},
         "recipe": recipe,
         "built_for": dict(tool.built_for),
+        "built_on": built_on(),
         "versions": versions(),
         "build_seconds": facts["build_seconds"],
         "build": facts["build"],

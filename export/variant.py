@@ -29,6 +29,7 @@ from export.engines.tensorrt.settings import TensorRT
 from export.gate.frames import Frame, gate_samples
 from export.gate.locate import LAYERS, first_layer_off
 from export.gate.reference import Sample, all_expected_outputs, reference_device
+from export.gate.truths import store_truths
 from export.gate.verify import GateReport, verify
 from export.manifest import manifest, recipe
 from export.repository import VERSION, Written, is_current, publish, write_configurations
@@ -106,6 +107,8 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
             known = manifest(source, variant, part, recipes[part], tool, facts, gate)
             publish(job.staged / names[part], root / names[part], known)
         shutil.rmtree(job.staged)
+    progress(f"r{variant.resolution}: storing what Sam3Model answers, to measure by where this is served")
+    store_truths(source, variant, job.frames, root / variant.front_name, job.force)
     progress(f"r{variant.resolution}: writing configurations")
     write_configurations(variant, job.engine, root)
     source.tokenizer.save(str(root / variant.text_encoder.name / VERSION / "tokenizer.json"))

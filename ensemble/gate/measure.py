@@ -58,7 +58,7 @@ def feeds(part: str, truths: Truths) -> list[tuple[Arrays, Wanted, Arrays]]:
         wanted = {"text_features": truths.wanted("want/text_features")}
         return [({"input_ids": arrays["input_ids"]}, wanted, {"text_features": arrays["text_mask"][..., None]})]
     samples = {"geometry_encoder": SAMPLES[1:], "decoder": SAMPLES, "mask_head": SAMPLES[1:]}[part]
-    found = []
+    found: list[tuple[Arrays, Wanted, Arrays]] = []
     for sample in samples:
         given = truths.below(f"{sample}/")
         maps = feature_maps(truths.below("features/"), int(arrays["images"]))

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ensemble.gate.believe import believe
 from ensemble.loopback import open_direct
 from ensemble.server import gpu, repository, start_check
 from ensemble.server.health import Health
@@ -137,6 +138,7 @@ class EmbeddedServer:
         served, cards = self._placed()
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             self._check(served, cards)
+            believe(self.repository, served, cards)
         # A GPU more is work for as many front models more.
         fronts = [s.variant.front_instances * max(1, len(cards)) for s in served]
         wide = [replace(s, variant=replace(s.variant, front_instances=n)) for s, n in zip(served, fronts, strict=True)]

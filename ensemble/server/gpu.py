@@ -51,6 +51,14 @@ def used_mb(number: int = 0) -> float:
     return found[number].total_mb - found[number].free_mb if number < len(found) else 0.0
 
 
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, as in "580.95.05"; None where there is none."""
+    version = ctypes.create_string_buffer(_NAME_BYTES)
+    with _nvml() as nvml:
+        failed = nvml is None or nvml.nvmlSystemGetDriverVersion(version, _NAME_BYTES)
+        return None if failed else version.value.decode(errors="replace")
+
+
 def tensorrt_version() -> str | None:
     """Version of the TensorRT library that can be loaded here, None where there is none."""
     for name in TENSORRT:

@@ -25,9 +25,9 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from ensemble.gate import truths
 from ensemble.gate.truths import LEVELS
 from ensemble.spec import Variant
-from export.checkpoint import Source
+from export.checkpoint import Source, at_size
 from export.gate.frames import Frame
-from export.gate.reference import Sample, expected_outputs, make_sample, scores, see
+from export.gate.reference import Sample, expected_outputs, make_sample, reference_device, scores, see
 from export.gate.verify import prompt_inputs, strongest
 from export.sub_models.parts import PARTS
 
@@ -44,6 +44,16 @@ def truths_hash(source: Source, variant: Variant, frames: Sequence[Frame]) -> st
     for file in (Path(__file__), Path(truths.__file__)):
         digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def store_truths(source: Source, variant: Variant, frames: Sequence[Frame], folder: Path, force: bool = False) -> bool:
+    """Writes the truths of a variant into its front model's folder, unless they are there. Returns whether it did."""
+    path, made_from = folder / truths.FILE, truths_hash(source, variant, frames)
+    if not force and truths.made_from(path) == made_from:
+        return False
+    sized = at_size(source.model, variant.resolution, variant.queries)
+    truths.write(path, variant, made_from, make_truths(sized, frames, source.tokenizer, variant, reference_device()))
+    return True
 
 
 def make_truths(
