@@ -3,80 +3,34 @@ cards. What they are built from shares parser, network and builder calls with th
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
+from onnx import numpy_helper
 
-from ensemble.engines import open_sub_model
 from ensemble.spec import Variant
-from export.checkpoint import at_size, load
-from export.engines.engine import EngineError
-from export.engines.onnx import export_onnx
-from export.engines.registry import ready
-from export.engines.tensorrt.definition import Definition, define
+from export.engines.tensorrt.definition import define
 from export.engines.tensorrt.network import PlanError, profile_shapes
-from export.engines.tensorrt.settings import TensorRT
 from export.engines.tensorrt.version import Version
-from export.engines.tensorrt_rtx import package
-from export.engines.tensorrt_rtx.build import LEVEL, VersionRtx, compile_onnx
-from export.engines.tensorrt_rtx.engine import ENGINE
-from export.engines.tensorrt_rtx.header import SIZE, check_plan, read_header
-from export.engines.tensorrt_rtx.package import USUAL, import_rtx, installed_version
-from export.gate.frames import drawn_frames
-from export.sub_models.parts import PARTS, make_part
-from export.variant import Job, export_variant
+from export.engines.tensorrt_rtx.build import LEVEL, VersionRtx, compile_onnx, precisions
+from export.engines.tensorrt_rtx.header import check_plan, read_header
+from export.engines.tensorrt_rtx.package import USUAL, installed_version
+from export.repository import file_sha256
+from export.sub_models.parts import PARTS
 from tests.export.engines.rtx_graphs import Told, quantised
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason='needs pip install "sam3-triton[rtx]"')
 
+ROOT = Path(__file__).parents[3]
 PLANS = [pytest.param(252, part, id=f"252, {part}") for part in PARTS] + [
     pytest.param(140, part, id=f"140, windows are padded, {part}") for part in PARTS if part != "text_encoder"
 ]
 """Resolution and sub-model; there is one text encoder for all resolutions."""
 ONNX_NAMES = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "INT32": "INT32", "INT64": "INT64", "BOOL": "BOOL", "UINT8": "UINT8"}
 """ONNX's name of a dtype -> TensorRT's."""
-
-
-@pytest.fixture(scope="module")
-def small(checkpoint: Path) -> Callable[[int], Variant]:
-    """Resolution -> the small checkpoint's variant in fp16, as the export makes it."""
-    record = load(str(checkpoint)).record
-    return lambda resolution: Variant(resolution, 50, "fp16", checkpoint=record)
-
-
-@pytest.fixture(scope="module")
-def graph(
-    checkpoint: Path, small: Callable[[int], Variant], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int, str], Path]:
-    """(resolution, part) -> the strongly typed graph that plans are built from."""
-    source = load(str(checkpoint))
-    folder = tmp_path_factory.mktemp("graphs")
-
-    @cache
-    def write(resolution: int, part: str) -> Path:
-        model = at_size(source.model, resolution, 50)
-        path = folder / f"{part}-{resolution}.onnx"
-        return export_onnx(make_part(part, model, ENGINE.style, "fp16"), getattr(small(resolution), part), path)
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def defined(graph: Callable[[int, str], Path], small: Callable[[int], Variant]) -> Callable[[int, str], Definition]:
-    """(resolution, part) -> what the builder is given."""
-    logger = trt.Logger(trt.Logger.ERROR)
-
-    @cache
-    def parsed(resolution: int, part: str) -> Definition:
-        record = getattr(small(resolution), part)
-        return define(trt, logger, VersionRtx(USUAL), graph(resolution, part), record, "fp16", LEVEL)
-
-    return parsed
 
 
 def tensors(network: Any) -> Iterator[Any]:
@@ -121,16 +75,17 @@ def test_types_stay_as_written(resolution, part, graph, defined, small) -> None:
 
 
 @pytest.mark.parametrize(("resolution", "part"), PLANS)
-def test_a_plan_is_built_for_all_cards_at_once(resolution, part, defined, tmp_path) -> None:
-    builder, network, config, _ = defined(resolution, part)
+def test_a_plan_is_built_for_all_cards_at_once(resolution, part, built, defined) -> None:
+    made, (_, network, config, _) = built(resolution, part), defined(resolution, part)
     cards = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert cards == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM89, trt.ComputeCapability.SM120]
-    serialized = builder.build_serialized_network(network, config)
-    assert serialized is not None
-    path = tmp_path / "model.rtx"
-    path.write_bytes(memoryview(serialized))
-    assert read_header(path) == (trt.__version__, serialized.nbytes)
-    check_plan(path, installed_version())
+    assert made.info["onnx_sha256"] == [file_sha256(made.graph)]
+    assert made.info["layers"] == network.num_layers
+    assert made.info["precisions"] == dict(precisions(network))
+    assert read_header(made.plan) == (trt.__version__, made.plan.stat().st_size)
+    check_plan(made.plan, installed_version())
+    weights = sum(numpy_helper.to_array(i).nbytes for i in onnx.load(made.graph).graph.initializer)
+    assert made.plan.stat().st_size > 0.9 * weights
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -202,104 +157,3 @@ def test_the_builder_refuses_fp8_for_a_card_without_it(graph, small, tmp_path) -
     with pytest.raises(PlanError, match=r"built no plan for compute capability 8\.6, 8\.9: .*sm86.*fp8_e4m3"):
         compile_onnx(tmp_path / "model.onnx", small(252).text_encoder, tmp_path / "model.rtx", "fp16", (86, 89))
     assert not (tmp_path / "model.rtx").exists()
-
-
-# ---- bad input
-@pytest.fixture(scope="module")
-def plan(graph, small, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("plan") / "model.rtx"
-    compile_onnx(graph(252, "text_encoder"), small(252).text_encoder, path, "fp16", (89,))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        pytest.param(
-            lambda b: b[:24] + bytes([1, 6, 1, 120]) + b[28:], r"1\.7\.1\.116.*got one of 1\.6\.1\.120", id="old"
-        ),
-        pytest.param(
-            lambda b: b[: len(b) // 2], r"expected a plan of \d+ bytes, got \d+: it was not written whole", id="half"
-        ),
-        pytest.param(lambda b: b + b"\0", "it was not written whole", id="longer"),
-        pytest.param(lambda b: b[:40], "expected a plan of TensorRT for RTX, got something else", id="only a start"),
-        pytest.param(lambda b: b"", "got something else", id="empty"),
-        pytest.param(lambda b: b"ftrt" + b[4:], "got something else", id="an ordinary TensorRT's"),
-        pytest.param(lambda b: bytes(SIZE) + b, "got something else", id="zeros"),
-    ],
-)
-def test_a_plan_that_cannot_be_read_is_refused(spoil, sentence, plan, tmp_path) -> None:
-    path = tmp_path / "model.rtx"
-    path.write_bytes(spoil(plan.read_bytes()))
-    with pytest.raises(PlanError, match=sentence) as refused:
-        check_plan(path, installed_version())
-    assert "export it again" in str(refused.value)
-
-
-def test_a_graph_that_is_not_one_is_refused_with_the_parsers_words(small, tmp_path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(PlanError, match=r"sam3_text_encoder: TensorRT for RTX .* cannot read model\.onnx: "):
-        compile_onnx(tmp_path / "model.onnx", small(252).text_encoder, tmp_path / "model.rtx", "fp16", (89,))
-
-
-def test_a_graph_of_another_variant_is_refused(graph, small, tmp_path) -> None:
-    with pytest.raises(PlanError, match=r"expected inputs .* export it again"):
-        compile_onnx(graph(252, "text_encoder"), small(252).decoder, tmp_path / "model.rtx", "fp16", (89,))
-    wide = Variant(252, 50, "fp32", checkpoint=small(252).checkpoint)
-    with pytest.raises(PlanError, match="expected text_features as FP32, the graph has FP16; export it again"):
-        compile_onnx(graph(252, "text_encoder"), wide.text_encoder, tmp_path / "model.rtx", "fp16", (89,))
-
-
-@pytest.mark.parametrize("capability", [61, 70, 90, 100])
-def test_cards_that_it_does_not_build_for_are_refused(capability: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"got {capability}\. .*use --engine aoti, or --engine tensorrt in the container"
-    ):
-        ready("tensorrt_rtx", TensorRT(compute_capability=(89, capability)))
-
-
-def test_where_it_is_not_installed_it_says_what_to_install(monkeypatch) -> None:
-    monkeypatch.setattr(package, "PACKAGES", ("tensorrt-rtx-of-tomorrow",))
-    with pytest.raises(EngineError, match=r'install it with pip install "sam3-triton\[rtx\]"'):
-        ready("tensorrt_rtx")
-    monkeypatch.setattr(package, "MODULES", ("tensorrt_rtx_of_tomorrow",))
-    with pytest.raises(ImportError, match=r"expected TensorRT for RTX .*sam3-triton\[rtx\]"):
-        import_rtx()
-
-
-@pytest.mark.parametrize(
-    ("cards", "stated"), [((), "8.6 8.9 12.0"), ((120, 86), "8.6 12.0")], ids=["no GPU here: all three", "as asked"]
-)
-def test_the_tool_says_what_it_builds_for(cards, stated, monkeypatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    tool = ready("tensorrt_rtx", TensorRT(compute_capability=cards))
-    assert tool.built_for == {"tensorrt_rtx": trt.__version__, "compute_capability": stated}
-    assert list(tool.refused) == ["fp8"]
-
-
-def test_on_a_machine_with_a_gpu_it_builds_for_that_one(monkeypatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (12, 0))
-    tool = ready("tensorrt_rtx")
-    assert tool.built_for["compute_capability"] == "12.0"
-    assert tool.refused == {}
-
-
-# ---- the export
-def test_an_export_without_a_gpu_is_marked_as_not_verified(source, tmp_path, caplog, monkeypatch) -> None:
-    """The random checkpoint, every sub-model, as `sam3-export` makes them; a second run keeps all."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    variant = Variant(112, 20, "fp16", max_batch=2, max_pairs=8, checkpoint=source.record)
-    job = Job(source, variant, "tensorrt_rtx", tmp_path / "repository", drawn_frames(1, 112))
-    first, second = export_variant(job), export_variant(job)
-    assert "this machine cannot run it: the gate has not seen it" in caplog.text
-    assert [entry.state for entry in first] == ["built"] * 6
-    assert [entry.state for entry in second] == ["kept"] * 6
-    assert [entry.cosine is None for entry in first] == [True] * 5 + [False]  # the last is the CPU's text encoder
-    for entry in first[:5]:
-        data = json.loads((job.root / entry.model / "manifest.json").read_text())
-        assert (data["engine"], data["gate"]) == ("tensorrt_rtx", None)
-        assert data["built_for"] == {"tensorrt_rtx": trt.__version__, "compute_capability": "8.6 8.9 12.0"}
-        check_plan(job.root / entry.artifact, trt.__version__)
-    with pytest.raises(ValueError, match="no server of this version runs them"):
-        open_sub_model("tensorrt_rtx", job.root / first[0].artifact, 0)

@@ -1,0 +1,88 @@
+"""Plans of TensorRT for RTX of the small checkpoint, and the graphs that they were built from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ensemble.spec import Variant
+from export.checkpoint import at_size, load
+from export.engines.onnx import export_onnx
+from export.engines.registry import ready
+from export.engines.tensorrt.definition import Definition, define
+from export.engines.tensorrt.settings import TensorRT
+from export.engines.tensorrt_rtx import engine
+from export.engines.tensorrt_rtx.build import LEVEL, VersionRtx
+from export.engines.tensorrt_rtx.package import USUAL
+from export.manifest import recipe
+from export.sub_models.parts import make_part
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="session")
+def small(checkpoint: Path) -> Callable[[int], Variant]:
+    """Resolution -> the small checkpoint's variant in fp16, as the export makes it."""
+    record = load(str(checkpoint)).record
+    return lambda resolution: Variant(resolution, 50, "fp16", checkpoint=record)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A plan, the graph that it was built from, and what the manifest would say of the build."""
+
+    plan: Path
+    graph: Path
+    info: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def built(checkpoint: Path, small: Callable[[int], Variant]) -> Callable[[int, str], Built]:
+    """(resolution, part) -> the plan as `sam3-export --engine tensorrt_rtx --compute-capability 86 89 120` builds it.
+    Plans whose recipe has not changed are kept from run to run: most of the time goes into tracing their graphs."""
+    source, tool = load(str(checkpoint)), ready("tensorrt_rtx", TensorRT(compute_capability=USUAL))
+
+    @cache
+    def build(resolution: int, part: str) -> Built:
+        variant = small(resolution)
+        made_from = recipe(source, variant, part, tool)
+        folder = ROOT / "build" / "test-plans" / f"{part}-{resolution}"
+        files = folder / "model.rtx", folder / "model.onnx", folder / "built.json"
+        if not files[2].is_file() or json.loads(files[2].read_text())["recipe"] != made_from:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            module = make_part(part, at_size(source.model, resolution, 50), engine.ENGINE.style, "fp16")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine, "export_onnx", lambda *told: shutil.copy(export_onnx(*told), files[1]))
+                info = tool.build(module, getattr(variant, part), variant, files[0])
+            files[2].write_text(json.dumps({"recipe": made_from, "info": info}))
+        return Built(*files[:2], json.loads(files[2].read_text())["info"])
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def graph(built: Callable[[int, str], Built]) -> Callable[[int, str], Path]:
+    """(resolution, part) -> the strongly typed graph that the plan was built from."""
+    return lambda resolution, part: built(resolution, part).graph
+
+
+@pytest.fixture(scope="session")
+def defined(graph: Callable[[int, str], Path], small: Callable[[int], Variant]) -> Callable[[int, str], Definition]:
+    """(resolution, part) -> what the builder is given."""
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    logger = trt.Logger(trt.Logger.ERROR)
+
+    @cache
+    def parsed(resolution: int, part: str) -> Definition:
+        record = getattr(small(resolution), part)
+        return define(trt, logger, VersionRtx(USUAL), graph(resolution, part), record, "fp16", LEVEL)
+
+    return parsed
