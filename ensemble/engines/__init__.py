@@ -11,10 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ensemble.engines.plans.cards import INSTALL
+from ensemble.engines.plans.library import PlanError, module_of
 from ensemble.spec import find_engine
 
 SubModel = Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
 """(inputs by name, names of the wanted outputs) -> outputs by name."""
+
+
+def runs_plans(engine: str) -> bool:
+    """Whether this Python runs plans of that engine. TensorRT's own it does where TensorRT is installed; elsewhere
+    Triton's backend in the container does."""
+    return engine == "tensorrt_rtx" or (engine == "tensorrt" and module_of(engine) is not None)
 
 
 def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
@@ -32,12 +40,15 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
         from ensemble.engines.aoti import AotiRunner  # needs PyTorch, which a server with other engines does not have
 
         return AotiRunner(path, device_id).run
-    if engine == "tensorrt_rtx":
-        raise ValueError(
-            f"{path}: plans of TensorRT for RTX can be built, but no server of this version runs them; serve an export"
-            " with --engine aoti"
-        )
+    if runs_plans(engine):
+        if device_id is None:
+            raise ValueError(f"{path}: expected a GPU for engine {engine}, got the CPU; use --engine onnxruntime there")
+        if module_of(engine) is None:
+            raise PlanError(f"{path}: expected the package of engine {engine} in this Python, found none; {INSTALL}")
+        from ensemble.engines.plans.runner import PlanRunner  # needs CuPy
+
+        return PlanRunner(engine, path, device_id).run
     raise ValueError(
-        f"{path}: expected an engine that runs in this process (onnxruntime, aoti), got {find_engine(engine).name!r},"
+        f"{path}: expected an engine that runs in this process (onnxruntime, aoti, tensorrt_rtx), got {find_engine(engine).name!r},"
         " which Triton runs; serve it with docker compose up"
     )

@@ -59,4 +59,8 @@ def limit_memory(device_id: int, more_mb: float) -> None:
         import cupy
 
         with cupy.cuda.Device(device_id):
-            cupy.get_default_memory_pool().set_limit(size=PICTURES_MB * MB)
+            pool = cupy.get_default_memory_pool()
+            if "ensemble.engines.plans.gpu" in sys.modules:  # features and masks, too, are CuPy's then
+                pool.set_limit(size=int(pool.total_bytes() + (more_mb - BESIDE_MB - LARGER_FRAMES_MB) * MB))
+            else:
+                pool.set_limit(size=PICTURES_MB * MB)

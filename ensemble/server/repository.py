@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble import pbtxt
+from ensemble.engines import runs_plans
 from ensemble.pbtxt import ModelConfig
 from ensemble.server.requirements import ServerError
 from ensemble.spec import ENGINES, Variant, is_front_name
@@ -167,7 +168,7 @@ def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Serv
 def check_engines(served: Sequence[Served]) -> None:
     """Raises ServerError for an engine that only the container has."""
     for artifact in (a for one in served for a in one.artifacts):
-        if artifact.config.backend not in ("python", ""):
+        if artifact.config.backend not in ("python", "") and not runs_plans(artifact.engine):
             raise ServerError(
                 f"{artifact.model} is a {artifact.config.backend} model, which the embedded server cannot run;"
                 " start it with docker compose up, or export for this server with sam3-export --engine onnxruntime"
