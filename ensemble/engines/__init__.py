@@ -49,6 +49,6 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
 
         return PlanRunner(engine, path, device_id).run
     raise ValueError(
-        f"{path}: expected an engine that runs in this process (onnxruntime, aoti, tensorrt_rtx), got {find_engine(engine).name!r},"
-        " which Triton runs; serve it with docker compose up"
+        f"{path}: expected an engine that runs in this process (onnxruntime, aoti, tensorrt_rtx), got"
+        f" {find_engine(engine).name!r}, which Triton runs; serve it with docker compose up"
     )

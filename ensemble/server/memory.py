@@ -61,6 +61,24 @@ FOOTPRINTS = {
 """By engine that runs on a GPU, each sub-model as a model of Triton's own."""
 ONE_PROCESS = Footprint(1_600.0, 45.0, "from perf/results/h100/end_to_end.json, where it is within 5 %", pair_mb=6.0)
 """Compiled packages in the engine model: the contexts of Triton and of the one process, libraries, graphs, decoder."""
+PLANS_PROCESS = Footprint(
+    2 * TRITON_CONTEXT_MB + BESIDE_MB,
+    RTX_5090.activation_mb,
+    "two CUDA contexts and decoding as on an H100; scratch as the plans' builds say, or as fitted to a published table"
+    " of plans on an RTX 5090; no card has confirmed it",
+)
+"""TensorRT plans in the engine model. Their contexts share scratch memory: that of the plan that needs most."""
+ONE_PROCESS_PLANS = ("tensorrt_rtx", "tensorrt")
+"""Engines of plans, where the engine model runs them."""
+MASK_CALL_ROWS = 16
+"""Rows of a mask-head call, as `pipeline.MASK_ROWS`: its logits are there even where only bits are wanted."""
+
+
+def footprint_of(engine: str, model_each: bool) -> Footprint:
+    """Of an engine: with each sub-model as a model of Triton's own (`model_each`), or all in one process."""
+    if model_each and engine in FOOTPRINTS:
+        return FOOTPRINTS[engine]
+    return PLANS_PROCESS if engine in ONE_PROCESS_PLANS else ONE_PROCESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +156,29 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
     return Need(weights_mb, base, total.activations, total.features, total.scores, pool_mb)
 
 
-def engine_model_need(variants: Sequence[Variant], weights_mb: float) -> Need:
+def engine_model_need(
+    variants: Sequence[Variant], weights_mb: float, engine: str = "aoti", scratch_mb: float | None = None
+) -> Need:
     """Of a server whose sub-models are in the engine model, under full load: one batch is computed at a time, and what
-    it took is there for the next, of whichever resolution. `weights_mb` are the artifacts' own sizes."""
+    it took is there for the next, of whichever resolution. `weights_mb` are the artifacts' own sizes; `scratch_mb` is
+    what the largest plan computes in, where its build noted that."""
+    if engine in ONE_PROCESS_PLANS:
+        scratch = max(_plan_scratch_mb(v) for v in variants) if scratch_mb is None else scratch_mb
+        between = max((_batch_bytes(v) + _mask_bytes(v)) / MB for v in variants)
+        return Need(weights_mb, PLANS_PROCESS.base_mb, scratch, between)
     return Need(weights_mb, ONE_PROCESS.base_mb, max(_activations_mb(variant) for variant in variants))
 
 
-def least_engine_model_need(variants: Sequence[Variant], weights_mb: float) -> Need:
+def least_engine_model_need(
+    variants: Sequence[Variant], weights_mb: float, engine: str = "aoti", scratch_mb: float | None = None
+) -> Need:
     """The same with one frame and one pair at a time, into which the engine model splits its work where memory is
-    short, and with what it sets aside for larger frames there (`engines/device.py`)."""
-    least = engine_model_need([replace(variant, max_batch=1, max_pairs=1) for variant in variants], weights_mb)
+    short, and with what it sets aside for larger frames there (`engines/device.py`). Plans reserve the scratch of their
+    largest batch all the same."""
+    if engine in ONE_PROCESS_PLANS and scratch_mb is None:
+        scratch_mb = max(_plan_scratch_mb(v) for v in variants)
+    single = [replace(variant, max_batch=1, max_pairs=1) for variant in variants]
+    least = engine_model_need(single, weights_mb, engine, scratch_mb)
     return replace(least, base=least.base + LARGER_FRAMES_MB)
 
 
@@ -155,6 +186,17 @@ def _activations_mb(v: Variant) -> float:
     sizes, element = _sizes(v)
     load = ONE_PROCESS.activation_mb * v.max_batch + ONE_PROCESS.pair_mb * v.max_pairs
     return load * sizes.patches(v.resolution) / 1e3 * element / 2
+
+
+def _plan_scratch_mb(v: Variant) -> float:
+    sizes, element = _sizes(v)
+    return PLANS_PROCESS.activation_mb * v.max_batch * sizes.patches(v.resolution) / 1e3 * element / 2
+
+
+def _mask_bytes(v: Variant) -> float:
+    """Logits of the largest mask-head call."""
+    sizes, element = _sizes(v)
+    return min(MASK_CALL_ROWS, v.max_pairs) * v.max_picks * 16 * sizes.patches(v.resolution) * element
 
 
 def pool_mb(variants: Sequence[Variant]) -> float:

@@ -17,12 +17,14 @@ from ensemble.server import gpu
 from ensemble.server.memory import (
     DEFAULT_POOL_MB,
     FOOTPRINTS,
-    ONE_PROCESS,
     Need,
     engine_model_need,
+    footprint_of,
     least_engine_model_need,
     server_need,
 )
+from ensemble.server.plans_check import ENGINE as PLANS
+from ensemble.server.plans_check import check_plans, scratch_mb
 from ensemble.server.repository import Artifact, Served, build_command
 from ensemble.server.requirements import ServerError, check_onnxruntime
 from ensemble.spec import MB, RESOLUTIONS, Variant
@@ -58,6 +60,7 @@ def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool | N
     placed = [s for s in served if s.on_gpu]
     if not placed:
         return
+    check_plans([a for s in placed for a in s.artifacts], host.card)
     if host.card:
         check_built_for(repository, placed, host.card, host.tensorrt)
     check_memory(placed, host, pool)
@@ -108,7 +111,7 @@ def check_built_for(repository: Path, served: Sequence[Served], card: gpu.Gpu, t
     wrong: dict[str, str] = {}
     foreign, untold = [], []
     for one in served:
-        for artifact in (a for a in one.artifacts if a.on_gpu):
+        for artifact in (a for a in one.artifacts if a.on_gpu and a.engine != PLANS):
             made = artifact.manifest.get("built_for")
             if not made:
                 untold.append(artifact.model)
@@ -167,13 +170,13 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool | None) -> Non
     wanted = need_of(served, pool)
     if wanted.total <= free:
         return
-    least = least_engine_model_need([s.variant for s in served], wanted.weights)
+    least = least_engine_model_need([s.variant for s in served], wanted.weights, served[0].engine, scratch_mb(served))
     if pool is None and least.total <= free:
         log.warning("a full load needs %s, modelled; %s: larger batches are split, which costs time", wanted, have)
         return
     names = ", ".join(s.variant.front_name for s in served)
     raise ServerError(
-        f"{names}: needs {wanted}, modelled ({(FOOTPRINTS[served[0].engine] if pool else ONE_PROCESS).source}); {have}."
+        f"{names}: needs {wanted}, modelled ({footprint_of(served[0].engine, pool is not None).source}); {have}."
         f" {what_fits(served, free, pool)}.{_without_text_encoder(served, free, pool)} To start all the same, state"
         " another amount: --gpu-memory, or SAM3_GPU_MEMORY_MB in the container"
     )
@@ -184,7 +187,8 @@ def _without_text_encoder(served: Sequence[Served], free_mb: float, pool: Pool |
     if pool is not None or not all(s.artifacts[1].on_gpu for s in served):
         return ""
     weights = need_of(served, pool).weights - _files_mb({s.artifacts[1].path for s in served})
-    least = least_engine_model_need([s.variant for s in served], weights).total
+    variants = [s.variant for s in served]
+    least = least_engine_model_need(variants, weights, served[0].engine, scratch_mb(served)).total
     return f" With --text-encoder cpu it starts: that needs {least:,.0f} MB at least." if least <= free_mb else ""
 
 
@@ -226,16 +230,18 @@ def need_of(served: Sequence[Served], pool: Pool | None) -> Need:
     """Megabytes of these front models together; files that several share count once."""
     weights = _files_mb({a.path for s in served for a in s.artifacts if a.on_gpu})
     variants = [s.variant for s in served]
-    return _need(variants, served[0].engine, weights, pool)
+    return _need(variants, served[0].engine, weights, pool, scratch_mb(served))
 
 
 def _files_mb(paths: Iterable[Path]) -> float:
     return sum(path.stat().st_size for path in paths if path.is_file()) / MB
 
 
-def _need(variants: Sequence[Variant], engine: str, weights_mb: float, pool: Pool | None) -> Need:
-    if pool is None:
-        return engine_model_need(variants, weights_mb)
+def _need(
+    variants: Sequence[Variant], engine: str, weights_mb: float, pool: Pool | None, scratch: float | None = None
+) -> Need:
+    if pool is None or engine not in FOOTPRINTS:
+        return engine_model_need(variants, weights_mb, engine, scratch)
     return server_need(variants, engine, weights_mb, pool(variants))
 
 
