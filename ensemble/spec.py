@@ -66,7 +66,13 @@ ENGINES = {
     engine.name: engine
     for engine in (
         EngineSpec("tensorrt", "model.plan", "tensorrt", on_gpu=True, precision="fp16", preprocess="auto"),
-        EngineSpec("tensorrt_rtx", "model.rtx", "python", on_gpu=True, precision="fp16", preprocess="auto"),
+        EngineSpec(
+            *("tensorrt_rtx", "model.rtx", "python"),
+            on_gpu=True,
+            precision="fp16",
+            preprocess="auto",
+            precisions=("fp32", "fp16", "fp8"),
+        ),
         EngineSpec("onnxruntime", "model.onnx", "python", on_gpu=False, precision="fp32", preprocess="cpu"),
         EngineSpec(
             *("aoti", "model.pt2", "python"),

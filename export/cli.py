@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--queries", type=int, help="object queries to keep, the first of the checkpoint's; default: all")
     add("--engine", default=ANYWHERE, help=f"one of {', '.join(ENGINES)}; default %(default)s")
-    add("--precision", help=f"fp32, fp16, or fp8 (engine aoti); default: {precisions}")
+    add("--precision", help=f"fp32, fp16, or fp8 (engines aoti and tensorrt_rtx); default: {precisions}")
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
     for name, what in COUNTS.items():
         option = f"--{name.replace('_', '-')}"

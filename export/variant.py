@@ -35,7 +35,7 @@ from export.manifest import manifest, recipe
 from export.repository import VERSION, Written, is_current, publish, write_configurations
 from export.slim.calibration import FILE as CALIBRATION
 from export.slim.calibration import Calibration, digest, drawn_pixels
-from export.slim.fp8 import calibrate, in_fp8
+from export.slim.fp8 import calibrate
 from export.sub_models.parts import PARTS, make_part
 from export.sub_models.precision import torch_precision
 
@@ -189,7 +189,8 @@ def build_part(
     module = make_part(part, sized, tool.engine.style, torch_precision(job.variant))
     more: Facts = {}
     if calibration and part_precision(job.variant, part) == "fp8":
-        module, more = in_fp8(module, calibration), {"calibration": calibration.summary()}
+        assert tool.engine.in_fp8 is not None, "an engine that makes fp8 says how"
+        module, more = tool.engine.in_fp8(module, calibration), {"calibration": calibration.summary()}
         (folder / VERSION / CALIBRATION).write_text(calibration.text())
     said = tool.build(module, model, job.variant, folder / VERSION / tool.engine.spec.artifact)
     facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": {**said, **more}}

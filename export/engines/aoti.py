@@ -28,6 +28,7 @@ from export.engines.onnx import TORCH_DTYPES, sample_inputs
 from export.engines.tensorrt.settings import TensorRT
 from export.gate.reference import Arrays
 from export.gate.verify import Run
+from export.slim.fp8 import in_fp8
 from export.sub_models.parts import Style
 
 OLDEST_GPU = (8, 0)
@@ -175,6 +176,7 @@ ENGINE = Engine(
     Style("fused", "subpixel", kernels=True),
     code=("engines/aoti.py", "fused", "slim/fp8.py"),
     ready=ready,
+    in_fp8=in_fp8,
     side_by_side=True,
 )
 

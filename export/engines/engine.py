@@ -13,6 +13,7 @@ from ensemble.records import ModelSpec
 from ensemble.spec import EngineSpec, Variant
 from export.engines.tensorrt.settings import TensorRT
 from export.gate.verify import Run
+from export.slim.calibration import Calibration
 from export.sub_models.parts import Style
 
 Build = Callable[[nn.Module, ModelSpec, Variant, Path], Mapping[str, Any]]
@@ -29,13 +30,15 @@ class Engine:
 
     `style` says how its sub-models are written. `code` are the files and folders of `export/` whose change makes its
     artifacts stale, beside those that all engines share. `ready` checks that the engine can be used on this machine and
-    returns its tool; it raises EngineError. `side_by_side`: several artifacts may be built at once.
+    returns its tool; it raises EngineError. `in_fp8` makes what is built in fp8 of a vision encoder in this style, by a
+    calibration. `side_by_side`: several artifacts may be built at once.
     """
 
     spec: EngineSpec
     style: Style
     code: tuple[str, ...]
     ready: Callable[[TensorRT], Tool]
+    in_fp8: Callable[[Any, Calibration], nn.Module] | None = None
     side_by_side: bool = False
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,22 @@ from ensemble.prompts import PromptTokenizer
 from ensemble.records import ModelSpec
 from ensemble.server.repository import Served
 from ensemble.spec import Variant
+from export.engines.engine import EngineError
 from export.engines.registry import ready
+from export.gate.verify import Run
 from export.tiny.evaluate import Case
 from export.tiny.predictor import FLOOR, TOP, Detections
 
 Answers = Iterator[list[Detections]]
 """One list a case, of one `Detections` a question."""
+
+
+def opener(engine: str) -> Callable[[Path], Run]:
+    """What opens artifacts of that engine. Raises EngineError where this machine cannot run them."""
+    tool = ready(engine)
+    if tool.open is None:
+        raise EngineError(f"engine {engine} builds on this machine, but runs on a GPU that it builds for")
+    return tool.open
 
 
 @contextmanager
@@ -37,7 +48,7 @@ def opened(served: Served) -> Iterator[Callable[[Iterable[Case]], Answers]]:
     with ExitStack() as stack:
         runs = {}
         for model, artifact in zip(variant.sub_models, served.artifacts, strict=True):
-            runs[model.part] = ready(artifact.engine).open(artifact.path)
+            runs[model.part] = opener(artifact.engine)(artifact.path)
             stack.callback(getattr(runs[model.part], "close", lambda: None))
 
         def call(model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ensemble.records import ModelSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.engine import Engine, EngineError, Tool
 from export.engines.onnx import export_onnx
+from export.engines.quantised_graph import quantise_products
 from export.engines.tensorrt.engine import ENGINE as TENSORRT
 from export.engines.tensorrt.settings import TensorRT, answer_of
 from export.engines.tensorrt_rtx.build import LEVEL
@@ -28,6 +29,10 @@ from export.engines.tensorrt_rtx.package import (
     installed_version,
 )
 from export.repository import file_sha256
+from export.slim.calibration import Calibration
+
+MAXIMA = "largest_inputs"
+"""Attribute of a vision encoder that is to be built in fp8."""
 
 
 def ready(settings: TensorRT) -> Tool:
@@ -44,7 +49,8 @@ def ready(settings: TensorRT) -> Tool:
     if min(capabilities) < FP8_FROM:
         refused["fp8"] = (
             f"precision fp8 needs cards of compute capability {dotted(FP8_FROM)} or later (RTX 40 and 50 series), got"
-            f" --compute-capability {cards}; leave the older out, or use --precision fp16"
+            f" --compute-capability {cards}; name those alone, as in --compute-capability 89 120, or use --precision"
+            " fp16"
         )
 
     def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path) -> Mapping[str, Any]:
@@ -62,6 +68,22 @@ def capability_here() -> tuple[int, ...]:
     return (10 * major + minor,)
 
 
+def in_fp8(encoder: nn.Module, calibration: Calibration) -> nn.Module:
+    """The vision encoder itself, with a note of the largest input of each linear layer whose product is to be in E4M3;
+    the layers of a block are in the order in which its graph has them."""
+    kept = set(calibration.in_fp16)
+    setattr(
+        encoder,
+        MAXIMA,
+        [
+            None if n in kept else value
+            for n, block in enumerate(calibration.maxima)
+            for value in (block.qkv, block.output, block.fc1, block.fc2)
+        ],
+    )
+    return encoder
+
+
 def build_plan(
     module: nn.Module, model: ModelSpec, variant: Variant, path: Path, capabilities: list[int]
 ) -> dict[str, Any]:
@@ -70,6 +92,8 @@ def build_plan(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         onnx = Path(folder) / "model.onnx"
         export_onnx(module, model, onnx)
+        if maxima := getattr(module, MAXIMA, None):
+            quantise_products(onnx, maxima, model.name)
         hashes = [file_sha256(file) for file in sorted(onnx.parent.glob("model.onnx*"))]  # weights may lie beside it
         command = [sys.executable, "-m", "export.engines.tensorrt_rtx.build", "--onnx", str(onnx), "--plan", str(path)]
         told = ["--part", model.part, "--variant", json.dumps(variant.to_dict())]
@@ -80,6 +104,7 @@ def build_plan(
 ENGINE = Engine(
     ENGINES["tensorrt_rtx"],
     TENSORRT.style,  # what is built here without a GPU is what the container builds
-    code=("engines/tensorrt", "engines/tensorrt_rtx"),
+    code=("engines/tensorrt", "engines/tensorrt_rtx", "engines/quantised_graph.py", "slim/fp8.py"),
     ready=ready,
+    in_fp8=in_fp8,
 )
