@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import os
-import resource
+import re
 import sys
 import time
 from collections import Counter
@@ -77,10 +77,18 @@ def compile_onnx(
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "megabytes": round(plan.stat().st_size / MB, 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": peak_memory_mb(),
         "layers": network.num_layers,
         "precisions": dict(precisions(network).most_common()),
     }
+
+
+def peak_memory_mb() -> int:
+    """The most memory that this process has had; `getrusage` would say its parent's, of which it was forked. 0 where
+    the system does not say."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) // 1024 if found else 0
 
 
 def precisions(network: Any) -> Counter[str]:
