@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ensemble.server.memory import MB, ONE_PROCESS, pool_mb, score_bytes
+from ensemble.server.memory import MB, ONE_PROCESS, PLANS_PROCESS, footprint_of, pool_mb, score_bytes
 from ensemble.spec import MAX_CLASSES, RESOLUTIONS, Checkpoint, Variant, check_resolution
 from perf.capacity.calibrate import Calibration
 from perf.capacity.evidence import Evidence, packages_mb
@@ -49,6 +49,7 @@ class Requirements:
     frame: tuple[int, int] = (1920, 1080)  # width, height
     resolutions: tuple[int, ...] = RESOLUTIONS
     prefer: str = "quality"
+    engine: str = ""  # whose memory is reckoned with; empty: what the evidence measured
 
     def __post_init__(self) -> None:
         if self.cameras < 1:
@@ -131,7 +132,7 @@ def _recommendation(wanted: Requirements, resolution: int, evidence: Sequence[Ev
         choice.reasons.append(
             f"{resolution} gives each of {many} {fps.value:.2g} frames a second, you want {wanted.fps:g}"
         )
-    if memory.basis == MODELLED and memory.where != ONE_PROCESS.source:
+    if memory.basis == MODELLED and memory.where not in (ONE_PROCESS.source, PLANS_PROCESS.source):
         extra = (score_bytes(resolution, choice.batch, fused=False) - score_bytes(resolution, choice.batch)) / MB
         if extra:
             choice.notes.append(
@@ -175,6 +176,8 @@ def _basis(source: Evidence, sample: Measurement) -> str:
 
 
 def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Figure:
+    if wanted.engine:
+        return _packages_memory(wanted, resolution, evidence[0])
     for source in evidence:
         if source.architecture != evidence[0].architecture:
             continue
@@ -199,10 +202,11 @@ def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence])
 def _packages_memory(wanted: Requirements, resolution: int, evidence: Evidence) -> Figure:
     """Of this server, which takes its text encoder off a GPU that has no room for it."""
     load = evidence.architecture, resolution, min(wanted.cameras, PLAN_BATCH), wanted.classes
-    megabytes = packages_mb(*load)
+    engine = wanted.engine or "aoti"
+    megabytes, where = packages_mb(*load, engine=engine), footprint_of(engine, model_each=False).source
     if megabytes <= wanted.memory_mb:
-        return Figure(megabytes, MODELLED, ONE_PROCESS.source)
-    return Figure(packages_mb(*load, text_encoder=False), MODELLED, ONE_PROCESS.source, TEXT_ENCODER_ON_CPU)
+        return Figure(megabytes, MODELLED, where)
+    return Figure(packages_mb(*load, text_encoder=False, engine=engine), MODELLED, where, TEXT_ENCODER_ON_CPU)
 
 
 def what_next(wanted: Requirements, rejected: Sequence[Recommendation], calibration: Calibration) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from ensemble.server.memory import parse_mb
-from ensemble.spec import RESOLUTIONS
+from ensemble.spec import ENGINES, RESOLUTIONS
 from perf import record
 from perf.capacity.advice import (
     ANOTHER,
@@ -64,6 +64,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--prefer", choices=("quality", "speed"), default="quality", help="what to rank by; default %(default)s"
     )
+    shared = [engine.name for engine in ENGINES.values() if engine.shares_gpu]
+    p.add_argument(
+        "--engine",
+        choices=shared,
+        default="",
+        help="reckon with this engine's memory in sam3-serve, modelled; default: as the measurements say",
+    )
     p.add_argument(
         "--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep: used before published tables"
     )
@@ -96,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             frame=size(options.frame),
             resolutions=tuple(options.resolution or swept or RESOLUTIONS),
             prefer=options.prefer,
+            engine=options.engine,
             memory_mb=memory_of(options.memory),
         )
         found = recommend(wanted, evidence)

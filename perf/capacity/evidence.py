@@ -116,9 +116,11 @@ def packages_mb(
     *,
     text_encoder: bool = True,
     precision: str = "fp16",
+    engine: str = "aoti",
 ) -> float:
-    """Megabytes that this server with compiled packages needs for batches of `frames` frames of `classes` classes each,
-    as its start check reckons; with the text encoder on the GPU, or on the CPU."""
+    """Megabytes that this server with compiled packages, or with the plans of another engine, needs for batches of
+    `frames` frames of `classes` classes each, as its start check reckons; with the text encoder on the GPU, or on the
+    CPU. Plans reserve what batches of that size need."""
     checkpoint = Checkpoint(hidden_size=architecture.fpn, num_queries=architecture.queries)
     pairs = min(frames * classes, Variant.max_pairs)
     variant = Variant(
@@ -127,7 +129,7 @@ def packages_mb(
     weights = weight_bytes(architecture, precision=precision) - (
         0 if text_encoder else text_encoder_bytes(architecture)
     )
-    return engine_model_need([variant], weights / MB).total
+    return engine_model_need([variant], weights / MB, engine).total
 
 
 def peaks() -> list[tuple[dict[str, Any], float]]:

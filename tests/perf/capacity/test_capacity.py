@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from ensemble.server.architecture import SAM3
+from ensemble.server.memory import PLANS_PROCESS, engine_model_need, weight_bytes
+from ensemble.spec import MB, Variant
 from perf import record, results
 from perf.capacity import cli as capacity
 from perf.results import Results
@@ -136,3 +138,13 @@ def test_a_sweep_of_the_small_checkpoint_does_not_speak_for_sam3(capsys):
 )
 def test_memory_sizes(text, megabytes):
     assert capacity.memory_of(text) == megabytes
+
+
+def test_plans_are_reckoned_as_the_start_check_reckons_them(capsys):
+    """With `--engine tensorrt_rtx`: other memory than the measurements' engine has, and marked as modelled."""
+    argv = ["--cameras", "8", "--memory", "24GB", "--resolution", "672"]
+    _, found = ask(capsys, *argv, "--engine", "tensorrt_rtx")
+    expected = engine_model_need([Variant(672, max_batch=8, max_pairs=32)], weight_bytes() / MB, "tensorrt_rtx").total
+    assert found["memory_mb"] == round(expected)
+    assert found["figures"]["memory_mb"] == {"basis": "modelled", "where": PLANS_PROCESS.source}
+    assert ask(capsys, *argv)[1]["memory_mb"] != found["memory_mb"]
