@@ -35,6 +35,10 @@ class Doubt:
     gpu: int | None
     why: str
 
+    @property
+    def said(self) -> str:
+        return f"{self.artifact.model} is measured before it is served: {self.why}"
+
 
 def believe(repository: Path, served: Sequence[Served], cards: Cards) -> None:
     """Measures what is not believed yet. Raises ServerError, with sub-model, output and figures, for what fails, and
@@ -49,7 +53,7 @@ def believe(repository: Path, served: Sequence[Served], cards: Cards) -> None:
         groups.setdefault((doubt.served.variant.front_name, doubt.gpu), []).append(doubt)
     for (front, number), group in groups.items():
         for doubt in group:
-            log.info("%s is measured before it is served: %s", doubt.artifact.model, doubt.why)
+            log.info("%s", doubt.said)
         result = measure_apart(repository, front, [doubt.artifact.model for doubt in group], number)
         if not result.get("ok"):
             again = build_command([group[0].served], repository, force=True)

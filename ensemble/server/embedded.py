@@ -23,7 +23,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ensemble.gate.believe import believe
+from ensemble.gate.believe import believe, doubts
+from ensemble.gate.record import Record
 from ensemble.loopback import open_direct
 from ensemble.server import gpu, repository, start_check
 from ensemble.server.health import Health
@@ -206,7 +207,10 @@ class EmbeddedServer:
         find_libpython()
         served, cards = self._placed()
         self._check(served, cards)
-        return start_check.report(served, cards, self._pool if self._sub_models else None)
+        report = start_check.report(served, cards, self._pool if self._sub_models else None)
+        report["measured_first"] = first = [d.said for d in doubts(served, cards, Record.read(self.repository))]
+        report["lines"] += first
+        return report
 
     def _placed(self) -> tuple[list[Served], dict[int, gpu.Gpu | None]]:
         """What is served, and the GPUs that it is served on."""
