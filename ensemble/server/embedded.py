@@ -224,7 +224,7 @@ class EmbeddedServer:
     def _served(self) -> list[Served]:
         found = repository.read(self.repository)
         chosen = repository.choose(found, self._resolutions) if self._resolutions else found
-        repository.check_engines(chosen)
+        repository.check_engines(chosen, self._sub_models)
         if self._sub_models and self._text_encoder == "cpu" and any(s.on_gpu for s in chosen):
             raise ServerError("the text encoder can be on the CPU only beside the engine model: leave out --sub-models")
         if self._sub_models:

@@ -165,9 +165,14 @@ def adjusted(served: Sequence[Served], settings: Mapping[str, int]) -> list[Serv
         raise ServerError(str(error)) from None
 
 
-def check_engines(served: Sequence[Served]) -> None:
-    """Raises ServerError for an engine that only the container has."""
+def check_engines(served: Sequence[Served], sub_models: bool = False) -> None:
+    """Raises ServerError for an engine that only the container has, and for plans as models of Triton's own
+    (`sub_models`): they share memory and a stream, which processes cannot."""
     for artifact in (a for one in served for a in one.artifacts):
+        if sub_models and runs_plans(artifact.engine):
+            raise ServerError(
+                f"{artifact.model} is a plan, which runs in the engine model alone; leave out --sub-models"
+            )
         if artifact.config.backend not in ("python", "") and not runs_plans(artifact.engine):
             raise ServerError(
                 f"{artifact.model} is a {artifact.config.backend} model, which the embedded server cannot run;"

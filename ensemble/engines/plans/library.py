@@ -86,7 +86,11 @@ class Library:
 
     def profile(self, engine: Any, inputs: list[str]) -> Profile:
         """The sizes that it was built for."""
-        triples = {name: engine.get_tensor_profile_shape(name, 0) for name in inputs}
+        fixed = {name: tuple(engine.get_tensor_shape(name)) for name in inputs}
+        triples = {
+            name: [shape] * 3 if min(shape) > 0 else engine.get_tensor_profile_shape(name, 0)  # -1: it varies
+            for name, shape in fixed.items()
+        }
         return Profile(*({name: tuple(triple[i]) for name, triple in triples.items()} for i in range(3)))
 
     def dtype(self, engine: Any, name: str) -> str:

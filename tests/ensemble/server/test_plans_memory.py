@@ -60,6 +60,13 @@ def test_too_little_memory_is_said_with_the_figures_and_where_they_come_from(tmp
     assert "What fits: " in text or "It fits with" in text
 
 
+def test_plans_are_no_models_of_tritons_own(tmp_path):
+    served = placement.read(write(tmp_path, [672], ENGINE))
+    placement.check_engines(served)
+    with pytest.raises(placement.ServerError, match="leave out --sub-models"):
+        placement.check_engines(served, sub_models=True)
+
+
 def test_plans_have_their_own_footprint_in_one_process():
     assert footprint_of(ENGINE, model_each=False) is PLANS_PROCESS
     assert footprint_of("aoti", model_each=False) is not PLANS_PROCESS
