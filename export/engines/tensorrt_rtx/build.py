@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ensemble.engines.plans import plan_file
 from ensemble.records import ModelSpec
 from ensemble.spec import MB, Variant
 from export.engines.tensorrt.definition import define
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.version import Version
-from export.engines.tensorrt_rtx.header import check_plan
+from export.engines.tensorrt_rtx.listing import BuildLog, check_layers, summary
 from export.engines.tensorrt_rtx.package import dotted, import_rtx
 
 log = logging.getLogger(__name__)
@@ -53,33 +54,39 @@ def compile_onnx(
     onnx: Path, model: ModelSpec, plan: Path, precision: str, capabilities: Sequence[int]
 ) -> dict[str, Any]:
     """Builds `plan` from `onnx` for cards of these compute capabilities (86 for 8.6). Returns what the manifest says of
-    it: seconds, megabytes, the most memory that this process has taken, layers of the network, and how many of them
-    give which dtype.
+    it: seconds, megabytes, the most memory that this process has taken, the GPU memory that the plan's largest sizes
+    compute in (`scratch_mb`), layers of the network and how many of them give which dtype, and layers of the plan.
 
-    Raises PlanError with TensorRT's words where it cannot read the graph, and where it builds nothing.
+    Raises PlanError with TensorRT's words where it cannot read the graph, where it builds nothing, and where the plan
+    has other types than the graph.
     """
     trt = import_rtx()
     start = time.perf_counter()
-    logger = Reasons(trt)
+    said = BuildLog(trt)
     version = VersionRtx(capabilities)
-    builder, network, config, _parser = define(trt, logger.logger, version, onnx, model, precision, LEVEL)
+    builder, network, config, _parser = define(trt, said.logger, version, onnx, model, precision, LEVEL)
     log.info("%s: TensorRT for RTX %s builds %d layers", model.name, trt.__version__, network.num_layers)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         cards = ", ".join(map(dotted, capabilities))
         raise PlanError(
             f"{model.name}: TensorRT for RTX {trt.__version__} built no plan for compute capability {cards}:"
-            f" {logger.last() or 'it gave no reason'}"
+            f" {'; '.join(said.errors[-2:]) or 'it gave no reason'}"
         )
+    layers, kept = said.layers, islands(trt, network)
+    check_layers(layers, model, kept)
     with plan.open("wb") as file:
         file.write(memoryview(serialized))
-    check_plan(plan, trt.__version__)
+    plan_file.check(plan, trt.__version__)
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "megabytes": round(plan.stat().st_size / MB, 1),
         "peak_memory_mb": peak_memory_mb(),
+        "scratch_mb": said.scratch_mb,
         "layers": network.num_layers,
         "precisions": dict(precisions(network).most_common()),
+        "operators_in_fp32": len(kept),
+        **summary(layers),
     }
 
 
@@ -97,26 +104,13 @@ def precisions(network: Any) -> Counter[str]:
     return Counter(str(layer.get_output(0).dtype).removeprefix("DataType.") for layer in layers if layer.num_outputs)
 
 
-class Reasons:
-    """A logger of TensorRT's that keeps what it was told of errors."""
-
-    def __init__(self, trt: Any) -> None:
-        self.errors: list[str] = []
-        outer, worst = self, (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
-
-        class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in worst:
-                    outer.errors.append(message.strip())
-                    log.error("%s", message.strip())
-
-        self.logger = Logger()
-
-    def last(self) -> str:
-        return "; ".join(self.errors[-2:])
+def islands(trt: Any, network: Any) -> set[str]:
+    """Names of the graph's operators that compute in fp32 what fp16 cannot hold: normalisations, sums and products."""
+    kinds = trt.LayerType
+    kept = (kinds.NORMALIZATION, kinds.REDUCE, kinds.MATRIX_MULTIPLY)
+    layers = (network.get_layer(i) for i in range(network.num_layers))
+    wide = (layer for layer in layers if layer.type in kept and layer.get_output(0).dtype == trt.float32)
+    return {name for layer in wide for name in re.findall(r"\[ONNX Layer: ([^\]]+)\]", layer.metadata)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

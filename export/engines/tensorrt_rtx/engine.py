@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import tempfile
@@ -9,9 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from ensemble.engines.plans.cards import INSTALL
+from ensemble.engines.plans.library import module_of
+from ensemble.gate.machine import engine_version
+from ensemble.gate.measure import on_host
 from ensemble.records import ModelSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.engine import Engine, EngineError, Tool
@@ -20,14 +26,9 @@ from export.engines.quantised_graph import quantise_products
 from export.engines.tensorrt.engine import ENGINE as TENSORRT
 from export.engines.tensorrt.settings import TensorRT, answer_of
 from export.engines.tensorrt_rtx.build import LEVEL
-from export.engines.tensorrt_rtx.package import (
-    FP8_FROM,
-    INSTALL,
-    USUAL,
-    check_capabilities,
-    dotted,
-    installed_version,
-)
+from export.engines.tensorrt_rtx.package import FP8_FROM, USUAL, check_capabilities, dotted
+from export.gate.reference import Arrays
+from export.gate.verify import Run
 from export.repository import file_sha256
 from export.slim.calibration import Calibration
 
@@ -37,8 +38,8 @@ MAXIMA = "largest_inputs"
 
 def ready(settings: TensorRT) -> Tool:
     """Raises EngineError where TensorRT for RTX is not installed, ValueError for a card that it does not build for."""
-    version = installed_version()
-    if version is None:
+    version = engine_version("tensorrt_rtx")
+    if version is None or module_of("tensorrt_rtx") is None:
         raise EngineError(
             f"engine tensorrt_rtx needs TensorRT for RTX; install it with {INSTALL}, or use --engine onnxruntime"
         )
@@ -57,7 +58,20 @@ def ready(settings: TensorRT) -> Tool:
         return build_plan(module, model, variant, path, sorted(capabilities))
 
     built_for = {"tensorrt_rtx": version, "compute_capability": cards}
-    return Tool(ENGINE, build, None, built_for, {"level": LEVEL}, refused)
+    runs = capability_here() in [(c,) for c in capabilities] and importlib.util.find_spec("cupy")
+    return Tool(ENGINE, build, open_plan if runs else None, built_for, {"level": LEVEL}, refused)
+
+
+def open_plan(path: Path) -> Run:
+    """A function from arrays to arrays that runs the plan on the first GPU."""
+    from ensemble.engines.plans.runner import PlanRunner  # needs CuPy
+
+    runner = PlanRunner("tensorrt_rtx", path, 0)
+
+    def run(arrays: Arrays) -> dict[str, np.ndarray]:
+        return {name: on_host(value) for name, value in runner.run(arrays, runner.outputs).items()}
+
+    return run
 
 
 def capability_here() -> tuple[int, ...]:

@@ -14,13 +14,13 @@ import onnxruntime
 import pytest
 from torch import nn
 
+from ensemble.engines.plans import plan_file
 from export.checkpoint import at_size, load
 from export.engines.engine import EngineError
 from export.engines.quantised_graph import quantise_products
 from export.engines.registry import ready
 from export.engines.tensorrt.settings import TensorRT
 from export.engines.tensorrt_rtx import engine
-from export.engines.tensorrt_rtx.header import check_plan
 from export.gate.frames import drawn_frames
 from export.gate.verify import compare
 from export.slim.calibration import Calibration
@@ -97,7 +97,7 @@ def test_the_export_builds_a_plan_of_it(checkpoint, built, small, calibration, t
     assert facts["build"]["calibration"]["blocks_in_fp16"] == [KEPT]
     folder = job.staged / "sam3_vision_encoder_r140_fp8" / "1"
     assert sorted(path.name for path in folder.iterdir()) == ["calibration.json", "model.rtx"]
-    check_plan(folder / "model.rtx", trt.__version__)
+    plan_file.check(folder / "model.rtx", trt.__version__)
 
 
 def test_fp8_is_refused_for_older_cards_before_anything_is_built() -> None:

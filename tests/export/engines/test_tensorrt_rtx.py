@@ -11,13 +11,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from ensemble.engines.plans import plan_file
 from ensemble.spec import Variant
 from export.engines.tensorrt.definition import define
 from export.engines.tensorrt.network import PlanError, profile_shapes
 from export.engines.tensorrt.version import Version
 from export.engines.tensorrt_rtx.build import LEVEL, VersionRtx, compile_onnx, precisions
-from export.engines.tensorrt_rtx.header import check_plan, read_header
-from export.engines.tensorrt_rtx.package import USUAL, installed_version
+from export.engines.tensorrt_rtx.package import USUAL
 from export.repository import file_sha256
 from export.sub_models.parts import PARTS
 from tests.export.engines.rtx_graphs import Told, quantised
@@ -29,6 +29,8 @@ PLANS = [pytest.param(252, part, id=f"252, {part}") for part in PARTS] + [
     pytest.param(140, part, id=f"140, windows are padded, {part}") for part in PARTS if part != "text_encoder"
 ]
 """Resolution and sub-model; there is one text encoder for all resolutions."""
+FP32_OPERATORS = {"vision_encoder": 17, "text_encoder": 5, "geometry_encoder": 10, "decoder": 30, "mask_head": 9}
+"""Normalisations, sums and products that the graph computes in fp32, at least."""
 ONNX_NAMES = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "INT32": "INT32", "INT64": "INT64", "BOOL": "BOOL", "UINT8": "UINT8"}
 """ONNX's name of a dtype -> TensorRT's."""
 
@@ -82,8 +84,11 @@ def test_a_plan_is_built_for_all_cards_at_once(resolution, part, built, defined)
     assert made.info["onnx_sha256"] == [file_sha256(made.graph)]
     assert made.info["layers"] == network.num_layers
     assert made.info["precisions"] == dict(precisions(network))
-    assert read_header(made.plan) == (trt.__version__, made.plan.stat().st_size)
-    check_plan(made.plan, installed_version())
+    plan_file.check(made.plan, trt.__version__)
+    assert made.info["operators_in_fp32"] >= FP32_OPERATORS[part]
+    assert sum(made.info["layer_types"].values()) >= 20
+    assert 1 < made.info["scratch_mb"] < 500
+    assert 50 < made.info["peak_memory_mb"] < 4000
     weights = sum(numpy_helper.to_array(i).nbytes for i in onnx.load(made.graph).graph.initializer)
     assert made.plan.stat().st_size > 0.9 * weights
 
@@ -148,7 +153,7 @@ def test_quantised_products_stay_quantised(precision, cards, graph, small, tmp_p
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert {found[n.output[0]] for n in nodes if n.op_type in ("LayerNormalization", "Softmax")} == {"FLOAT"}
     info = compile_onnx(tmp_path / "model.onnx", record, plan, "fp16", cards)
-    check_plan(plan, installed_version())
+    plan_file.check(plan, trt.__version__)
     assert info["precisions"][precision.upper()] == pairs
 
 

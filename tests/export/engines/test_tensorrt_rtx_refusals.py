@@ -4,57 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+from contextlib import nullcontext
 
 import pytest
 
-from ensemble.engines import open_sub_model
+from ensemble.engines.plans import library, plan_file
 from ensemble.spec import Variant
 from export.checkpoint import load
 from export.engines.engine import EngineError
 from export.engines.registry import ready
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.settings import TensorRT
-from export.engines.tensorrt_rtx import engine, package
+from export.engines.tensorrt_rtx import engine, listing
 from export.engines.tensorrt_rtx.build import compile_onnx
-from export.engines.tensorrt_rtx.header import SIZE, check_plan
-from export.engines.tensorrt_rtx.package import import_rtx, installed_version
+from export.engines.tensorrt_rtx.package import import_rtx
 from export.gate.frames import drawn_frames
 from export.sub_models.parts import PARTS
 from export.variant import Job, export_variant
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason='needs pip install "sam3-triton[rtx]"')
-
-
-@pytest.fixture(scope="module")
-def plan(graph, small, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("plan") / "model.rtx"
-    compile_onnx(graph(252, "text_encoder"), small(252).text_encoder, path, "fp16", (89,))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        pytest.param(
-            lambda b: b[:24] + bytes([1, 6, 1, 120]) + b[28:], r"1\.7\.1\.116.*got one of 1\.6\.1\.120", id="old"
-        ),
-        pytest.param(
-            lambda b: b[: len(b) // 2], r"expected a plan of \d+ bytes, got \d+: it was not written whole", id="half"
-        ),
-        pytest.param(lambda b: b + b"\0", "it was not written whole", id="longer"),
-        pytest.param(lambda b: b[:40], "expected a plan of TensorRT for RTX, got something else", id="only a start"),
-        pytest.param(lambda b: b"", "got something else", id="empty"),
-        pytest.param(lambda b: b"ftrt" + b[4:], "got something else", id="an ordinary TensorRT's"),
-        pytest.param(lambda b: bytes(SIZE) + b, "got something else", id="zeros"),
-    ],
-)
-def test_a_plan_that_cannot_be_read_is_refused(spoil, sentence, plan, tmp_path) -> None:
-    path = tmp_path / "model.rtx"
-    path.write_bytes(spoil(plan.read_bytes()))
-    with pytest.raises(PlanError, match=sentence) as refused:
-        check_plan(path, installed_version())
-    assert "export it again" in str(refused.value)
 
 
 def test_a_graph_that_is_not_one_is_refused_with_the_parsers_words(small, tmp_path) -> None:
@@ -80,10 +48,9 @@ def test_cards_that_it_does_not_build_for_are_refused(capability: int) -> None:
 
 
 def test_where_it_is_not_installed_it_says_what_to_install(monkeypatch) -> None:
-    monkeypatch.setattr(package, "PACKAGES", ("tensorrt-rtx-of-tomorrow",))
+    monkeypatch.setitem(library.MODULES, "tensorrt_rtx", ("tensorrt_rtx_of_tomorrow",))
     with pytest.raises(EngineError, match=r'install it with pip install "sam3-triton\[rtx\]"'):
         ready("tensorrt_rtx")
-    monkeypatch.setattr(package, "MODULES", ("tensorrt_rtx_of_tomorrow",))
     with pytest.raises(ImportError, match=r"expected TensorRT for RTX .*sam3-triton\[rtx\]"):
         import_rtx()
 
@@ -104,6 +71,47 @@ def test_on_a_machine_with_a_gpu_it_builds_for_that_one(monkeypatch) -> None:
     tool = ready("tensorrt_rtx")
     assert tool.built_for["compute_capability"] == "12.0"
     assert tool.refused == {}
+
+
+@pytest.mark.parametrize(
+    ("here", "cards", "runs"),
+    [
+        pytest.param((8, 9), (86, 89), True, id="one of them is here"),
+        pytest.param((9, 0), (86, 89), False, id="another GPU is here"),
+        pytest.param(None, (89,), False, id="no GPU is here"),
+    ],
+)
+def test_the_gate_runs_where_the_plans_do(here, cards, runs, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: here is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: here)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # CuPy too
+    assert (ready("tensorrt_rtx", TensorRT(compute_capability=cards)).open is not None) == runs
+
+
+# ---- the plan against the graph
+LISTING = """Layers:
+Name: a_myl0_0, LayerType: kgen, Inputs: [ { Name: input_ids, Dimensions: [-1,32], Datatype: Int32 }], Outputs:\
+ [ { Name: x, Dimensions: [-1,32,8], Datatype: %s, Format: x }], TacticName: t, Metadata: [ONNX Layer: node_layer_norm]
+Name: _gemm_mha_v2_myl0_1, LayerType: kgen, Inputs: [ { Name: x, Dimensions: [-1], Datatype: %s, Format: x }], Outputs:\
+ [ { Name: text_features, Dimensions: [-1], Datatype: %s, Format: x }], Metadata: [ONNX Layer: node_softmax]
+"""
+
+
+@pytest.mark.parametrize(
+    ("types", "sentence"),
+    [
+        pytest.param(("Float", "Float", "Half"), None, id="as the graph says"),
+        pytest.param(("Half", "Half", "Half"), "expected node_layer_norm in fp32, as the graph says", id="narrowed"),
+        pytest.param(("Float", "Float", "Float"), "expected text_features as FP16, the plan has FP32", id="widened"),
+    ],
+)
+def test_a_plan_of_other_types_than_the_graph_is_refused(types, sentence) -> None:
+    layers = list(listing.parse(LISTING % types))
+    assert [(layer.kind, len(layer.tensors)) for layer in layers] == [("kgen", 2)] * 2
+    assert listing.summary(layers) == {"layer_types": {"kgen": 2}, "fused_attention": 1}
+    record = Variant(252, 50, "fp16").text_encoder
+    with pytest.raises(PlanError, match=sentence) if sentence else nullcontext():
+        listing.check_layers(layers, record, {"node_layer_norm"})
 
 
 # ---- the export
@@ -131,6 +139,4 @@ def test_an_export_without_a_gpu_is_marked_as_not_verified(
         data = json.loads((job.root / entry.model / "manifest.json").read_text())
         assert (data["engine"], data["gate"]) == ("tensorrt_rtx", None)
         assert data["built_for"] == {"tensorrt_rtx": trt.__version__, "compute_capability": "8.6 8.9 12.0"}
-        check_plan(job.root / entry.artifact, trt.__version__)
-    with pytest.raises(ValueError, match="no server of this version runs them"):
-        open_sub_model("tensorrt_rtx", job.root / first[0].artifact, 0)
+        plan_file.check(job.root / entry.artifact, trt.__version__)
