@@ -117,7 +117,9 @@ def measure_server(
     """For each number of frames under way perf_analyzer's figures of a front model with the GPU memory that its server
     had in use; and what the server says of stages and models."""
     variant = served.variant
-    cosines = [c["cosine"] for a in served.artifacts for c in a.manifest.get("gate", {}).get("outputs", {}).values()]
+    cosines = [
+        c["cosine"] for a in served.artifacts for c in (a.manifest.get("gate") or {}).get("outputs", {}).values()
+    ]
     with (
         tempfile.TemporaryDirectory() as folder,
         Analyzer() as analyzer,
@@ -140,7 +142,7 @@ def measure_server(
                 **about,
                 **{name: round(told[name], 2) for name in FIGURES},
             }
-            row |= {"peak_mb": round(told["gpu_memory_mb"], 2), "cosine": round(min(cosines), 6)}
+            row |= {"peak_mb": round(told["gpu_memory_mb"], 2), "cosine": round(min(cosines), 6) if cosines else None}
             yield row, told | about | {"variant": variant.to_dict()}
 
 
