@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 from collections.abc import Callable
@@ -55,14 +56,17 @@ def built(checkpoint: Path, small: Callable[[int], Variant]) -> Callable[[int, s
         made_from = recipe(source, variant, part, tool)
         folder = ROOT / "build" / "test-plans" / f"{part}-{resolution}"
         files = folder / "model.rtx", folder / "model.onnx", folder / "built.json"
-        if not files[2].is_file() or json.loads(files[2].read_text())["recipe"] != made_from:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            module = make_part(part, at_size(source.model, resolution, 50), engine.ENGINE.style, "fp16")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(engine, "export_onnx", lambda *told: shutil.copy(export_onnx(*told), files[1]))
-                info = tool.build(module, getattr(variant, part), variant, files[0])
-            files[2].write_text(json.dumps({"recipe": made_from, "info": info}))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / "lock").open("w") as lock:  # one session builds, others then find it done
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not files[2].is_file() or json.loads(files[2].read_text())["recipe"] != made_from:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                module = make_part(part, at_size(source.model, resolution, 50), engine.ENGINE.style, "fp16")
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(engine, "export_onnx", lambda *told: shutil.copy(export_onnx(*told), files[1]))
+                    info = tool.build(module, getattr(variant, part), variant, files[0])
+                files[2].write_text(json.dumps({"recipe": made_from, "info": info}))
         return Built(*files[:2], json.loads(files[2].read_text())["info"])
 
     return build
