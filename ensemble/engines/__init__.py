@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ensemble.engines.plans.cards import INSTALL
-from ensemble.engines.plans.library import PlanError, module_of
+from ensemble.engines.plans.library import PlanError, module_of, why_not_in_this_python
 from ensemble.spec import find_engine
 
 SubModel = Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
@@ -43,8 +42,8 @@ def open_sub_model(engine: str, path: Path, device_id: int | None) -> SubModel:
     if runs_plans(engine):
         if device_id is None:
             raise ValueError(f"{path}: expected a GPU for engine {engine}, got the CPU; use --engine onnxruntime there")
-        if module_of(engine) is None:
-            raise PlanError(f"{path}: expected the package of engine {engine} in this Python, found none; {INSTALL}")
+        if why := why_not_in_this_python(engine):
+            raise PlanError(why)
         from ensemble.engines.plans.runner import PlanRunner  # needs CuPy
 
         return PlanRunner(engine, path, device_id).run

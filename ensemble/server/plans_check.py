@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 from ensemble.engines.plans import plan_file
-from ensemble.engines.plans.cards import INSTALL, why_not_built_for, why_not_here
-from ensemble.engines.plans.library import module_of
+from ensemble.engines.plans.cards import why_not_built_for, why_not_here
+from ensemble.engines.plans.library import why_not_in_this_python
 from ensemble.gate.machine import engine_version
 from ensemble.server.gpu import Gpu
 from ensemble.server.repository import Artifact, Served
@@ -22,7 +21,7 @@ def check_plans(artifacts: Sequence[Artifact], card: Gpu | None) -> None:
     plans = [a for a in artifacts if a.engine == ENGINE and a.on_gpu]
     if not plans:
         return
-    why = why_not_in_this_python() or (why_not_here(card.name, card.compute_capability) if card else None)
+    why = why_not_in_this_python(ENGINE) or (why_not_here(card.name, card.compute_capability) if card else None)
     if why:
         raise ServerError(why)
     for plan in plans:
@@ -34,15 +33,6 @@ def check_plans(artifacts: Sequence[Artifact], card: Gpu | None) -> None:
             plan_file.check(plan.path, engine_version(ENGINE) or plan_file.version_of(plan.path))
         except plan_file.PlanFileError as error:
             raise ServerError(str(error)) from None
-
-
-def why_not_in_this_python() -> str | None:
-    """Which package is missing to run plans; None where none is."""
-    if module_of(ENGINE) is None:
-        return f"expected TensorRT for RTX in this Python, which these plans need, found none; {INSTALL}"
-    if importlib.util.find_spec("cupy") is None:
-        return 'expected CuPy in this Python, for the memory of plans, found none; pip install "sam3-triton[gpu]"'
-    return None
 
 
 def scratch_mb(served: Sequence[Served]) -> float | None:

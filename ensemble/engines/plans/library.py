@@ -30,12 +30,21 @@ def module_of(engine: str) -> str | None:
     return next((name for name in MODULES[engine] if importlib.util.find_spec(name)), None)
 
 
+def why_not_in_this_python(engine: str) -> str | None:
+    """Which package is missing to run plans of that engine, and how to get it; None where none is."""
+    if module_of(engine) is None:
+        remedy = INSTALL if engine == "tensorrt_rtx" else "serve plans in the container: docker compose up"
+        return f"expected the package of engine {engine} in this Python, found none; {remedy}"
+    if importlib.util.find_spec("cupy") is None:
+        return 'expected CuPy in this Python, for the memory of plans, found none; pip install "sam3-triton[gpu]"'
+    return None
+
+
 def open_library(engine: str) -> Library:
     """Raises PlanError where it is not installed, or cannot be loaded."""
     name = module_of(engine)
     if name is None:
-        remedy = INSTALL if engine == "tensorrt_rtx" else "serve plans in the container: docker compose up"
-        raise PlanError(f"expected the package of engine {engine} in this Python, found none; {remedy}")
+        raise PlanError(why_not_in_this_python(engine))
     try:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:

@@ -153,7 +153,7 @@ def test_a_server_does_not_start_on_plans_that_cannot_run(tmp_path, monkeypatch,
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     found = read(write(tmp_path, [672], "tensorrt_rtx", built_for=PLAN_OF))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ServerError, match=r"TensorRT for RTX .*sam3-triton\[rtx\]"):
+    with pytest.raises(ServerError, match=r"package of engine tensorrt_rtx .*sam3-triton\[rtx\]"):
         check_plans(found[0].artifacts, None)
     with pytest.raises(PlanError, match=r"sam3-triton\[rtx\]"):
         open_sub_model("tensorrt_rtx", found[0].artifacts[0].path, 0)
