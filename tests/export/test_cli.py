@@ -26,7 +26,7 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
         pytest.param("--resolution 112 -14", "multiple of 14, got -14; nearest: 14", id="second is negative"),
         pytest.param("--queries 300", "queries must be 1 to 20", id="more queries than trained"),
         pytest.param("--queries 0", "queries must be 1 to 20", id="no queries"),
-        pytest.param("--engine openvino", "must be one of tensorrt, onnxruntime, aoti, got 'openvino'", id="no engine"),
+        pytest.param("--engine openvino", "must be one of tensorrt, tensorrt_rtx, onnxruntime, aoti, got 'openvino'", id="no engine"),
         pytest.param("--precision int4", "makes fp32 or fp16, got precision 'int4'", id="unknown precision"),
         pytest.param("--precision fp8", "engine onnxruntime makes fp32 or fp16, got", id="fp8 without a GPU"),
         pytest.param("--calibration-frames .", "expected --precision fp8 beside --calibration-frames", id="no fp8"),
