@@ -8,7 +8,6 @@ library.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -21,8 +20,6 @@ from PIL import Image
 from ensemble import pictures
 from ensemble.request import FrameRequest, RequestError
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what Pillow only warns of is refused
-ORIENTATION = 0x0112
 END_OF_IMAGE = b"\xff\xd9"
 TRAILER_BYTES = 64
 """Cameras pad their files with zeros; the end-of-image marker is looked for in this many last bytes."""
@@ -168,7 +165,7 @@ def plain_jpeg(data: bytes) -> PlainJpeg | None:
         components = bytes(layer[0] for layer in getattr(image, "layer", ()))
         stored_as_rgb = image.info.get("adobe_transform") == 0 or components == b"RGB"
         whole = data[-TRAILER_BYTES:].rstrip(b"\0").endswith(END_OF_IMAGE)
-        if stored_as_rgb or not whole or image.getexif().get(ORIENTATION, 1) != 1:
+        if stored_as_rgb or not whole or pictures.orientation(image) != 1:
             return None
         return PlainJpeg(data, (image.height, image.width))
 

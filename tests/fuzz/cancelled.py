@@ -6,7 +6,6 @@ it (triton-inference-server/server#7368), but a camera beside them loses no fram
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
@@ -26,8 +25,9 @@ from clients.errors import Sam3ServerError
 from clients.message import build_request
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.supervision import supervise
+from perf.sweep.metrics import process_memory_mb
 from tests.ensemble.drawn import CLASSES, FRAME
-from tests.fuzz import grpc_sender
+from tests.fuzz import account, grpc_sender
 
 SENDERS = 12
 SPREAD = 0.15
@@ -155,6 +155,7 @@ def run(server: EmbeddedServer, model: str, count: int, seed: int) -> dict[str, 
     server.start = again  # type: ignore[method-assign]
     watching = threading.Thread(target=supervise, args=(server, 5.0, ended), daemon=True)
     camera = Ledger(server, model)
+    began, before_mb = time.monotonic(), process_memory_mb(server.pid)
     watching.start()
     camera.start()
     ways = asyncio.run(take_back(server, model, count, seed))
@@ -166,6 +167,7 @@ def run(server: EmbeddedServer, model: str, count: int, seed: int) -> dict[str, 
         time.sleep(0.1)
     else:
         problems.append("the camera gets no answers any more")
+    after_mb = process_memory_mb(server.pid)
     camera.ending.set()
     camera.join()
     ended.set()
@@ -174,22 +176,26 @@ def run(server: EmbeddedServer, model: str, count: int, seed: int) -> dict[str, 
         problems.append(f"{camera.sent} frames sent, {camera.outcomes.total()} accounted for")
     if set(camera.outcomes) - {"answered", "ServerUnavailable"} or camera.wrong:
         problems.append(f"{camera.wrong} wrong answers, outcomes {dict(camera.outcomes)}")
-    account = {"sent": camera.sent, **camera.outcomes}
-    told = {"requests": count, "seed": seed, "ways": ways, "restarts": starts[0]}
-    return told | {"camera": account, "problems": problems}
+    return {
+        "requests": count,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "ways": ways,
+        "restarts": starts[0],
+        "server_mb": [round(before_mb), round(after_mb)],
+        "camera": {"sent": camera.sent, **camera.outcomes},
+        "problems": problems,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: no problems; the last line of stdout is the account."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.cancelled", description=__doc__)
-    parser.add_argument("--requests", type=int, default=20_000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser = account.options_of("cancelled", __doc__, "requests", 20_000)
     parser.add_argument("--repository", type=Path, default=Path("build/test-repository"), help="default: %(default)s")
     options = parser.parse_args(argv)
     with EmbeddedServer(options.repository) as server:
-        account = run(server, server.health.fronts[0], options.requests, options.seed)
-    print(json.dumps(account))
-    return 1 if account["problems"] else 0
+        told = run(server, server.health.fronts[0], options.requests, options.seed)
+    return account.end(parser, argv, told)
 
 
 if __name__ == "__main__":

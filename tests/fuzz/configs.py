@@ -5,8 +5,6 @@ python -m tests.fuzz.configs --cases 20000 --seed 1
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from typing import Any
 import clients
 from clients.fleet.config import FleetConfig, read_config
 from clients.fleet.yaml_lines import ConfigError
+from tests.fuzz import account
 
 SEEDS = (
     Path(clients.__file__).with_name("cameras.example.yaml").read_text(),
@@ -114,16 +113,11 @@ def run(cases: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: no problems; the last line of stdout is the account."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.configs", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser = account.options_of("configs", __doc__)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        account = run(options.cases, options.seed, Path(folder))
-    for problem in account["problems"][:50]:
-        print(problem, file=sys.stderr)
-    print(json.dumps(account))
-    return 1 if account["problems"] else 0
+        told = run(options.cases, options.seed, Path(folder))
+    return account.end(parser, argv, told)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ answer in a program's words, or cost the camera a frame.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import threading
 import time
@@ -23,13 +21,16 @@ import numpy as np
 from clients import Client
 from clients.errors import OF_ANOTHER, TRIES, Sam3ServerError
 from ensemble.server.embedded import EmbeddedServer
+from perf.sweep.metrics import process_memory_mb
 from tests.ensemble.drawn import CLASSES, FRAME
-from tests.fuzz import grpc_sender, http_sender
+from tests.fuzz import account, grpc_sender, http_sender
 from tests.fuzz.cases import make
 from tests.fuzz.reply import TIMEOUT_S, Reply
 
 SENDERS = 8
 CAMERA_PAUSE_S = 0.1
+LOOKS = 8
+"""At the server's memory, after the one before the first case."""
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ def run(server: EmbeddedServer, models: Sequence[str], cases: int, seed: int) ->
     thread = threading.Thread(target=camera.run, daemon=True)
     thread.start()
     pid, kinds, problems, slowest = server.pid, Counter[str](), [], (0.0, "")
+    memory = [process_memory_mb(pid)]
 
     def one(number: int) -> tuple[str, Reply]:
         for _ in range(TRIES):
@@ -87,7 +89,9 @@ def run(server: EmbeddedServer, models: Sequence[str], cases: int, seed: int) ->
 
     start = time.monotonic()
     with ThreadPoolExecutor(SENDERS) as pool:
-        for name, reply in pool.map(one, range(cases)):
+        for number, (name, reply) in enumerate(pool.map(one, range(cases)), 1):
+            if number % -(-cases // LOOKS) == 0:
+                memory.append(process_memory_mb(pid))
             kinds[f"{name.split()[1]} {reply.kind}"] += 1
             slowest = max(slowest, (round(reply.seconds, 2), name))
             if problem := reply.problem():
@@ -108,6 +112,7 @@ def run(server: EmbeddedServer, models: Sequence[str], cases: int, seed: int) ->
         "answers": dict(sorted(kinds.items())),
         "slowest": {"seconds": slowest[0], "case": slowest[1]},
         "camera": {"sent": camera.sent, "right": camera.right, "slowest_s": round(camera.slowest_s, 2)},
+        "server_mb": [round(mb) for mb in memory],
         "same_process": server.running and server.pid == pid,
         "problems": problems,
     }
@@ -115,18 +120,12 @@ def run(server: EmbeddedServer, models: Sequence[str], cases: int, seed: int) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: no problems; the last line of stdout is the account."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.requests", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser = account.options_of("requests", __doc__)
     parser.add_argument("--repository", type=Path, default=Path("build/test-repository"), help="default: %(default)s")
     options = parser.parse_args(argv)
     with EmbeddedServer(options.repository) as server:
-        fronts = server.health.fronts
-        account = run(server, fronts, options.cases, options.seed)
-    for problem in account["problems"][:50]:
-        print(problem, file=sys.stderr)
-    print(json.dumps(account))
-    return 1 if account["problems"] else 0
+        told = run(server, server.health.fronts, options.cases, options.seed)
+    return account.end(parser, argv, told)
 
 
 if __name__ == "__main__":

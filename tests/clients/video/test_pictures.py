@@ -9,12 +9,13 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clients import camera
 from clients.video.frames import SourceError
 from clients.video.reader import Reader
 from clients.video.sources import open_source
+from ensemble.pictures import MAX_SCANS
 from ensemble.preprocess import cpu
 from ensemble.request import RequestError
 from tests.clients.answering import answering
@@ -24,6 +25,17 @@ RGB = Image.fromarray(GRADIENT.astype(np.uint8))
 DEEP = Image.fromarray(np.linspace(0, 65535, 2400).reshape(40, 60).astype(np.uint16))
 SIDEWAYS = Image.Exif()
 SIDEWAYS[0x0112] = 6
+UNKNOWN = Image.Exif()
+UNKNOWN[0x0112] = 99
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_as_pillow_turns_them(orientation):
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    data = file_of(RGB, "PNG", exif=tags)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(cpu.decode(data)), np.asarray(expected))
 
 
 def file_of(image, kind, **options):
@@ -52,6 +64,9 @@ FILES = {
     "CMYK JPEG": (".jpg", file_of(RGB.convert("CMYK"), "JPEG")),
     "grey JPEG": (".jpg", file_of(RGB.convert("L"), "JPEG")),
     "sideways by EXIF": (".jpg", file_of(RGB, "JPEG", exif=SIDEWAYS)),
+    "EXIF data that are none": (".jpg", file_of(RGB, "JPEG", exif=b"Exif\0\0none, but noise")),
+    "EXIF data that are none, in a PNG": (".png", file_of(RGB, "PNG", exif=b"Exif\0\0none, but noise")),
+    "EXIF of an unknown orientation": (".jpg", file_of(RGB, "JPEG", exif=UNKNOWN)),
     "sideways PNG": (".png", file_of(RGB, "PNG", exif=SIDEWAYS)),
     "16-bit grey PNG": (".png", file_of(DEEP, "PNG")),
     "16-bit grey and alpha": (".png", deep_png(4, 2)),
@@ -77,6 +92,23 @@ def test_client_and_server_see_the_same_pixels(case, tmp_path):
     assert 20 < frame.rgb.mean() < 235
 
 
+def scans(count):
+    """A progressive JPEG whose last scan comes `count` times."""
+    data = file_of(RGB, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def test_scans_behind_a_picture_and_in_its_thumbnail_are_not_its_own(tmp_path):
+    """As in a moving photo, behind which lies a film."""
+    thumbnail = b"\xff\xe2" + struct.pack(">H", 2 + 2 * MAX_SCANS) + b"\xff\xda" * MAX_SCANS
+    data = scans(MAX_SCANS // 2)
+    (tmp_path / "a.jpg").write_bytes(data[:2] + thumbnail + data[2:] + b"\xff\xda" * 2 * MAX_SCANS)
+    with open_source(tmp_path / "a.jpg") as source:
+        (frame,) = source
+    assert frame.rgb.shape == (40, 60, 3)
+
+
 GOOD = file_of(RGB, "JPEG")
 BROKEN = bytearray(file_of(Image.effect_noise((400, 400), 60), "PNG"))
 _SECOND = BROKEN.index(b"IDAT", BROKEN.index(b"IDAT") + 4)
@@ -87,6 +119,7 @@ BAD = {
     "200 megapixels": ("3.png", png(20_000, 10_000, 8, 2, b"\0"), "at most 50,000,000 pixels"),
     "60 megapixels": ("3.png", png(10_000, 6_000, 8, 2, b"\0"), "at most 50,000,000 pixels"),
     "a line of 40,000": ("3.png", png(40_000, 1, 8, 2, b"\0"), "at most 32,768 pixels a side"),
+    "a JPEG of 2,000 scans": ("3.jpg", scans(2000), "at most 50 scans"),
     "a broken chunk": ("3.png", bytes(BROKEN), "cannot be decoded"),
     "empty": ("3.jpg", b"", "got 0 bytes"),
     "a GIF called .png": ("3.png", file_of(RGB, "GIF"), "expected a JPEG, PNG, WEBP file"),
