@@ -31,7 +31,8 @@ from clients.dashboard.web import WebServer, host_port, listen
 from clients.fleet.camera import Camera
 from clients.fleet.config import FleetConfig, read_config
 from clients.fleet.fleet import open_pool, watch
-from clients.fleet.request import Exemplar
+from clients.fleet.request import Answer, Exemplar
+from clients.outputs.outputs import Outputs
 from clients.redact import without_password
 from clients.transport import Server
 
@@ -103,13 +104,23 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
 
 
 async def serve(config: FleetConfig, load: Load, listener: socket.socket, token: str) -> dict[str, Any]:
-    """Runs the fleet and the page until SIGINT or SIGTERM; returns the fleet's summary."""
+    """Runs the fleet, its outputs and the page until SIGINT or SIGTERM; returns the fleet's summary."""
     cameras = [Camera(camera) for camera in config.cameras]
-    board, stop = Board(cameras), asyncio.Event()
+    board, outputs, stop = Board(cameras), Outputs(cameras), asyncio.Event()
+    await outputs.open()
     web = WebServer(build_app(board, load, token))
     page = asyncio.create_task(web.serve(sockets=[listener]))
     page.add_done_callback(lambda _: stop.set())
-    summary = await watch(cameras, open_pool(config), board, stop, status=False, keep=True)
+
+    async def handle(camera: Camera, answer: Answer) -> None:
+        board(camera, answer)  # first: an output may take its time
+        await outputs(camera, answer)
+
+    try:
+        summary = await watch(cameras, open_pool(config), handle, stop, status=False, keep=True)
+    finally:
+        written = await outputs.close()
+    summary |= written
     web.should_exit = True
     await asyncio.wait({page})
     if error := page.exception():
@@ -131,8 +142,8 @@ def is_loopback(host: str) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when it was stopped; 1: the page ended by itself; 2: it could not start, and stderr says why. The last line of
-    stdout is one JSON object."""
+    """0 when it was stopped; 1: the page ended by itself, or an output could not be written; 2: it could not start, and
+    stderr says why. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser(
         prog="sam3-dashboard",
         description="Run a fleet of cameras and show it in a browser.",
@@ -165,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if not say(json.dumps(result)):
         print(json.dumps(result), file=sys.stderr)
-    return 1 if "error" in result else 0
+    return 1 if "error" in result or any("error" in output for output in result["outputs"]) else 0
 
 
 if __name__ == "__main__":

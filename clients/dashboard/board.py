@@ -38,8 +38,8 @@ class NoSuchCamera(LookupError):  # noqa: N818 - the name says what happened
 
 
 class Board:
-    """The views of all cameras; a handler for `run_fleet`. Draws only the frames that a browser requests. `clock` is in
-    seconds."""
+    """The views of all cameras; called with each answer, as a handler of `run_fleet` is. Draws only the frames that a
+    browser requests. `clock` is in seconds."""
 
     def __init__(self, cameras: Sequence[Camera], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

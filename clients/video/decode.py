@@ -29,6 +29,11 @@ class NoFilm(ValueError):  # noqa: N818 - the name says what is wrong
     """A container without a film that can be decoded; the message says what is in it."""
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong in FFmpeg's words, without its numbers and without the address."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def choose(container: av.container.InputContainer) -> av.VideoStream:
     """The film: FFmpeg's choice among the streams that are no covers, else the one with most pixels. All other streams
     are left unread. Raises NoFilm.
@@ -104,7 +109,7 @@ def _packets(
             bad += 1
             if bad >= BAD_READS:
                 raise
-            skip(f"a stretch could not be read ({error.strerror})")
+            skip(f"a stretch could not be read ({reason(error)})")
             packets = container.demux(stream)
             continue
         bad = 0
@@ -121,7 +126,7 @@ def _decoded(packet: av.Packet, skip: Callable[[str], None]) -> Iterator[av.Vide
         except EOFError:
             return
         except (av.FFmpegError, MemoryError) as error:
-            skip(f"a packet could not be decoded ({getattr(error, 'strerror', None) or error})")
+            skip(f"a packet could not be decoded ({reason(error)})")
             continue
         yield from pictures  # type: ignore[misc]
         return

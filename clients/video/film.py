@@ -14,7 +14,7 @@ from av.format import Flags
 
 from clients.redact import without_password
 from clients.video.clock import FilmClock
-from clients.video.decode import NoFilm, choose, frames, rate, upright
+from clients.video.decode import NoFilm, choose, frames, rate, reason, upright
 from clients.video.frames import EVERY, Frame, SourceError
 from clients.video.skipped import Skipped
 
@@ -61,7 +61,7 @@ class Video:
         return av.open(str(self.path))
 
     def _refusal(self, error: Exception) -> SourceError:
-        why = _unfinished(Path(self.path)) or f"is not a video that FFmpeg can open ({error})"
+        why = _unfinished(Path(self.path)) or f"is not a video that FFmpeg can open ({reason(error)})"
         return SourceError(f"{self.name} {why}")
 
     def __iter__(self) -> Iterator[Frame]:
@@ -92,7 +92,9 @@ class Video:
                 else:
                     yield from self._frame(decoded, time_s, wanted)
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{self.name} cannot be read any further after {self.index} frames ({error})") from error
+            raise SourceError(
+                f"{self.name} cannot be read any further after {self.index} frames ({reason(error)})"
+            ) from error
 
     def _frame(self, decoded: av.VideoFrame, time_s: float, wanted: Callable[[float], bool]) -> Iterator[Frame]:
         """The frame if it is wanted and has pixels."""
@@ -100,7 +102,7 @@ class Video:
             try:
                 rgb = upright(decoded)
             except (av.FFmpegError, ValueError, MemoryError) as error:
-                self._skip(f"the frame has no colours that can be read ({error})")
+                self._skip(f"the frame has no colours that can be read ({reason(error)})")
                 return
             yield Frame(self.index, time_s, rgb)
         self.index += 1

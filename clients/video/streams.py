@@ -16,7 +16,7 @@ from av.format import Flags
 
 from clients.video.address import SEGMENTED, download, open_address, open_as_jpegs, refusal, scheme
 from clients.video.clock import FilmClock, Pace
-from clients.video.decode import choose, frames
+from clients.video.decode import choose, frames, reason
 from clients.video.film import LONGEST_JUMPY_STEP_S, Video
 from clients.video.frames import EVERY, Frame, SourceError, SourceRefused
 
@@ -79,9 +79,9 @@ class Stream(Video):
         if isinstance(error, av.error.ExitError):
             return SourceError(f"{self.name} is not a video that FFmpeg can open (it answers, but sends none)")
         if self._transport and isinstance(error, OSError) and scheme(str(self.path)).startswith("rtsp"):
-            why = f"over {self._transport}: {error}; without 'transport' both ways are tried"
+            why = f"over {self._transport}: {reason(error)}; without 'transport' both ways are tried"
             return SourceError(f"{self.name} is not a video that FFmpeg can open ({why})")
-        return SourceError(f"{self.name} is not a video that FFmpeg can open ({error})")
+        return SourceError(f"{self.name} is not a video that FFmpeg can open ({reason(error)})")
 
     def _jpegs(self) -> av.container.InputContainer | None:
         """The stream as JPEG files in a row, if there is one in it."""
@@ -128,7 +128,7 @@ class Stream(Video):
         except av.error.ExitError as error:
             raise SourceError(f"{self.name} fell silent after {self.index} frames") from error
         except (av.FFmpegError, OSError) as error:
-            raise SourceError(f"{self.name} broke off after {self.index} frames ({error})") from error
+            raise SourceError(f"{self.name} broke off after {self.index} frames ({reason(error)})") from error
 
     def _pace(self) -> Pace | None:
         kind = self._container.format

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import io
+import json
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,3 +123,26 @@ def rtsp() -> Iterator[list[str]]:
         assert server.stdout is not None
         yield [server.stdout.readline().strip() for _ in range(2)]
         server.terminate()
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]], list[int]]]:
+    """An HTTP server that records what is posted and refuses the first `refuse[0]` posts: (url, posts, refuse)."""
+    posts, refuse = [], [0]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            refuse[0] -= 1
+            if refuse[0] < 0:
+                posts.append(body)
+            self.send_response(500 if refuse[0] >= 0 else 204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/", posts, refuse
+        server.shutdown()

@@ -54,6 +54,8 @@ class Program:
 
 
 def cameras(folder, film, url):
+    """A configuration in that folder, into which its output goes too."""
+    folder.mkdir(exist_ok=True)
     path = folder / "cameras.yaml"
     one = {"name": "yard", "source": str(film), "classes": ["red circle"], "model": Variant(252).front_name}
     path.write_text(json.dumps({"servers": [url], "cameras": [one | {"realtime": True, "output": "yard.jsonl"}]}))
@@ -72,6 +74,10 @@ def figures(address):
         return json.load(answer)[0]
 
 
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def adds_up(account):
     (each,) = account["each"]
     return each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values()) > 0
@@ -85,7 +91,7 @@ def test_the_account_is_always_written(server, film, tmp_path, number):
     one = Program(tmp_path / "one", CAMERA, "--source", str(film), "--classes", "red circle", *model, "--output")
     config = cameras(tmp_path, film, server.grpc_url)
     fleet = Program(tmp_path, CAMERA, "--config", config)
-    page, address = dashboard(tmp_path, config)
+    page, address = dashboard(tmp_path, cameras(tmp_path / "page", film, server.grpc_url))
     with socket.create_connection(("127.0.0.1", int(address.rstrip("/").rpartition(":")[2]))) as browser:
         browser.sendall(b"GET / HTTP/1.1\r\n")  # and nothing more: it must not keep the program
         one.wait_for(lambda: one.out.read_text().count(" ms  ") > 2)
@@ -97,8 +103,10 @@ def test_the_account_is_always_written(server, film, tmp_path, number):
     assert alone["frames"] > 2
     assert adds_up(together)
     assert adds_up(shown)
-    lines = [json.loads(line) for line in (tmp_path / "yard.jsonl").read_text().splitlines()]
-    assert sum(line["outcome"] == "answered" for line in lines) == together["answered"]
+    for account, folder in ((together, tmp_path), (shown, tmp_path / "page")):
+        lines = lines_of(folder / "yard.jsonl")
+        assert sum(line["outcome"] == "answered" for line in lines) == account["answered"]
+        assert account["outputs"] == [{"output": str(folder / "yard.jsonl"), "written": len(lines), "lost": 0}]
 
 
 @SIGNALS
@@ -106,7 +114,7 @@ def test_without_a_server(film, tmp_path, closed_port, number):
     """Every frame failed: the camera's status says so, the page's owner was told by the page."""
     config = cameras(tmp_path, film, f"127.0.0.1:{closed_port}")
     fleet = Program(tmp_path, CAMERA, "--config", config)
-    page, address = dashboard(tmp_path, config)
+    page, address = dashboard(tmp_path, cameras(tmp_path / "page", film, f"127.0.0.1:{closed_port}"))
     page.wait_for(lambda: figures(address)["failed"])
     fleet.wait_for(lambda: (tmp_path / "yard.jsonl").exists() and (tmp_path / "yard.jsonl").stat().st_size)
     (status, account), (page_status, shown) = fleet.end(number), page.end(number)

@@ -118,7 +118,7 @@ def _elements(data: bytes, at: int, last: int) -> Iterator[Part]:
 
 
 def _units(data: bytes) -> Iterator[Part]:
-    starts = [found.start() for found in re.finditer(rb"\0\0\1", data)]
+    starts = [found.start() for found in re.finditer(rb"\x00\x00\x01", data)]
     for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
         yield Part(start, end, start + 4)
 

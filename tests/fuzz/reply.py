@@ -13,8 +13,8 @@ FINE = ("answered", "refused", "failed", "given up", "closed")
 LONGEST = 2000
 """Characters of an error's sentence, without what it repeats of the request."""
 PROGRAMMERS = re.compile(
-    r"Traceback|\.py\b|line \d+, in |\b(?:Attribute|Key|Index|Type|Value|Name|Unicode\w*|Assertion|Zero\w*|Overflow"
-    r"|Recursion|Runtime|Memory|Import)Error\b|<class |object at 0x|std::|0x[0-9a-f]{8}"
+    r"Traceback|\[Errno |\.py\b|line \d+, in |\b(?:Attribute|Key|Index|Type|Value|Name|Unicode\w*|Assertion|Zero\w*"
+    r"|Overflow|Recursion|Runtime|Memory|Import)Error\b|<class |object at 0x|std::|0x[0-9a-f]{8}"
 )
 """Words of a program's, not of an answer's."""
 

@@ -26,29 +26,6 @@ from clients.video.reader import CapturedFrame
 from tests.clients.answering import answering
 
 
-@pytest.fixture
-def receiver():
-    """An HTTP server that records what is posted and refuses the first `refuse[0]` posts: (url, posts, refuse)."""
-    posts, refuse = [], [0]
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            refuse[0] -= 1
-            if refuse[0] < 0:
-                posts.append(body)
-            self.send_response(500 if refuse[0] >= 0 else 204)
-            self.end_headers()
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/", posts, refuse
-        server.shutdown()
-
-
 @pytest.mark.parametrize("refused", [0, 2])
 async def test_events_arrive_in_order(receiver, refused, monkeypatch):
     monkeypatch.setattr("clients.fleet.webhook.PAUSE_S", 0.01)

@@ -49,6 +49,8 @@ def encoded(
         context = stream.codec_context
         if codec == "libx264":
             context.options = {"preset": "ultrafast"}
+        if codec == "libx265":  # else it fills the screen
+            context.options = {"x265-params": "log-level=none"}
         context.gop_size, context.max_b_frames = gop, b_frames
         if times:
             context.time_base = Fraction(1, TICKS)
