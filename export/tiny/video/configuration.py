@@ -1,0 +1,97 @@
+"""The small tracker's configuration, and a `Sam3VideoModel` that holds the small checkpoint's detector beside it.
+
+Classes and code path are transformers' own, as for the small checkpoint: what serves the original serves this one. The
+widths are half the original's, but for the memory's 64 channels, which transformers fixes.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Sam3Config, Sam3Model, Sam3TrackerVideoConfig, Sam3VideoConfig, Sam3VideoModel
+
+from ensemble.spec import check_resolution
+from export.tiny.configuration import PATCH, RESOLUTIONS
+
+CHECKPOINT = Path(__file__).parents[1] / "checkpoint"
+WIDTH = 128
+FFN = 512
+SPREAD = 0.5
+"""Standard deviation of fresh embeddings: transformers' own 0.02 is lost beside features of deviation 1."""
+
+
+def tracker_config(detector: Sam3Config, resolution: int = RESOLUTIONS[0]) -> Sam3TrackerVideoConfig:
+    """The tracker's configuration at a resolution, 2.7 million parameters with its neck. Raises ValueError where
+    `resolution` is no multiple of the patch."""
+    check_resolution(resolution, PATCH)
+    side = resolution // PATCH
+    vision = detector.vision_config.to_dict()
+    vision["backbone_config"]["image_size"] = resolution
+    vision["backbone_feature_sizes"] = [[4 * side] * 2, [2 * side] * 2, [side] * 2]
+    return Sam3TrackerVideoConfig(
+        vision_config=vision,
+        prompt_encoder_config=dict(hidden_size=WIDTH, image_size=resolution, patch_size=PATCH),
+        mask_decoder_config=dict(hidden_size=WIDTH, mlp_dim=FFN, iou_head_hidden_dim=WIDTH, num_attention_heads=4),
+        image_size=resolution,
+        memory_attention_hidden_size=WIDTH,
+        memory_attention_num_layers=2,
+        memory_attention_feed_forward_hidden_size=FFN,
+        memory_attention_rope_feat_sizes=[side, side],
+        memory_attention_dropout=0.0,  # every clip is new, there is nothing to overfit
+        memory_attention_rope_dropout=0.0,
+        memory_encoder_hidden_size=WIDTH,
+        mask_downsampler_embed_dim=WIDTH,
+        memory_fuser_embed_dim=WIDTH,
+        memory_fuser_intermediate_dim=FFN,
+        memory_fuser_layer_scale_init_value=0.1,  # the original's 1e-6 needs a longer training
+    )
+
+
+def video_config(detector: Sam3Config, resolution: int = RESOLUTIONS[0]) -> Sam3VideoConfig:
+    """Detector and tracker at one resolution. Raises ValueError where it is no multiple of the patch."""
+    seen = detector.to_dict()
+    tracker = tracker_config(detector, resolution).to_dict()
+    config = Sam3VideoConfig(detector_config=seen, tracker_config=tracker, low_res_mask_size=4 * resolution // PATCH)
+    config.image_size = resolution
+    return config
+
+
+def random_video_model(
+    checkpoint: Path = CHECKPOINT, resolution: int = RESOLUTIONS[0], seed: int = 0
+) -> Sam3VideoModel:
+    """A model with the small checkpoint's detector (fp32) and a tracker with fresh weights that can be trained.
+
+    The tracker's neck begins as the detector's; all other linear layers get Xavier weights, convolutions Kaiming ones,
+    and everything that transformers leaves at zero is random, so that a term that is left out somewhere shows.
+    """
+    detector = Sam3Model.from_pretrained(checkpoint, dtype=torch.float32)
+    torch.manual_seed(seed)
+    config = video_config(detector.config, resolution)
+    model = Sam3VideoModel._from_config(config, attn_implementation="sdpa").float().eval()
+    model.detector_model.load_state_dict(detector.state_dict())
+    model.tracker_neck.load_state_dict(detector.vision_encoder.neck.state_dict())
+    _initialise(model)
+    return model
+
+
+@torch.no_grad()
+def _initialise(model: Sam3VideoModel) -> None:
+    tracker = model.tracker_model
+    for module in tracker.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, SPREAD)
+    for zero in (
+        tracker.no_memory_embedding,
+        tracker.no_memory_positional_encoding,
+        tracker.memory_temporal_positional_encoding,
+        tracker.no_object_pointer,
+        tracker.occlusion_spatial_embedding_parameter,
+    ):
+        zero.normal_(0, SPREAD)
+    # One table of spatial frequencies in two places, as in the original.
+    embedding = tracker.prompt_encoder.shared_embedding.positional_embedding
+    tracker.shared_image_embedding.positional_embedding.copy_(embedding)
