@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ensemble import tracker_interfaces
 from ensemble.records import Axis, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ ENGINE_MODEL = "sam3_engine"
 
 
 def vision_encoder(v: Variant) -> ModelSpec:
-    """Frames -> feature pyramid. uint8 RGB in; normalisation is inside."""
+    """Frames -> feature pyramid, and for videos what the tracker makes its own of. uint8 RGB in; normalisation is
+    inside."""
     b, r, c, p, f = (
         v.axes["images"],
         v.resolution,
@@ -38,6 +40,7 @@ def vision_encoder(v: Variant) -> ModelSpec:
             TensorSpec("fpn_0", f, (b, c, 4 * p, 4 * p), host=False),
             TensorSpec("fpn_1", f, (b, c, 2 * p, 2 * p), host=False),
             TensorSpec("fpn_2", f, (b, c, p, p), host=False),
+            *((tracker_interfaces.hidden(v),) if v.tracker else ()),
         ),
     )
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ensemble import interfaces
+from ensemble import interfaces, tracker_interfaces
 from ensemble.interfaces import STAGES as STAGES
 from ensemble.records import Axis, ModelSpec
 
@@ -105,6 +105,15 @@ class Checkpoint:
     vocabulary_size: int = 49408  # different tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """The sizes of a checkpoint's tracker, and the limit of its calls. Defaults are those of `facebook/sam3`."""
+
+    trunk_size: int = 1024  # width of the image transformer, which the tracker's own neck reads
+    hidden_size: int = 256  # width of its features and pointers
+    max_objects: int = 8  # objects in one call
+
+
 @dataclass(frozen=True)
 class Variant:
     """One deployable configuration: everything else is derived from it.
@@ -113,7 +122,8 @@ class Variant:
     `precision` is one of `FLOAT_DTYPES`; `max_batch` is frames per vision-encoder call; `max_pairs` is (image, class)
     pairs per decoder call; `max_boxes` is exemplar boxes per class; `max_picks` is selected queries per mask-head row.
     `front_instances` front models work side by side, so that one decodes and packs while the other's frames are on the
-    GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames.
+    GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames. With a `tracker` the variant serves
+    videos too: the vision encoder has one output more, and there are `tracker_parts`.
     """
 
     resolution: int = 1008
@@ -126,6 +136,7 @@ class Variant:
     front_instances: int = 2
     queue_delay_us: int = 5000
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    tracker: Tracker | None = None
 
     def __post_init__(self) -> None:
         check_resolution(self.resolution, self.checkpoint.patch_size)
@@ -141,6 +152,8 @@ class Variant:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.queue_delay_us < 0:
             raise ValueError(f"queue_delay_us must be 0 or more, got {self.queue_delay_us}")
+        if self.tracker and self.tracker.max_objects < 1:
+            raise ValueError(f"max_objects must be at least 1, got {self.tracker.max_objects}")
 
     # ---- sizes
     @property
@@ -223,18 +236,44 @@ class Variant:
         return (self.vision_encoder, self.text_encoder, self.geometry_encoder, self.decoder, self.mask_head)
 
     @cached_property
+    def tracker_neck(self) -> ModelSpec:
+        return tracker_interfaces.tracker_neck(self)
+
+    @cached_property
+    def tracker_step(self) -> ModelSpec:
+        return tracker_interfaces.tracker_step(self)
+
+    @cached_property
+    def memory_encoder(self) -> ModelSpec:
+        return tracker_interfaces.memory_encoder(self)
+
+    @cached_property
+    def tracker_seed(self) -> ModelSpec:
+        return tracker_interfaces.tracker_seed(self)
+
+    @cached_property
+    def tracker_parts(self) -> tuple[ModelSpec, ...]:
+        """The tracker's four sub-models, in the order in which a frame meets them; none without a tracker."""
+        if self.tracker is None:
+            return ()
+        return (self.tracker_neck, self.tracker_step, self.memory_encoder, self.tracker_seed)
+
+    @cached_property
     def front(self) -> ModelSpec:
         """What a client sends and gets."""
         return interfaces.front(self)
 
     # ---- plain data
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All fields; without a tracker as it was before there were any, so that nothing counts as changed."""
+        return {name: value for name, value in asdict(self).items() if name != "tracker" or value}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Variant:
         """The inverse of `to_dict`; raises TypeError on unknown fields, ValueError on values that cannot be."""
-        return cls(**{**data, "checkpoint": Checkpoint(**data.get("checkpoint", {}))})
+        tracker = data.get("tracker")
+        parts = {"checkpoint": Checkpoint(**data.get("checkpoint", {})), "tracker": tracker and Tracker(**tracker)}
+        return cls(**{**data, **parts})
 
 
 def check_resolution(resolution: int, patch_size: int = 14) -> None:
