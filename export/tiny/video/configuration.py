@@ -11,13 +11,15 @@ from torch import nn
 from transformers import Sam3Config, Sam3Model, Sam3TrackerVideoConfig, Sam3VideoConfig, Sam3VideoModel
 
 from ensemble.spec import check_resolution
+from export.tiny import CHECKPOINT
 from export.tiny.configuration import PATCH, RESOLUTIONS
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoint"
 WIDTH = 128
 FFN = 512
 SPREAD = 0.5
 """Standard deviation of fresh embeddings: transformers' own 0.02 is lost beside features of deviation 1."""
+
+OWN_PLACE = 0.7  # about 3 in the attention's logits between a memory token at the query's place and distant ones
 
 
 def tracker_config(detector: Sam3Config, resolution: int = RESOLUTIONS[0]) -> Sam3TrackerVideoConfig:
@@ -92,6 +94,11 @@ def _initialise(model: Sam3VideoModel) -> None:
         tracker.occlusion_spatial_embedding_parameter,
     ):
         zero.normal_(0, SPREAD)
+    for layer in tracker.memory_attention.layers:
+        # Rotary positions turn what queries and keys have in common into a preference for their own place, so that the
+        # first thing to be learned, a mask that stays where it was, is there from the start.
+        layer.cross_attn_image.q_proj.bias.fill_(OWN_PLACE)
+        layer.cross_attn_image.k_proj.bias.fill_(OWN_PLACE)
     # One table of spatial frequencies in two places, as in the original.
     embedding = tracker.prompt_encoder.shared_embedding.positional_embedding
     tracker.shared_image_embedding.positional_embedding.copy_(embedding)

@@ -1,0 +1,272 @@
+"""The training of the small tracker on drawn clips, on the small checkpoint's frozen trunk.
+
+Loader processes draw clips without end; each is seen once. Clips grow from 3 to 8 frames, so that the first steps,
+which learn what a memory is, are many. A slow average of the weights is saved every minute with all that is needed to
+go on.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from multiprocessing import Value
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import Sam3VideoModel
+
+from export.tiny import CHECKPOINT
+from export.tiny.configuration import RESOLUTIONS
+from export.tiny.random_scene import training_seeds
+from export.tiny.video.clips import draw_clips
+from export.tiny.video.configuration import random_video_model
+from export.tiny.video.losses import Losses, losses, visible
+from export.tiny.video.network import Features, TrackerNetwork
+from export.tiny.video.rollout import Memory, mixed, reduced, seed, tracked_entry
+
+log = logging.getLogger(__name__)
+WEIGHTS_FILE, STATE_FILE, CURVE_FILE = "tracker.safetensors", "training_state.pt", "training_curve.json"
+STAGES = ((0.2, 3), (0.5, 5), (1.0, 8))  # until this share of the training, clips of that many frames
+RESOLUTION_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
+EXAMPLE = "example: python -m export.tiny.video.train --minutes 7.5 --output build/tracker"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The hyperparameters."""
+
+    clips: int = 32  # a batch
+    objects: int = 3  # a clip
+    learning_rate: float = 5e-4
+    warm_up: int = 150  # steps
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    average: float = 0.998  # decay of the averaged weights
+    rough_seeds: float = 0.3  # share of the given masks that are not exact
+    seed_again: float = 0.3  # share of the batches in which objects get a mask for a second time
+    seed: int = 0
+
+
+class ClipBatches(IterableDataset):
+    """An endless stream of batches at one of RESOLUTIONS each, as tensors of a `ClipBatch`; `frames` is shared with the
+    trainer, which makes clips longer as it goes."""
+
+    def __init__(self, recipe: Recipe, frames: Synchronized) -> None:
+        self.recipe, self.frames = recipe, frames
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        rng = np.random.default_rng((8, self.recipe.seed, worker))
+        seeds = training_seeds(worker, workers, run=10 + self.recipe.seed)
+        while True:
+            resolution = int(rng.choice(RESOLUTIONS, p=RESOLUTION_WEIGHTS))
+            drawn = [next(seeds) for _ in range(self.recipe.clips)]
+            batch = draw_clips(drawn, self.frames.value, resolution, self.recipe.objects)
+            yield tuple(torch.from_numpy(part) for part in (batch.frames, batch.maps, batch.objects))  # type: ignore
+
+
+def roughened(masks: Tensor, share: float) -> Tensor:
+    """Masks [N, h, w] in 0..1; a `share` of them as a detector might give them: grown, shrunk or moved by a pixel, with
+    an uneven edge. None becomes empty."""
+    n, device = len(masks), masks.device
+    x = masks[:, None]
+    grown, shrunk = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
+    noise = F.interpolate(torch.rand(n, 1, 12, 12, device=device), size=x.shape[-2:], mode="bilinear")
+    level = torch.rand(n, 1, 1, 1, device=device)
+    uneven = torch.where(noise > 0.3 + 0.4 * level, grown, shrunk)
+    moved = torch.roll(uneven, (int(torch.randint(-1, 2, ())), int(torch.randint(-1, 2, ()))), (2, 3))
+    rough = torch.where(torch.rand(n, 1, 1, 1, device=device) < 0.5, uneven, moved)
+    chosen = (torch.rand(n, 1, 1, 1, device=device) < share) & (rough.flatten(1).sum(1) > 0)[:, None, None, None]
+    return torch.where(chosen, rough, x)[:, 0]
+
+
+class Trainer:
+    """The tracker, its average and its optimiser; `step` learns from one batch."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, checkpoint: Path = CHECKPOINT) -> None:
+        self.recipe, self.device, self.steps = recipe, device, 0
+        self.model: Sam3VideoModel = random_video_model(checkpoint, seed=recipe.seed).to(device)
+        self.network = TrackerNetwork(self.model, RESOLUTIONS).to(device)
+        self.parameters = self.network.trainable()
+        self.average = [p.detach().clone() for p in self.parameters]
+        fused = device.type == "cuda"
+        betas = (0.9, 0.98)
+        self.optimiser = torch.optim.AdamW(self.parameters, 0.0, betas, weight_decay=recipe.weight_decay, fused=fused)
+        self.rng = np.random.default_rng((9, recipe.seed))
+
+    def step(self, batch: Sequence[Tensor], progress: float) -> Losses:
+        """Learns from a batch on the device; `progress` in 0..1 sets the learning rate (warm-up, then a cosine)."""
+        rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        told = self._rollout(*batch, trust=progress > 0.3)
+        self.optimiser.zero_grad(set_to_none=True)
+        told.total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        self.steps += 1
+        if not torch.isfinite(norm):
+            log.warning("step %d: the gradient is not finite, left out", self.steps)
+            return told
+        self.optimiser.step()
+        decay = min(self.recipe.average, self.steps / (self.steps + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        return told
+
+    def _rollout(self, frames: Tensor, maps: Tensor, objects: Tensor, trust: bool) -> Losses:
+        """All frames of a batch in order; without `trust`, memory is told whether objects are there."""
+        b, t = frames.shape[:2]
+        self.network.at(frames.shape[2])
+        clip = torch.arange(b, device=self.device).repeat_interleave(objects.shape[1])
+        truth = maps[clip] == objects.flatten()[:, None, None, None]  # [N, T, 8p, 8p]
+        real = objects.flatten() > 0
+        truth &= real[:, None, None, None]
+        shown, small = visible(truth), reduced(truth)
+        again = int(self.rng.integers(1, t)) if t > 2 and self.rng.random() < self.recipe.seed_again else None
+        memory = Memory(recent=int(self.rng.integers(1, 7)))
+        steps = []
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            every = self.network.features(self.network.see(frames.flatten(0, 1)))
+            first = seed(self.network, every.of(clip * t), roughened(small[:, 0], self.recipe.rough_seeds), 0)
+            memory.write(first, given_any=True)
+            for k in range(1, t):
+                seen: Features = every.of(clip * t + k)
+                tracked = self.network.step(seen, *memory.read(k))
+                steps.append(tracked)
+                if k == t - 1:
+                    break
+                entry, _ = tracked_entry(self.network, seen, tracked, k, None if trust else shown[:, k])
+                if k == again:
+                    given = seed(self.network, seen, roughened(small[:, k], self.recipe.rough_seeds), k)
+                    entry = mixed(shown[:, k], given, entry)
+                memory.write(entry, given_any=k == again)
+        return losses(
+            torch.cat([s.masks for s in steps]),
+            torch.cat([s.ious for s in steps]),
+            torch.cat([s.score for s in steps]),
+            truth[:, 1:].transpose(0, 1).flatten(0, 1),
+            real.repeat(t - 1),
+        )
+
+    def averaged(self) -> Sam3VideoModel:
+        """A copy of the model with the averaged weights."""
+        model = copy.deepcopy(self.model)
+        pairs = zip(TrackerNetwork(model, RESOLUTIONS).trainable(), self.average, strict=True)
+        with torch.no_grad():
+            for parameter, value in pairs:
+                parameter.copy_(value)
+        return model.eval()
+
+    def save(self, folder: Path) -> None:
+        """Writes the averaged tracker (fp16 on disk) and what a later run needs to go on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = tracker_weights(self.averaged())
+        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        state = {
+            "steps": self.steps,
+            "parameters": [p.detach().cpu() for p in self.parameters],
+            "average": [p.cpu() for p in self.average],
+            "optimiser": self.optimiser.state_dict(),
+        }
+        torch.save(state, folder / f"{STATE_FILE}.new")
+        os.replace(folder / f"{STATE_FILE}.new", folder / STATE_FILE)
+
+    def resume(self, folder: Path) -> None:
+        """Goes on from what `save` wrote."""
+        state = torch.load(folder / STATE_FILE, map_location=self.device, weights_only=True)
+        self.steps = state["steps"]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, state["parameters"])
+            torch._foreach_copy_(self.average, state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def tracker_weights(model: Sam3VideoModel) -> dict[str, Tensor]:
+    """The tracker's own part of a model's weights, fp16, under the names of `Sam3VideoModel`."""
+    state = model.state_dict()
+    return {
+        name: value.detach().half().cpu().contiguous()
+        for name, value in state.items()
+        if name.startswith(("tracker_model.", "tracker_neck."))
+    }
+
+
+def train(recipe: Recipe, options: argparse.Namespace) -> dict:
+    """Trains until the time or the steps are used up. Returns the curve that was written."""
+    started = last = time.monotonic()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    device = torch.device(options.device)
+    frames = Value("i", STAGES[0][1])
+    how: dict = dict(num_workers=options.workers, pin_memory=device.type == "cuda")
+    if options.workers:
+        how |= dict(prefetch_factor=2, multiprocessing_context="fork")
+    batches = iter(DataLoader(ClipBatches(recipe, frames), batch_size=None, **how))  # drawing starts before the model
+    waiting = 0.0
+    trainer = Trainer(recipe, device)
+    if options.resume:
+        trainer.resume(options.resume)
+    values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    curve: dict = {"recipe": {**values, "device": where, "torch": torch.__version__}, "points": []}
+    window: list[Losses] = []
+    first, progress = trainer.steps, options.start_at
+    while progress < 1.0:
+        spent = time.monotonic() - started
+        share = (trainer.steps - first + 1) / options.steps if options.steps else spent / (60 * options.minutes)
+        progress = options.start_at + (1 - options.start_at) * share
+        frames.value = next(count for until, count in STAGES if progress <= until or until == 1.0)
+        before = time.monotonic()
+        batch = [part.to(device, non_blocking=True) for part in next(batches)]
+        waiting += time.monotonic() - before
+        told = trainer.step(batch, progress)
+        window.append(Losses(*(getattr(told, f.name).detach() for f in fields(told))))
+        if progress >= 1.0 or time.monotonic() - last >= options.save_every:
+            mean = {f.name: torch.stack([getattr(w, f.name) for w in window]).mean() for f in fields(Losses)}
+            point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), "frames": frames.value}
+            point |= {"waiting": round(waiting, 1), **{name: round(float(value), 4) for name, value in mean.items()}}
+            curve["points"].append(point)
+            log.info(" ".join(f"{name} {value}" for name, value in point.items()))
+            trainer.save(options.output)
+            (options.output / CURVE_FILE).write_text(json.dumps(curve, indent=1) + "\n")
+            window, last = [], time.monotonic()
+    return curve
+
+
+def main(argv: Sequence[str] | None = None) -> dict:
+    """The command line. The last line of stdout is one JSON object."""
+    parser = argparse.ArgumentParser("python -m export.tiny.video.train", description=__doc__, epilog=EXAMPLE)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--minutes", type=float, default=7.5, help="start of the program included")
+    length.add_argument("--steps", type=int, default=0, help="a number of steps instead of a time")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the tracker's weights and its curve")
+    parser.add_argument("--resume", type=Path, help="folder of an earlier run to go on from")
+    parser.add_argument("--start-at", type=float, default=0.0, help="share of the schedule to begin at, 0 to 1")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2), help="drawing processes")
+    parser.add_argument("--clips", type=int, default=Recipe().clips, help="clips a batch")
+    parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
+    parser.add_argument("--warm-up", type=int, default=Recipe().warm_up, help="steps of linear warm-up")
+    parser.add_argument("--seed", type=int, default=Recipe().seed, help="another number, other clips")
+    parser.add_argument("--save-every", type=float, default=60.0, help="seconds")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    recipe = Recipe(options.clips, learning_rate=options.learning_rate, warm_up=options.warm_up, seed=options.seed)
+    curve = train(recipe, options)
+    print(json.dumps({"output": str(options.output), "last": curve["points"][-1]}))
+    return curve
+
+
+if __name__ == "__main__":
+    main()
