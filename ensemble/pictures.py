@@ -26,6 +26,12 @@ MAX_SCANS = 50
 megapixels, but as little as 75 bytes of the file, so that 300 kB could keep a processor busy for minutes."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What may be sent."""
+_BEGINS = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    "BMP": re.compile(rb"BM"),
+}
 _TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -77,6 +83,8 @@ def one_sentence(data: bytes, formats: Sequence[str] = FORMATS) -> Iterator[None
     except Image.DecompressionBombError:
         raise PictureError(_too_large("a file that claims more")) from None
     except UnidentifiedImageError:
+        if kind := next((kind for kind in formats if _BEGINS[kind].match(data)), ""):
+            raise PictureError(f"the file begins as a {kind}, but its header cannot be read; send it whole") from None
         start = data[:8].hex(" ")
         raise PictureError(
             f"expected a {', '.join(formats)} file, got {len(data):,} bytes"

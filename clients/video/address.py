@@ -36,36 +36,39 @@ def open_address(address: str, transport: str | None = None) -> av.container.Inp
         return _open_webcam(address.split(":", 1)[1])
     options = _options(address, transport)
     if not any(f".{kind}" in address.lower() for kind in ("m3u8", "mpd")):
-        container = _open(address, options=options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+        container = open_container(address, options=options, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
         if container.format.name not in SEGMENTED:
             return container
         container.close()
     # The last segment but one: the newest may be the last for longer than it plays, and the third last may be gone
     # from the list before it is asked for.
     options |= {"live_start_index": "-2"}
-    return _open(address, options=options, timeout=(OPEN_TIMEOUT_S, SEGMENT_TIMEOUT_S))
+    return open_container(address, options=options, timeout=(OPEN_TIMEOUT_S, SEGMENT_TIMEOUT_S))
 
 
 def open_as_jpegs(address: str) -> av.container.InputContainer:
     """The same stream read as JPEG files one after the other, whatever stands between them: cameras that put the wrong
     type, length or boundary before each part, or none."""
-    return _open(address, format="mjpeg", options=_options(address, None), timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+    return open_container(
+        address, format="mjpeg", options=_options(address, None), timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S)
+    )
 
 
 def download(address: str) -> IO[bytes]:
     """The bytes at the address in a file that vanishes when it is closed. Raises av.FFmpegError or OSError."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     timeout = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
-    with _open(address, format="data", options=_options(address, None), timeout=timeout) as container:
+    with open_container(address, format="data", options=_options(address, None), timeout=timeout) as container:
         for packet in container.demux():
             file.write(bytes(packet))
     return file
 
 
-def _open(address: str, **how: Any) -> av.container.InputContainer:
-    """`av.open`, whose errors do not quote a password: they end up in tracebacks."""
+def open_container(source: str | IO[bytes], **how: Any) -> av.container.InputContainer:
+    """`av.open`, whose errors do not quote a password (they end up in tracebacks), and which opens films with a title
+    in an unknown encoding too."""
     try:
-        return av.open(address, "r", **how)
+        return av.open(source, "r", metadata_errors="replace", **how)
     except av.FFmpegError as error:
         error.args = tuple(without_password(word) if isinstance(word, str) else word for word in error.args)
         raise
@@ -87,7 +90,7 @@ def _open_webcam(number: str) -> av.container.InputContainer:
         raise ValueError(
             f"there is no webcam {device}; this machine has {', '.join(sorted(glob('/dev/video*'))) or 'none'}"
         )
-    return av.open(device, format=kind, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
+    return open_container(device, format=kind, timeout=(OPEN_TIMEOUT_S, READ_TIMEOUT_S))
 
 
 def refusal(error: BaseException) -> str:

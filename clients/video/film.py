@@ -13,6 +13,7 @@ import av
 from av.format import Flags
 
 from clients.redact import without_password
+from clients.video.address import open_container
 from clients.video.clock import FilmClock
 from clients.video.decode import NoFilm, choose, frames, rate, reason, upright
 from clients.video.frames import EVERY, Frame, SourceError
@@ -58,7 +59,7 @@ class Video:
         self._stream.thread_type = "AUTO"
 
     def _open(self) -> av.container.InputContainer:
-        return av.open(str(self.path))
+        return open_container(str(self.path))
 
     def _refusal(self, error: Exception) -> SourceError:
         why = _unfinished(Path(self.path)) or f"is not a video that FFmpeg can open ({reason(error)})"

@@ -14,7 +14,7 @@ from typing import IO
 import av
 from av.format import Flags
 
-from clients.video.address import SEGMENTED, download, open_address, open_as_jpegs, refusal, scheme
+from clients.video.address import SEGMENTED, download, open_address, open_as_jpegs, open_container, refusal, scheme
 from clients.video.clock import FilmClock, Pace
 from clients.video.decode import choose, frames, reason
 from clients.video.film import LONGEST_JUMPY_STEP_S, Video
@@ -65,7 +65,7 @@ class Stream(Video):
     def _open(self) -> av.container.InputContainer:
         if self._whole is not None:
             self._whole.seek(0)
-            return av.open(self._whole, "r")
+            return open_container(self._whole)
         try:
             return open_address(str(self.path), self._transport)
         except av.error.InvalidDataError:

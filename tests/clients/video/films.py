@@ -39,6 +39,7 @@ def encoded(
     b_frames: int = 0,
     options: dict[str, str] | None = None,
     audio: bool = False,
+    title: str = "",
 ) -> bytes:
     """The bytes of a film whose clock begins at `start_s`, or with the `times` in seconds. `audio` adds a second of
     silence for each second."""
@@ -46,6 +47,7 @@ def encoded(
     with av.open(buffer, "w", format=CONTAINERS.get(suffix, suffix), options=options or {}) as out:
         stream = out.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pix_fmt
+        out.metadata.update({"title": title, "service_name": title} if title else {})
         context = stream.codec_context
         if codec == "libx264":
             context.options = {"preset": "ultrafast"}

@@ -150,6 +150,15 @@ def test_the_pixels_change(tmp_path):
     assert len(frames) == 20
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
+def test_a_title_in_an_unknown_encoding(suffix, tmp_path):
+    data = encoded([grey(9)] * 5, suffix, "libx264", title="Garten in Koeln")
+    latin = data.replace(b"Koeln", "Kööln".encode("latin-1"))
+    assert latin != data
+    frames, skipped = read(written(tmp_path, latin, f"film.{suffix}"))
+    assert (len(frames), skipped.count) == (5, 0)
+
+
 # ---- which of the streams
 def box(kind, data):
     return struct.pack(">I", 8 + len(data)) + kind + data

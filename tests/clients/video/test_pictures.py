@@ -115,6 +115,12 @@ _SECOND = BROKEN.index(b"IDAT", BROKEN.index(b"IDAT") + 4)
 BROKEN[_SECOND : _SECOND + 4] = bytes(4)
 BAD = {
     "cut short": ("3.jpg", GOOD[: len(GOOD) // 2], "cannot be decoded"),
+    "a JPEG with a damaged header": (
+        "3.jpg",
+        GOOD.replace(b"\xff\xc0\0\x11", b"\xff\xc0\0\x09"),
+        "begins as a JPEG, but its header cannot be read",
+    ),
+    "a PNG that ends in its header": ("3.png", BROKEN[:10], "begins as a PNG, but its header cannot be read"),
     "a macOS twin": ("._3.jpg", bytes(20) + b"Mac OS X", "expected a JPEG, PNG, WEBP file"),
     "200 megapixels": ("3.png", png(20_000, 10_000, 8, 2, b"\0"), "at most 50,000,000 pixels"),
     "60 megapixels": ("3.png", png(10_000, 6_000, 8, 2, b"\0"), "at most 50,000,000 pixels"),
