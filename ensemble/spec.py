@@ -122,8 +122,8 @@ class Variant:
     `precision` is one of `FLOAT_DTYPES`; `max_batch` is frames per vision-encoder call; `max_pairs` is (image, class)
     pairs per decoder call; `max_boxes` is exemplar boxes per class; `max_picks` is selected queries per mask-head row.
     `front_instances` front models work side by side, so that one decodes and packs while the other's frames are on the
-    GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames. With a `tracker` the variant serves
-    videos too: the vision encoder has one output more, and there are `tracker_parts`.
+    GPU; `queue_delay_us` is how long Triton's dynamic batcher waits for more frames. With a `tracker` there are
+    `tracker_parts` for videos, and the vision encoder has one output more.
     """
 
     resolution: int = 1008

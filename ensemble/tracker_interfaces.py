@@ -1,4 +1,4 @@
-"""The inputs and outputs of SAM3's tracker: the four sub-models that carry objects from one frame of a video to the next.
+"""The inputs and outputs of SAM3's tracker: four sub-models that carry objects from frame to frame of a video.
 
 They are functions without a memory of their own: what an object remembers is passed in and handed out, for N objects of
 B frames in one call, which may belong to different videos (`image_index` [N] says whose frame each one reads).

@@ -21,9 +21,11 @@ SMALLEST_HEAD = 16
 """The fewest channels of a head that a matrix product in Triton takes."""
 
 
-def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernels) -> nn.Module:
+def make_fused_part(
+    part: str, model: Sam3Model, precision: str, kernels: Kernels, hidden: bool = False
+) -> nn.Module:
     """One of `export.sub_models.parts.PARTS` in eval mode, on the CPU; with `kernels="gpu"` it has to be moved to the
-    GPU to run.
+    GPU to run. With `hidden` the vision encoder gives a tracker's tokens as well.
 
     Raises ValueError for "gpu" in fp32 (cuDNN's attention has no fp32) or with heads that are too narrow for the
     kernels.
@@ -35,8 +37,9 @@ def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernel
         make = make_text_encoder if part == "text_encoder" else GeometryEncoder
         module: nn.Module = make(model, "explicit")
     else:
-        fused = {"vision_encoder": FusedVisionEncoder, "decoder": FusedDecoder, "mask_head": FusedMaskHead}
-        module = fused[part](model, kernels)
+        fused = {"decoder": FusedDecoder, "mask_head": FusedMaskHead}
+        seen = part == "vision_encoder"
+        module = FusedVisionEncoder(model, kernels, hidden) if seen else fused[part](model, kernels)
     return in_precision(module.eval(), precision)
 
 

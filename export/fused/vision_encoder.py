@@ -25,11 +25,12 @@ from export.sub_models.vision_encoder import PIXEL_SHIFT, fold_normalisation, py
 
 
 class FusedVisionEncoder(nn.Module):
-    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14, each
-    contiguous."""
+    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14; for a
+    tracker `hidden` too, the tokens that they are made of, row by row: [B,p*p,width]; each contiguous."""
 
-    def __init__(self, model: Sam3Model, kernels: Kernels) -> None:
+    def __init__(self, model: Sam3Model, kernels: Kernels, hidden: bool = False) -> None:
         super().__init__()
+        self.hidden = hidden
         vit = model.vision_encoder.backbone
         config = vit.config
         self.patch: int = config.patch_size
@@ -59,7 +60,8 @@ class FusedVisionEncoder(nn.Module):
         x = self.embed(pixel_values)
         for block in self.blocks:
             x = block(x, *self.tables(block))
-        return tuple(level(x) for level in self.levels)
+        levels = tuple(level(x) for level in self.levels)
+        return (*levels, self.order.to_map(x, 0).flatten(2).transpose(1, 2).contiguous()) if self.hidden else levels
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         """What the first block is given: [B,p*p,C]."""

@@ -37,13 +37,15 @@ class Style:
     spelled_norms: bool = False
 
 
-def make_part(part: str, model: Sam3Model, style: Style, precision: str) -> nn.Module:
+def make_part(part: str, model: Sam3Model, style: Style, precision: str, hidden: bool = False) -> nn.Module:
     """One of `PARTS`, in eval mode; its weights are the model's own for "fp32" in the explicit and the chunked form,
-    and copies otherwise."""
+    and copies otherwise. With `hidden` the vision encoder gives a tracker's tokens as well."""
     if style.kernels and precision == "fp16":
-        return make_fused_part(part, model, precision, "gpu")
+        return make_fused_part(part, model, precision, "gpu", hidden)
     if part == "mask_head":  # the only one that upsamples
         module: nn.Module = MaskHead(model, style.attention, style.upsampling)
+    elif part == "vision_encoder":
+        module = VisionEncoder(model, style.attention, hidden)
     else:
         module = BUILDERS[part](model, style.attention)
     if style.spelled_norms:

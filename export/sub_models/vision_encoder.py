@@ -25,10 +25,12 @@ PIXEL_SHIFT = 128.0
 
 
 class VisionEncoder(nn.Module):
-    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14."""
+    """`pixel_values` uint8 [B,3,R,R] -> `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p], `fpn_2` [B,C,p,p], p = R/14; for a
+    tracker `hidden` too, the tokens that they are made of, row by row: [B,p*p,width]."""
 
-    def __init__(self, model: Sam3Model, form: Form = "explicit") -> None:
+    def __init__(self, model: Sam3Model, form: Form = "explicit", hidden: bool = False) -> None:
         super().__init__()
+        self.hidden = hidden
         vit = model.vision_encoder.backbone
         config = vit.config
         self.patches: int = config.image_size // config.patch_size
@@ -54,8 +56,10 @@ class VisionEncoder(nn.Module):
         x = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B,p*p,C]
         x = layer_norm(self.norm, x.index_select(1, self.raster) + self.positions)
         x = through(self.blocks, x, (self.window_cos, self.window_sin), (self.global_cos, self.global_sin))
-        x = x.index_select(1, self.ordered).transpose(1, 2).unflatten(2, (self.patches, self.patches))  # [B,C,p,p]
-        return tuple(level(x) for level in self.levels)
+        tokens = x.index_select(1, self.ordered)  # [B,p*p,C]
+        x = tokens.transpose(1, 2).unflatten(2, (self.patches, self.patches))  # [B,C,p,p]
+        levels = tuple(level(x) for level in self.levels)
+        return (*levels, tokens) if self.hidden else levels
 
 
 def through(blocks: nn.ModuleList, x: Tensor, windowed: tuple[Tensor, Tensor], whole: tuple[Tensor, Tensor]) -> Tensor:

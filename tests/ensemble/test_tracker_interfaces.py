@@ -15,7 +15,7 @@ def test_a_variant_without_a_tracker_is_as_it_was():
     assert pictures.tracker_parts == ()
     assert [t.name for t in pictures.vision_encoder.outputs] == ["fpn_0", "fpn_1", "fpn_2"]
     assert "tracker" not in pictures.to_dict()
-    with pytest.raises(ValueError, match="sam3_r210 has no tracker: expected a repository .*--video"):
+    with pytest.raises(ValueError, match=r"sam3_r210 has no tracker: expected a repository .*--video"):
         _ = pictures.tracker_step
 
 
