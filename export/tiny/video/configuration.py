@@ -7,7 +7,8 @@ widths are half the original's, but for the memory's 64 channels, which transfor
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import Sam3Config, Sam3Model, Sam3TrackerVideoConfig, Sam3VideoConfig, Sam3VideoModel
 
 from ensemble.spec import check_resolution
@@ -16,10 +17,12 @@ from export.tiny.configuration import PATCH, RESOLUTIONS
 
 WIDTH = 128
 FFN = 512
+WEIGHTS_FILE = "tracker.safetensors"
+PARTS = ("tracker_model.", "tracker_neck.")
 SPREAD = 0.5
 """Standard deviation of fresh embeddings: transformers' own 0.02 is lost beside features of deviation 1."""
 
-OWN_PLACE = 0.7  # about 3 in the attention's logits between a memory token at the query's place and distant ones
+OWN_PLACE = 1.0  # about 7 in the attention's logits between a memory token at the query's place and distant ones
 
 
 def tracker_config(detector: Sam3Config, resolution: int = RESOLUTIONS[0]) -> Sam3TrackerVideoConfig:
@@ -76,6 +79,30 @@ def random_video_model(
     return model
 
 
+def tracker_weights(model: Sam3VideoModel) -> dict[str, Tensor]:
+    """The tracker's own part of a model's weights, fp16, under their names in `Sam3VideoModel`."""
+    return {
+        name: value.detach().half().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if name.startswith(PARTS)
+    }
+
+
+def load_tracker_weights(model: Sam3VideoModel, tracker: Path) -> None:
+    """Gives a model the tracker of a training's folder or weights' file, or of a whole checkpoint. Raises ValueError
+    where weights are missing or are another tracker's."""
+    file = tracker / WEIGHTS_FILE if (tracker / WEIGHTS_FILE).is_file() else tracker / "model.safetensors"
+    file = file if tracker.is_dir() else tracker
+    weights = {name: value for name, value in load_file(file).items() if name.startswith(PARTS)}
+    missing = [name for name in model.state_dict() if name.startswith(PARTS) and name not in weights]
+    strange = model.load_state_dict(weights, strict=False).unexpected_keys
+    if missing or strange:
+        raise ValueError(
+            f"{file}: expected the small tracker's weights; {len(missing)} are missing and {len(strange)} not known,"
+            f" such as {(missing + strange)[0]}; train it again"
+        )
+
+
 @torch.no_grad()
 def _initialise(model: Sam3VideoModel) -> None:
     tracker = model.tracker_model
@@ -94,11 +121,20 @@ def _initialise(model: Sam3VideoModel) -> None:
         tracker.occlusion_spatial_embedding_parameter,
     ):
         zero.normal_(0, SPREAD)
+    # Masks cover few pixels: with equal shares, a tenth of what is remembered would tell one object from another, and
+    # training would stay where every mask covers all objects.
+    encoder = tracker.memory_encoder
+    encoder.feature_projection.weight.mul_(0.3)
+    encoder.mask_downsampler.final_conv.weight.mul_(5)
+    encoder.projection.weight.mul_(0.3)
     for layer in tracker.memory_attention.layers:
         # Rotary positions turn what queries and keys have in common into a preference for their own place, so that the
         # first thing to be learned, a mask that stays where it was, is there from the start.
-        layer.cross_attn_image.q_proj.bias.fill_(OWN_PLACE)
-        layer.cross_attn_image.k_proj.bias.fill_(OWN_PLACE)
+        attention = layer.cross_attn_image
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.mul_(0.5)
+            projection.bias.fill_(OWN_PLACE)
+        attention.o_proj.weight.mul_(2)
     # One table of spatial frequencies in two places, as in the original.
     embedding = tracker.prompt_encoder.shared_embedding.positional_embedding
     tracker.shared_image_embedding.positional_embedding.copy_(embedding)

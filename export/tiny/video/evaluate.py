@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from export.tiny import CHECKPOINT
@@ -24,7 +23,7 @@ from export.tiny.configuration import PATCH, RESOLUTIONS
 from export.tiny.dataset import to_square
 from export.tiny.random_scene import validation_seeds
 from export.tiny.video.clips import KINDS, random_clip
-from export.tiny.video.configuration import random_video_model
+from export.tiny.video.configuration import load_tracker_weights, random_video_model
 from export.tiny.video.metrics import boundary, region
 from export.tiny.video.network import TrackerNetwork
 from export.tiny.video.rollout import Memory, propagate
@@ -70,10 +69,7 @@ def given_mask(mask: np.ndarray, side: int) -> np.ndarray:
 def load_tracker(tracker: Path, resolutions: tuple[int, ...], device: str = "cpu") -> TrackerNetwork:
     """The network with the weights of a training's folder or file."""
     model = random_video_model(CHECKPOINT)
-    file = tracker / "tracker.safetensors" if tracker.is_dir() else tracker
-    _, strange = model.load_state_dict(load_file(file), strict=False)
-    if strange:
-        raise ValueError(f"{file}: expected weights of the small tracker, got also {strange[0]}; train it again")
+    load_tracker_weights(model, tracker)
     return TrackerNetwork(model.to(device).eval(), resolutions)
 
 

@@ -47,7 +47,7 @@ def mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return focal, dice, iou
 
 
-def losses(logits: Tensor, ious: Tensor, scores: Tensor, masks: Tensor, real: Tensor) -> Losses:
+def losses(logits: Tensor, ious: Tensor, scores: Tensor, masks: Tensor, real: Tensor, shared: float) -> Losses:
     """The loss of E objects on a frame each.
 
     Args:
@@ -56,6 +56,8 @@ def losses(logits: Tensor, ious: Tensor, scores: Tensor, masks: Tensor, real: Te
         scores: logits of being in the frame, [E].
         masks: bool [E, 8p, 8p], what can be seen.
         real: bool [E]; the others fill the batch and count nothing.
+        shared: share of the mask losses that falls on all three masks alike. With none from the start, each of them
+            learns to cover one object of the frame, whichever was asked for.
     """
     side = masks.shape[-1]
     there = visible(masks)
@@ -64,9 +66,10 @@ def losses(logits: Tensor, ious: Tensor, scores: Tensor, masks: Tensor, real: Te
     chosen = (WEIGHTS["focal"] * focal + WEIGHTS["dice"] * dice).argmin(1, keepdim=True)
     shown, counted = (there & real).float(), real.float()
     mean = lambda values, weights: (values * weights).sum() / weights.sum().clamp(min=1)  # noqa: E731
+    spread = lambda loss: (1 - shared) * loss.gather(1, chosen)[:, 0] + shared * loss.mean(1)  # noqa: E731
     parts = {
-        "focal": mean(focal.gather(1, chosen)[:, 0], shown),
-        "dice": mean(dice.gather(1, chosen)[:, 0], shown),
+        "focal": mean(spread(focal), shown),
+        "dice": mean(spread(dice), shown),
         "iou": mean((ious.float() - actual).abs().mean(1), shown),
         "score": mean(F.binary_cross_entropy_with_logits(scores.float(), there.float(), reduction="none"), counted),
     }

@@ -1,8 +1,7 @@
 """The training of the small tracker on drawn clips, on the small checkpoint's frozen trunk.
 
 Loader processes draw clips without end; each is seen once. Clips grow from 3 to 8 frames, so that the first steps,
-which learn what a memory is, are many. A slow average of the weights is saved every minute with all that is needed to
-go on.
+which learn what a memory is, are many. A slow average of the weights is saved every minute.
 """
 
 import argparse
@@ -30,13 +29,13 @@ from export.tiny import CHECKPOINT
 from export.tiny.configuration import RESOLUTIONS
 from export.tiny.random_scene import training_seeds
 from export.tiny.video.clips import draw_clips
-from export.tiny.video.configuration import random_video_model
+from export.tiny.video.configuration import WEIGHTS_FILE, load_tracker_weights, random_video_model, tracker_weights
 from export.tiny.video.losses import Losses, losses, visible
 from export.tiny.video.network import Features, TrackerNetwork
 from export.tiny.video.rollout import Memory, mixed, reduced, seed, tracked_entry
 
 log = logging.getLogger(__name__)
-WEIGHTS_FILE, STATE_FILE, CURVE_FILE = "tracker.safetensors", "training_state.pt", "training_curve.json"
+CURVE_FILE = "training_curve.json"
 STAGES = ((0.2, 3), (0.5, 5), (1.0, 8))  # until this share of the training, clips of that many frames
 RESOLUTION_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
 EXAMPLE = "example: python -m export.tiny.video.train --minutes 7.5 --output build/tracker"
@@ -48,7 +47,7 @@ class Recipe:
 
     clips: int = 32  # a batch
     objects: int = 3  # a clip
-    learning_rate: float = 5e-4
+    learning_rate: float = 8e-4
     warm_up: int = 150  # steps
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -95,9 +94,12 @@ def roughened(masks: Tensor, share: float) -> Tensor:
 class Trainer:
     """The tracker, its average and its optimiser; `step` learns from one batch."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, checkpoint: Path = CHECKPOINT) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, start_from: Path | None = None) -> None:
         self.recipe, self.device, self.steps = recipe, device, 0
-        self.model: Sam3VideoModel = random_video_model(checkpoint, seed=recipe.seed).to(device)
+        self.model: Sam3VideoModel = random_video_model(CHECKPOINT, seed=recipe.seed)
+        if start_from:
+            load_tracker_weights(self.model, start_from)
+        self.model.to(device)
         self.network = TrackerNetwork(self.model, RESOLUTIONS).to(device)
         self.parameters = self.network.trainable()
         self.average = [p.detach().clone() for p in self.parameters]
@@ -158,6 +160,7 @@ class Trainer:
             torch.cat([s.score for s in steps]),
             truth[:, 1:].transpose(0, 1).flatten(0, 1),
             real.repeat(t - 1),
+            shared=0.1 if trust else 1.0,
         )
 
     def averaged(self) -> Sam3VideoModel:
@@ -170,37 +173,10 @@ class Trainer:
         return model.eval()
 
     def save(self, folder: Path) -> None:
-        """Writes the averaged tracker (fp16 on disk) and what a later run needs to go on."""
+        """Writes the averaged tracker, fp16 on disk."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = tracker_weights(self.averaged())
-        save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        state = {
-            "steps": self.steps,
-            "parameters": [p.detach().cpu() for p in self.parameters],
-            "average": [p.cpu() for p in self.average],
-            "optimiser": self.optimiser.state_dict(),
-        }
-        torch.save(state, folder / f"{STATE_FILE}.new")
-        os.replace(folder / f"{STATE_FILE}.new", folder / STATE_FILE)
-
-    def resume(self, folder: Path) -> None:
-        """Goes on from what `save` wrote."""
-        state = torch.load(folder / STATE_FILE, map_location=self.device, weights_only=True)
-        self.steps = state["steps"]
-        with torch.no_grad():
-            torch._foreach_copy_(self.parameters, state["parameters"])
-            torch._foreach_copy_(self.average, state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-
-def tracker_weights(model: Sam3VideoModel) -> dict[str, Tensor]:
-    """The tracker's own part of a model's weights, fp16, under the names of `Sam3VideoModel`."""
-    state = model.state_dict()
-    return {
-        name: value.detach().half().cpu().contiguous()
-        for name, value in state.items()
-        if name.startswith(("tracker_model.", "tracker_neck."))
-    }
+        save_file(tracker_weights(self.averaged()), folder / f"{WEIGHTS_FILE}.new", metadata={"format": "pt"})
+        os.replace(folder / f"{WEIGHTS_FILE}.new", folder / WEIGHTS_FILE)  # a run that is ended leaves a whole file
 
 
 def train(recipe: Recipe, options: argparse.Namespace) -> dict:
@@ -214,9 +190,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
         how |= dict(prefetch_factor=2, multiprocessing_context="fork")
     batches = iter(DataLoader(ClipBatches(recipe, frames), batch_size=None, **how))  # drawing starts before the model
     waiting = 0.0
-    trainer = Trainer(recipe, device)
-    if options.resume:
-        trainer.resume(options.resume)
+    trainer = Trainer(recipe, device, options.start_from)
     values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     curve: dict = {"recipe": {**values, "device": where, "torch": torch.__version__}, "points": []}
@@ -251,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     length.add_argument("--minutes", type=float, default=7.5, help="start of the program included")
     length.add_argument("--steps", type=int, default=0, help="a number of steps instead of a time")
     parser.add_argument("--output", type=Path, required=True, help="folder for the tracker's weights and its curve")
-    parser.add_argument("--resume", type=Path, help="folder of an earlier run to go on from")
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier run, to go on with a fresh optimiser")
     parser.add_argument("--start-at", type=float, default=0.0, help="share of the schedule to begin at, 0 to 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2), help="drawing processes")
