@@ -135,14 +135,15 @@ def save_checkpoint(model: Sam3Model, tokenizer: CLIPTokenizer, folder: Path) ->
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.architectures = ["Sam3Model"]
     model.config.save_pretrained(folder)
-    _name_float32(folder / "config.json")
+    name_float32(folder / "config.json")
     size = {"height": RESOLUTIONS[0], "width": RESOLUTIONS[0]}
     side = RESOLUTIONS[0] // PATCH * 4
     images = Sam3ImageProcessor(size=size, mask_size={"height": side, "width": side})
     Sam3Processor(images, tokenizer, target_size=RESOLUTIONS[0]).save_pretrained(folder)
 
 
-def _name_float32(path: Path) -> None:
+def name_float32(path: Path) -> None:
+    """Names fp32 as the dtype of a configuration's file and of each of its parts."""
     # transformers loads in the dtype that config.json names, and these weights are fp16 on disk only.
     config = json.loads(path.read_text())
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
