@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   sam3-export --checkpoint facebook/sam3 --resolution 1008 672 --engine tensorrt --repository model_repository
   sam3-export --checkpoint export/tiny/checkpoint --resolution 252 --queries 50 --repository build/repository
+  sam3-export --checkpoint facebook/sam3 --resolution 672 --video --repository model_repository
   sam3-export --checkpoint random --resolution 560 --repository /tmp/load-test   (real size, random weights)
   sam3-export verify build/repository      (measures what is there on this machine, without the checkpoint)
 
@@ -47,8 +48,8 @@ COUNTS = {
     "front_instances": "front models side by side; changing it rewrites configurations only",
 }
 """Fields of a variant that are options of their own, and their help."""
-STEPS = 9
-"""Steps of `export_variant` when everything is built."""
+STEPS, TRACKER_STEPS = 9, 6
+"""Steps of `export_variant` and of `export_tracker` when everything is built."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +79,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--queries", type=int, help="object queries to keep, the first of the checkpoint's; default: all")
     add("--engine", default=ANYWHERE, help=f"one of {', '.join(ENGINES)}; default %(default)s")
+    add(
+        "--video",
+        action="store_true",
+        help="export the tracker of a video model too, which follows objects from frame to frame",
+    )
     add("--precision", help=f"fp32, fp16, or fp8 (engines aoti and tensorrt_rtx); default: {precisions}")
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
     for name, what in COUNTS.items():
@@ -151,9 +157,12 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     from export.engines.registry import ready
     from export.gate.frames import read_frames
     from export.slim.calibration import calibration_frames
+    from export.tracker import check_engine
 
     precision = arguments.precision or find_engine(arguments.engine).precision
-    ready(arguments.engine, tensorrt.from_arguments(arguments), precision)
+    tool = ready(arguments.engine, tensorrt.from_arguments(arguments), precision)
+    if arguments.video:
+        check_engine(tool)
     if arguments.frame_count < 1:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():
@@ -168,23 +177,28 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
             raise ValueError(f"expected --precision fp8 beside --calibration-frames, got {precision}: leave one out")
         calibration_frames(arguments.calibration_frames, arguments.resolution[0])
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
-        source = load(arguments.checkpoint, arguments.tokenizer, arguments.ema)
+        source = load(arguments.checkpoint, arguments.tokenizer, arguments.ema, arguments.video)
     tell_account(source.name, source.account.sentences() if source.account else [])
     queries = source.record.num_queries if arguments.queries is None else arguments.queries
     counts = {name: getattr(arguments, name) for name in COUNTS}
+    tracker = source.tracker.record if source.tracker else None
     resolutions = dict.fromkeys(arguments.resolution)
-    return source, [Variant(r, queries, precision, checkpoint=source.record, **counts) for r in resolutions]
+    return source, [
+        Variant(r, queries, precision, checkpoint=source.record, tracker=tracker, **counts) for r in resolutions
+    ]
 
 
 def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Variant]) -> list[Written]:
     """Exports the variants one after another; what several share (the text encoder) is listed once."""
     from export.gate.frames import drawn_frames, read_frames
     from export.slim.calibration import calibration_frames
+    from export.tracker import export_tracker
     from export.variant import Job, export_variant
 
+    steps = STEPS + (TRACKER_STEPS if source.tracker else 0)
     seen = arguments.calibration_frames
     written: dict[str, Written] = {}
-    with Bar(STEPS * len(variants)) as bar:
+    with Bar(steps * len(variants)) as bar:
         for done, variant in enumerate(variants, 1):
             if arguments.frames:
                 frames = read_frames(arguments.frames, arguments.frame_count, variant.resolution, arguments.prompts)
@@ -202,8 +216,9 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
                 calibration=calibration_frames(seen, variant.resolution) if seen else (),
                 tensorrt=tensorrt.from_arguments(arguments),
             )
-            entries = export_variant(job, bar.step)
-            bar.reach(STEPS * done)
+            tracker = export_tracker(job, bar.step) if source.tracker else []
+            entries = [*export_variant(job, bar.step), *tracker]
+            bar.reach(steps * done)
             for entry in entries:
                 written[entry.model] = entry if entry.state == "built" else written.get(entry.model, entry)
     return list(written.values())

@@ -17,6 +17,7 @@ from ensemble.gate.limits import part_precision
 from ensemble.gate.machine import built_on, conditions_here
 from ensemble.spec import Variant
 from export.checkpoint import Source
+from export.checkpoint.source import TRACKER_PARTS
 from export.engines.engine import Engine, Tool
 from export.engines.onnx import OPSET
 from export.gate.verify import GateReport
@@ -30,12 +31,16 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "o
 ROOM = Path(__file__).parent
 SHARED_CODE = ("checkpoint/source.py", "sub_models", "engines/onnx.py")
 """Files and folders of this room whose change makes the artifacts of all engines stale; each adds its `Engine.code`."""
+TRACKER_CODE, TRACKER_LOADING = "sub_models/tracker", "checkpoint/tracker.py"
+"""What makes the tracker's artifacts alone stale."""
 
 
-def code_files(engine: Engine, room: Path = ROOM) -> list[Path]:
-    """Every module that takes part in making an artifact of `engine`, in a fixed order."""
-    places = [room / place for place in (*SHARED_CODE, *engine.code)]
-    return [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+def code_files(engine: Engine, room: Path = ROOM, tracker: bool = False) -> list[Path]:
+    """Every module that takes part in making an artifact of `engine`, in a fixed order; those of the tracker's parts
+    with `tracker`."""
+    places = [room / place for place in (*SHARED_CODE, *((TRACKER_LOADING,) if tracker else ()), *engine.code)]
+    files = [path for place in places for path in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+    return [path for path in files if tracker or room / TRACKER_CODE not in path.parents]
 
 
 def recipe(
@@ -54,7 +59,7 @@ def recipe(
         dict(tool.settings),
         OPSET,
         versions(),
-        [file_sha256(path) for path in code_files(tool.engine, room)],
+        [file_sha256(path) for path in code_files(tool.engine, room, part in TRACKER_PARTS)],
     ]
     if calibration and part_precision(variant, part) == "fp8":
         facts.append(calibration.text())

@@ -73,9 +73,10 @@ def publish(staged: Path, folder: Path, data: dict[str, Any]) -> None:
 
 
 def write_configurations(variant: Variant, engine: str, root: Path) -> list[Path]:
-    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models and the
-    front model. Returns the paths of the configurations; needs no checkpoint."""
-    models = [(model, engine) for model in (*variant.sub_models, variant.front)]
+    """Writes `config.pbtxt` (and `1/model.py` where the python backend runs the model) of the five sub-models, the
+    tracker's parts where the variant has one, and the front model. Returns the paths of the configurations; needs no
+    checkpoint."""
+    models = [(model, engine) for model in (*variant.sub_models, *variant.tracker_parts, variant.front)]
     if find_engine(engine).shares_gpu:
         models.append((variant.text_encoder_cpu, "onnxruntime"))
     return [pbtxt.write(model, variant, runner, root) / "config.pbtxt" for model, runner in models]

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 from transformers import Sam3Model
 
 from ensemble.gate.limits import part_precision
+from ensemble.records import ModelSpec
 from ensemble.spec import Variant
 from export.checkpoint import RANDOM, Source, at_size
 from export.engines.engine import Tool
@@ -174,9 +176,26 @@ def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side:
 def build_part(
     job: Job, tool: Tool, sized: Sam3Model, part: str, recipe: str, calibration: Calibration | None = None
 ) -> Facts:
-    """Builds one artifact where it is staged, unless an interrupted export left it there. Returns the `recipe`, the
-    `build_seconds`, and as `build` what the engine says of it; in fp8 the calibration lies beside the artifact."""
+    """`staged_build` of one of the five sub-models; in fp8 the calibration lies beside the artifact."""
     model = getattr(job.variant, part)
+
+    def make() -> tuple[nn.Module, Facts]:
+        hidden = job.variant.tracker is not None
+        module = make_part(part, sized, tool.engine.style, torch_precision(job.variant), hidden)
+        if not calibration or part_precision(job.variant, part) != "fp8":
+            return module, {}
+        assert tool.engine.in_fp8 is not None, "an engine that makes fp8 says how"
+        (job.staged / model.name / VERSION / CALIBRATION).write_text(calibration.text())
+        return tool.engine.in_fp8(module, calibration), {"calibration": calibration.summary()}
+
+    return staged_build(job, tool, model, recipe, make)
+
+
+def staged_build(
+    job: Job, tool: Tool, model: ModelSpec, recipe: str, make: Callable[[], tuple[nn.Module, Facts]]
+) -> Facts:
+    """Builds the artifact of what `make` makes where it is staged, unless an interrupted export left it there. Returns
+    the `recipe`, the `build_seconds`, and as `build` what the engine says of it and what `make` does."""
     folder = job.staged / model.name
     note = folder / "built.json"
     if note.is_file() and not job.force:
@@ -186,12 +205,7 @@ def build_part(
     shutil.rmtree(folder, ignore_errors=True)
     (folder / VERSION).mkdir(parents=True)
     start = time.perf_counter()
-    module = make_part(part, sized, tool.engine.style, torch_precision(job.variant))
-    more: Facts = {}
-    if calibration and part_precision(job.variant, part) == "fp8":
-        assert tool.engine.in_fp8 is not None, "an engine that makes fp8 says how"
-        module, more = tool.engine.in_fp8(module, calibration), {"calibration": calibration.summary()}
-        (folder / VERSION / CALIBRATION).write_text(calibration.text())
+    module, more = make()
     said = tool.build(module, model, job.variant, folder / VERSION / tool.engine.spec.artifact)
     facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": {**said, **more}}
     note.write_text(json.dumps(facts))

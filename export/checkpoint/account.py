@@ -18,9 +18,10 @@ from export.checkpoint.error import CheckpointError, named
 from export.checkpoint.layouts import Weight
 
 NOT_READ = {
-    "the last level of the feature pyramid": r"vision_encoder\.neck\.fpn_layers\.3\.",
+    "the last level of the feature pyramid": r"(vision_encoder\.neck|tracker_neck)\.fpn_layers\.3\.",
     "CLIP's projection of whole prompts": r"text_encoder\.(text_projection|projection)\.weight$",
     "semantic segmentation": r"mask_decoder\.semantic_projection\.",
+    "frames without memory": r"tracker_model\.no_memory_(embedding|positional_encoding)$",
 }
 """Weights of the model on which no output depends that is served, so that a file may lack them (SAM 3.1 has three
 levels). They are zero then."""

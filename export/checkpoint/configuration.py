@@ -139,6 +139,12 @@ def _apart(config: PreTrainedConfig) -> list[str]:
     return [*faults, pooled] if pooled else faults
 
 
+def sub_configurations(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    """The configurations inside of one, and those inside of these."""
+    parts = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
+    return [*parts, *(inner for part in parts for inner in sub_configurations(part))]
+
+
 def _from_json(data: dict[str, Any]) -> PreTrainedConfig:
     """The detector's configuration; that of a video model holds one."""
     if data["model_type"] == "sam3_lite_text":

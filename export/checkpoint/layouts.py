@@ -135,8 +135,9 @@ WHOLE_NAMES = {"norm.weight": "_layer_norm.weight", "norm.bias": "_layer_norm.bi
 """The one norm at the end of a part, which is told from `...norm.` inside of names by being the whole rest."""
 FINAL_NORMS = {"geometry_encoder.": "prompt", "detr_decoder.": "output"}
 
+TRACKER = "the tracker of a video model"
 NOT_USED = {
-    "the tracker of a video model": r"(sam2_predictor|inst_interactive_predictor|tracker(_model|_neck)?)\.",
+    TRACKER: r"(sam2_predictor|inst_interactive_predictor|tracker(_model|_neck)?)\.",
     "feature pyramids of the tracker": r".*\b(sam2_convs|interactive_convs|propagation_convs)\.",
     "rotary tables": r".*\.(freqs_cis(_real|_imag)?|rope_embeddings|(original_)?inv_freq)$",
     "position numbers": r".*\.position_ids$",

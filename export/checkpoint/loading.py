@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedConfig, Sam3LiteTextModel, Sam3Model
 from transformers.initialization import no_init_weights
 
 from export.checkpoint.account import Account, balanced
-from export.checkpoint.configuration import model_class, read_configuration, told_by_weights
+from export.checkpoint.configuration import model_class, read_configuration, sub_configurations, told_by_weights
 from export.checkpoint.error import CheckpointError, named
 from export.checkpoint.files import read_weights
 from export.checkpoint.folder import Found, find_weights
@@ -27,22 +28,23 @@ from export.checkpoint.preprocessing import check_preprocessing
 from export.checkpoint.random_weights import RANDOM, random_source
 from export.checkpoint.source import Source
 from export.checkpoint.tokenizer import check_tokenizer, fixed_length, load_tokenizer
+from export.checkpoint.tracker_weights import read_tracker, read_video_configuration, together
 from export.checkpoint.training import bare, choose
 from export.sub_models import pooled_keys
 
 
-def load(name: str, tokenizer: str | None = None, ema: bool = False) -> Source:
+def load(name: str, tokenizer: str | None = None, ema: bool = False, video: bool = False) -> Source:
     """Loads a folder in transformers' format, a file of Meta's or of a training, a hub name (`owner/model`), or
     `random`.
 
     `tokenizer` is a folder, a hub name or Meta's list of merges, for checkpoints without one; `ema` takes averaged
-    weights. Raises CheckpointError with a remedy.
+    weights; `video` loads the tracker of a video model too. Raises CheckpointError with a remedy.
     """
     if name == RANDOM:
-        return random_source()
+        return random_source(video=video)
     path = Path(name).expanduser()
     if path.is_file():
-        return _load(path.parent, Found((path,)), _short(path), tokenizer, ema)
+        return _load(path.parent, Found((path,)), _short(path), tokenizer, ema, video)
     if not name or not (path.is_dir() or is_hub_name(name)):
         raise CheckpointError(
             f"expected a checkpoint folder, a file or a hub name like facebook/sam3, got {name!r}, which is no folder;"
@@ -51,13 +53,15 @@ def load(name: str, tokenizer: str | None = None, ema: bool = False) -> Source:
     folder = path if path.is_dir() else download(name)
     found = find_weights(folder)
     try:
-        return _load(folder, found, _short(path) if path.is_dir() else name, tokenizer, ema)
+        return _load(folder, found, _short(path) if path.is_dir() else name, tokenizer, ema, video)
     except CheckpointError as error:
         raise CheckpointError(f"{found.note}; {error}" if found.note else str(error)) from error
 
 
-def _load(folder: Path, found: Found, shown: str, place: str | None, ema: bool) -> Source:
+def _load(folder: Path, found: Found, shown: str, place: str | None, ema: bool, video: bool) -> Source:
     check_preprocessing(folder)
+    if video:
+        read_video_configuration(folder)  # before the gigabytes
     tokenizer_place = _tokenizer_place(place, folder)
     tokenizer = load_tokenizer(tokenizer_place)  # before the gigabytes
     model, account = read_model(folder, found, ema)
@@ -65,7 +69,11 @@ def _load(folder: Path, found: Found, shown: str, place: str | None, ema: bool) 
     if isinstance(model, Sam3LiteTextModel):
         settle(model, tokenizer)
     length = model.config.text_config.max_position_embeddings
-    return Source(shown, model, fixed_length(tokenizer, length), account, tokenizer_place, folder, found.weights)
+    source = Source(shown, model, fixed_length(tokenizer, length), account, tokenizer_place, folder, found.weights)
+    if not video:
+        return source
+    tracker, own = read_tracker(folder, found, ema)
+    return replace(source, tracker=tracker, account=together(account, own))
 
 
 def read_model(folder: Path, found: Found, ema: bool = False) -> tuple[Sam3Model | Sam3LiteTextModel, Account]:
@@ -112,7 +120,7 @@ def _filled(
 ) -> tuple[Sam3Model | Sam3LiteTextModel, Account]:
     """The model of `config` in fp32 with these weights."""
     config = copy.deepcopy(config)
-    for part in (config, *_parts(config)):
+    for part in (config, *sub_configurations(config)):
         part.dtype = torch.float32  # what was saved in half would have its tables of positions made in half, too
     try:
         with no_init_weights():  # every weight is assigned below
@@ -125,11 +133,6 @@ def _filled(
     state, account = balanced(model.state_dict(), weights, unused, notes, file)
     model.load_state_dict(state, assign=True)
     return pooled_keys.apply(model).eval(), account
-
-
-def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
-    parts = [value for value in vars(config).values() if isinstance(value, PreTrainedConfig)]
-    return [*parts, *(inner for part in parts for inner in _parts(part))]
 
 
 def _tokenizer_place(place: str | None, folder: Path) -> Path:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, Sam3Config
+from transformers import PreTrainedConfig, Sam3Config, Sam3TrackerVideoConfig, Sam3VisionConfig
 from transformers.initialization import no_init_weights
 
 from export.checkpoint.configuration import model_class
 from export.checkpoint.source import Source
 from export.checkpoint.tokenizer import fixed_length
+from export.checkpoint.tracker import LoadedTracker, empty_tracker
 from export.sub_models import pooled_keys
 
 RANDOM = "random"
 """Name of the real-size configuration with random weights, for load tests without the gated weights."""
+PRESENT = 2.0
+"""Bias of a random tracker's score, whose spread is about 1."""
 
 
-def random_source(config: PreTrainedConfig | None = None, seed: int = 0) -> Source:
+def random_source(config: PreTrainedConfig | None = None, seed: int = 0, video: bool = False) -> Source:
     """Random weights for `config` (by default the real-size one: 840 million parameters, 3200 MB), and the small
-    checkpoint's tokenizer.
+    checkpoint's tokenizer; for `video` a real-size tracker too.
 
     Weights are drawn so that signals neither vanish nor explode; transformers' own initialisation is meant to be
     overwritten.
@@ -29,11 +32,25 @@ def random_source(config: PreTrainedConfig | None = None, seed: int = 0) -> Sour
     torch.manual_seed(seed)
     with no_init_weights():
         model = model_class(config)._from_config(config)
+    _draw_all(model)
+    tracker = _random_tracker(model.config.vision_config) if video else None
+    tokenizer = fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings)
+    return Source(RANDOM, pooled_keys.apply(model).eval(), tokenizer, tracker=tracker)
+
+
+def _random_tracker(vision: Sam3VisionConfig) -> LoadedTracker:
+    """One that believes in most objects that it is asked for: of those that are not there it would draw nothing."""
+    tracker = empty_tracker(Sam3TrackerVideoConfig(), vision)
+    for module in (tracker.model, tracker.neck):
+        _draw_all(module)
+    tracker.model.mask_decoder.pred_obj_score_head.proj_out.bias.data.fill_(PRESENT)
+    return tracker
+
+
+def _draw_all(model: nn.Module) -> None:
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             _draw(module, name, weight.data)
-    tokenizer = fixed_length(build_tokenizer(), model.config.text_config.max_position_embeddings)
-    return Source(RANDOM, pooled_keys.apply(model).eval(), tokenizer)
 
 
 def _draw(module: nn.Module, name: str, weight: torch.Tensor) -> None:

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 
 from ensemble.spec import Checkpoint
 from export.checkpoint.account import Account
+from export.checkpoint.tracker import LoadedTracker
 from export.sub_models import pooled_keys
 
 PART_WEIGHTS = {
@@ -31,6 +32,7 @@ PART_WEIGHTS = {
     "mask_head": ("mask_decoder.",),
 }
 """The weights that each sub-model is made of, by the beginnings of their names."""
+TRACKER_PARTS = ("tracker_neck", "tracker_step", "memory_encoder", "tracker_seed")
 NO_NUMBERS = {"model_type", "architectures", "dtype", "transformers_version", "_name_or_path"}
 """Entries of a configuration on which no sub-model depends."""
 
@@ -41,7 +43,8 @@ class Source:
     the `tokenizer` (see `fixed_length`).
 
     `account` says what became of the files' weights, `tokenizer_place` where the tokenizer is from, `folder` where the
-    configuration is and `files` which the weights are from; random weights have none of them.
+    configuration is and `files` which the weights are from; random weights have none of them. `tracker` is there where
+    it was asked for.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Source:
     tokenizer_place: Path | None = None
     folder: Path | None = None
     files: tuple[Path, ...] = ()
+    tracker: LoadedTracker | None = None
 
     @cached_property
     def record(self) -> Checkpoint:
@@ -77,7 +81,10 @@ class Source:
 
     def part_sha256(self, part: str) -> str:
         """Fingerprint of what one sub-model is made from: its weights and the numbers of the configuration; of the
-        tokenizer for the text encoder alone. Checkpoints that differ in the text encoder share the other four."""
+        tokenizer for the text encoder alone. Checkpoints that differ in the text encoder share the other four. The
+        tracker's parts, where it was loaded, have one fingerprint together."""
+        if part in TRACKER_PARTS:
+            return self._tracker_sha256
         if part not in self._parts:
             config = _numbers(self.model.config.to_dict())
             text = config.pop("text_config")
@@ -87,6 +94,14 @@ class Source:
             _add(digest, {name: weights[name] for name in weights if name.startswith(PART_WEIGHTS[part])})
             self._parts[part] = digest.hexdigest()
         return self._parts[part]
+
+    @cached_property
+    def _tracker_sha256(self) -> str:
+        assert self.tracker is not None, "whoever asks for its parts has loaded it"
+        config = _numbers(self.tracker.model.config.to_dict())
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        _add(digest, self.tracker.state())
+        return digest.hexdigest()
 
     @cached_property
     def _parts(self) -> dict[str, str]:

@@ -115,6 +115,7 @@ def expected_outputs(
     out = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     for level in range(3):
         out[f"fpn_{level}"] = vision.fpn_hidden_states[level].numpy(force=True)
+    out["hidden"] = vision.last_hidden_state.numpy(force=True)  # what a tracker reads
     out["text_features"] = (text * mask[..., None]).numpy(force=True)
     return out
 

@@ -94,9 +94,9 @@ class Reference:
 
     def truth(self, history: History) -> TrackerTruth:
         """Step, then memory encoder on the step's masks and the given ones, and seed, all of the same objects."""
-        rows = np.arange(len(history.image_index))[:, None]
-        picks = [(rows + np.arange(ages.shape[1])) % POOL for ages in (history.memory_age, history.pointer_age)]
-        memory, pointers = self.maps[picks[0]], self.pointers[picks[1]]
+        images = len(self.levels[0])
+        memory = self.maps[picks(history.image_index, images, history.memory_age.shape[1])]
+        pointers = self.pointers[picks(history.image_index, images, history.pointer_age.shape[1])]
         steps, seeds, maps = [], [], []
         for n, image in enumerate(history.image_index.tolist()):
             steps.append(self.step(image, history, n, memory[n], pointers[n]))
@@ -181,6 +181,17 @@ class Reference:
         # What it returns is rounded to bfloat16. The encoder's answer is what was rounded: the code for absent objects
         # has been added to it in place.
         return said[0][0][0].flatten(1).t()
+
+
+def picks(image_index: np.ndarray, images: int, slots: int) -> np.ndarray:
+    """Which of the pool each object remembers in each slot, int64 [N,slots]: mostly one that was made on its own frame,
+    which a tracker that has learnt will find there, and between them others."""
+    found = np.empty((len(image_index), slots), np.int64)
+    for n, image in enumerate(image_index):
+        own = range(int(image), POOL, images)
+        found[n] = own[n % len(own)]
+        found[n, 2::3] = (n + np.arange(2, slots, 3)) % POOL
+    return found
 
 
 @contextmanager

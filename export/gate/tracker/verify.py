@@ -30,29 +30,30 @@ def verify_tracker(runs: Mapping[str, Run], variant: Variant, truths: Iterable[T
     """Measures the artifacts in `runs` (by part) and says which outputs are off. Raises GateError where an answer has
     another shape than the reference's."""
     checks: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    undecided: dict[str, list[bool]] = {}
+    seen: dict[str, int] = {}
     precision = "fp32" if variant.precision == "fp32" else "fp16"
     for truth in truths:
         for part, inputs in truth.inputs.items():
             if part not in runs:
                 continue
             decided = truth.margins.get(part, np.ones(1)) > UNDECIDED[precision]
-            undecided.setdefault(part, []).append(not decided.any())
+            there = truth.outputs[part].get("track_score", np.ones(1)) > 0
+            seen[part] = seen.get(part, 0) + int((decided & there).sum())
             found = call(runs, variant, part, inputs)
             for output, figures in compared(part, found, truth.outputs[part], decided, variant).items():
                 checks.setdefault((part, output), []).append(figures)
     outputs, failures = [], []
-    for (part, output), figures in checks.items():
-        cosines, relatives = zip(*figures, strict=True)
+    for (part, output), group in checks.items():
+        cosines, relatives = zip(*group, strict=True)
         name = getattr(variant, part).name
         check = OutputCheck(name, output, float(np.min(cosines)), float(np.max(relatives)))
         outputs.append(check)
         failures += [sentence for sentence in [check.failure(tracker_limits(variant, part))] if sentence]
     failures += [
-        f"{getattr(variant, part).name}: no object's best mask leads by more than {UNDECIDED[precision]}, so that none"
-        " could be compared"
-        for part, none in undecided.items()
-        if all(none)
+        f"{getattr(variant, part).name}: no object is in its frame with a mask that leads by more than"
+        f" {UNDECIDED[precision]}, so that no mask could be compared: use other frames, with --frames"
+        for part, count in seen.items()
+        if not count
     ]
     return GateReport(tuple(outputs), NO_DETECTIONS, tuple(failures), whole=False)
 
@@ -75,7 +76,8 @@ def compared(
             mine, its = mine[decided], its[decided]
         if (part, name) == ("tracker_step", "mask_logits"):
             mine, its = without_absent(mine, its, wanted["track_score"][decided] <= 0)
-        figures[name] = compare(mine, its)
+        # A score is a logit: an error of a small part of one is no error, however near to zero all scores are.
+        figures[name] = compare(mine, its, max(1.0, float(np.abs(its).max())) if name == "track_score" else None)
     if part == "tracker_step":
         bits = unpack(found["mask_bits"], variant.mask_size)
         figures["mask_bits"] = compare(bits, found["mask_logits"] > 0)

@@ -80,8 +80,8 @@ def attend_to_memory(q: Tensor, k: Tensor, values: Tensor, bias: Tensor, form: F
     """Softmax attention with one head whose values are narrower than its queries: q [N,n,C], k [N,m,C], values
     [N,m,64], bias fp32 [N,1,m] -> [N,n,64]. In all forms but PyTorch's own it works through the queries in chunks."""
     if form == "fused":
-        heads = (t.unsqueeze(1) for t in (q, k, values, bias.to(q.dtype)))
-        return F.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)
+        query, key, value, hidden = (t.unsqueeze(1) for t in (q, k, values, bias.to(q.dtype)))
+        return F.scaled_dot_product_attention(query, key, value, hidden, scale=1.0).squeeze(1)
     keys = k.transpose(1, 2)
     parts = q.split(chunk_rows(q.shape[1]), 1)
     return torch.cat([((part @ keys).float() + bias).softmax(-1).to(values.dtype) @ values for part in parts], 1)

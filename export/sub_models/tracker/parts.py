@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 from torch import nn
 from transformers import Sam3TrackerVideoModel
@@ -15,7 +16,7 @@ from export.sub_models.tracker.neck import TrackerNeck
 from export.sub_models.tracker.seed import TrackerSeed
 from export.sub_models.tracker.step import TrackerStep
 
-BUILDERS = {
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "tracker_neck": TrackerNeck,
     "tracker_step": TrackerStep,
     "memory_encoder": MemoryEncoder,
@@ -28,7 +29,7 @@ def make_tracker_part(
     part: str, model: Sam3TrackerVideoModel, neck: Sam3VisionNeck, style: Style, precision: str
 ) -> nn.Module:
     """One of `TRACKER_PARTS` at the model's resolution, in eval mode; the model's own modules stay as they are."""
-    module = BUILDERS[part](model, neck, style.attention)
+    module: nn.Module = BUILDERS[part](model, neck, style.attention)
     if precision == "fp32" and style.attention == "fused":
         module = copy.deepcopy(module)  # this form goes to a GPU, and the checkpoint's weights must stay where they are
     return in_precision(module.eval(), precision)
