@@ -16,9 +16,10 @@ import numpy as np
 from ensemble.engines.plans.gpu import shared_gpu
 from ensemble.engines.plans.library import PlanError, open_library
 from ensemble.engines.plans.ways import Shapes, Way, way_of
-from ensemble.spec import MB, Variant
+from ensemble.spec import MB, Tracker, Variant
 
-ON_GPU = frozenset(t.name for model in Variant().sub_models for t in model.outputs if not t.host)
+_ALL = Variant(tracker=Tracker())
+ON_GPU = frozenset(t.name for model in (*_ALL.sub_models, *_ALL.tracker_parts) for t in model.outputs if not t.host)
 """Outputs that stay on the GPU, in every variant."""
 MAX_GRAPHS = 8
 """Sizes of one sub-model whose calls keep their inputs and outputs in place, as a graph needs it."""
