@@ -174,14 +174,15 @@ class TrackerNetwork(nn.Module):
         pointers = self.tracker.object_pointer_proj(tokens[:, 0])
         return Tracked(masks[:, 0], ious[:, 0], score[:, 0, 0], pointers)
 
-    def seed(self, seen: Features, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Given masks [N, 4p, 4p] in 0..1 to their logits and pointers [N, c]."""
+    def seed(self, seen: Features, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Given masks [N, 4p, 4p] in 0..1 to their logits, pointers [N, c], and scores [N] of being in the frame."""
         side, resolution = masks.shape[-1], masks.shape[-1] * PATCH // 4
         full = F.interpolate(masks[:, None].float(), size=(resolution,) * 2, mode="bilinear", antialias=True)
         low = self.tracker.mask_downsample(full)
         low = F.interpolate(low.float(), size=(side, side), mode="bilinear", antialias=True)
         dense = self.tracker.prompt_encoder.mask_embed(low)
-        return masks * SEED_SCALE + SEED_BIAS, self.decode(seen.coarse, seen, dense).best()[1]
+        decoded = self.decode(seen.coarse, seen, dense)
+        return masks * SEED_SCALE + SEED_BIAS, decoded.best()[1], decoded.score
 
     def remember(self, seen: Features, masks: Tensor, hard: Tensor, there: Tensor) -> Tensor:
         """Masks [N, 4p, 4p] (logits; cut where `hard` [N], a given mask) to memory maps [N, p², 64]; `there` [N] says

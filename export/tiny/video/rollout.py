@@ -55,11 +55,13 @@ class Memory:
         )
 
 
-def seed(network: TrackerNetwork, seen: Features, masks: Tensor, frame: int) -> Entry:
-    """The entry of given masks [N, 4p, 4p] in 0..1."""
+def seed(network: TrackerNetwork, seen: Features, masks: Tensor, frame: int, sure: bool) -> tuple[Entry, Tensor]:
+    """The entry of given masks [N, 4p, 4p] in 0..1, and the decoder's scores [N], which should say that the objects are
+    there. Where one does not, transformers keeps the pointer of absent objects; if `sure`, that of the mask is kept."""
     given = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
-    logits, pointer = network.seed(seen, masks)
-    return Entry(frame, network.remember(seen, logits, given, given), pointer, given)
+    logits, pointer, score = network.seed(seen, masks)
+    pointer = pointer if sure else network.pointer(pointer, score > 0)
+    return Entry(frame, network.remember(seen, logits, given, given), pointer, given), score
 
 
 def tracked_entry(
@@ -95,7 +97,7 @@ def propagate(
     for t in range(len(hidden)):
         seen = network.features(hidden[t : t + 1]).of(torch.zeros(len(first), dtype=torch.long, device=hidden.device))
         if t == 0:
-            memory.write(seed(network, seen, first, t), given_any=True)
+            memory.write(seed(network, seen, first, t, sure=False)[0], given_any=True)
             masks.append(first * 20.0 - 10.0)
             scores.append(torch.full((len(first),), 10.0, device=hidden.device))
             continue
