@@ -22,6 +22,8 @@ RELATIVE = 1e-5
 UNDECIDED = {"fp32": 1e-4, "fp16": 0.02}
 """An object's mask and pointer are compared where the best of its three masks leads by more than this, and its score
 is further from zero: on the other side of either they are another mask's, or none's."""
+NUMBERS = {"track_score", "track_iou"}
+"""One number for each object. A score is a logit: its error counts in parts of one, however near to zero all are."""
 ABSENT = -1024.0
 """Logit all over the mask of an object that is not in its frame."""
 
@@ -30,6 +32,7 @@ def verify_tracker(runs: Mapping[str, Run], variant: Variant, truths: Iterable[T
     """Measures the artifacts in `runs` (by part) and says which outputs are off. Raises GateError where an answer has
     another shape than the reference's."""
     checks: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    numbers: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     seen: dict[str, int] = {}
     precision = "fp32" if variant.precision == "fp32" else "fp16"
     for truth in truths:
@@ -42,6 +45,11 @@ def verify_tracker(runs: Mapping[str, Run], variant: Variant, truths: Iterable[T
             found = call(runs, variant, part, inputs)
             for output, figures in compared(part, found, truth.outputs[part], decided, variant).items():
                 checks.setdefault((part, output), []).append(figures)
+            for output in NUMBERS.intersection(found):
+                numbers.setdefault((part, output), []).append((found[output], truth.outputs[part][output]))
+    for key, pairs in numbers.items():  # of all histories together: one object's number has no cosine
+        mine, its = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        checks[key] = [compare(mine, its, max(1.0, float(np.abs(its).max())))]
     outputs, failures = [], []
     for (part, output), group in checks.items():
         cosines, relatives = zip(*group, strict=True)
@@ -67,17 +75,19 @@ def tracker_limits(variant: Variant, part: str) -> Limits:
 def compared(
     part: str, found: Mapping[str, np.ndarray], wanted: Arrays, decided: np.ndarray, variant: Variant
 ) -> dict[str, tuple[float, float]]:
-    """Cosine and relative error of each output; of masks and pointers those of decided objects count."""
+    """Cosine and relative error of each output that is a tensor for each object; of masks and pointers those of decided
+    objects count."""
     figures = {}
     for name, truth in wanted.items():
+        if name in NUMBERS:
+            continue
         mine, its = found[name], truth
         if name == "pointer" or (part, name) == ("tracker_step", "mask_logits"):
             compare(mine[:0], its[:0])  # the shapes
             mine, its = mine[decided], its[decided]
         if (part, name) == ("tracker_step", "mask_logits"):
             mine, its = without_absent(mine, its, wanted["track_score"][decided] <= 0)
-        # A score is a logit: an error of a small part of one is no error, however near to zero all scores are.
-        figures[name] = compare(mine, its, max(1.0, float(np.abs(its).max())) if name == "track_score" else None)
+        figures[name] = compare(mine, its)
     if part == "tracker_step":
         bits = unpack(found["mask_bits"], variant.mask_size)
         figures["mask_bits"] = compare(bits, found["mask_logits"] > 0)
