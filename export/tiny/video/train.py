@@ -114,7 +114,8 @@ class Trainer:
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-        told = self._rollout(*batch, trust=progress > 0.3)
+        frames, maps, objects = batch
+        told = self._rollout(frames, maps, objects, trust=progress > 0.3)
         self.optimiser.zero_grad(set_to_none=True)
         told.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
