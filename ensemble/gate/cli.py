@@ -25,6 +25,7 @@ from ensemble.gate.measure import failures, measure
 from ensemble.gate.record import Record
 from ensemble.gate.truths import Truths, TruthsError
 from ensemble.server import gpu
+from ensemble.server.plans_check import check_plans
 from ensemble.server.repository import Artifact, Served, choose, read
 from ensemble.server.requirements import ServerError, check_repository
 
@@ -63,6 +64,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     found = choose(read(repository), options.resolution) if options.resolution else read(repository)
     fronts = [s for s in found if options.front in (None, s.variant.front_name)]
     record, wrong, outputs = Record.read(repository), [], {}
+    there = gpu.gpus()
+    chosen = [artifact for one in fronts for _, artifact in _artifacts(one, options.models)]
+    check_plans(chosen, there[options.gpu] if options.gpu < len(there) else None)
     for one in fronts:
         held = _truths_of(one)
         for part, artifact in _artifacts(one, options.models):

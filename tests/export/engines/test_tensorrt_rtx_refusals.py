@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 
 from ensemble.engines.plans import library, plan_file
+from ensemble.gate import cli as verify
 from ensemble.spec import Variant
 from export.checkpoint import load
 from export.engines.engine import EngineError
@@ -116,7 +117,7 @@ def test_a_plan_of_other_types_than_the_graph_is_refused(types, sentence) -> Non
 
 # ---- the export
 def test_an_export_without_a_gpu_is_marked_as_not_verified(
-    checkpoint, built, small, tmp_path, caplog, monkeypatch
+    checkpoint, built, small, tmp_path, caplog, capsys, monkeypatch
 ) -> None:
     """The small checkpoint's five plans, built once for all tests, on their way into a repository; a second run keeps
     them."""
@@ -140,3 +141,6 @@ def test_an_export_without_a_gpu_is_marked_as_not_verified(
         assert (data["engine"], data["gate"]) == ("tensorrt_rtx", None)
         assert data["built_for"] == {"tensorrt_rtx": trt.__version__, "compute_capability": "8.6 8.9 12.0"}
         plan_file.check(job.root / entry.artifact, trt.__version__)
+    monkeypatch.setattr("ensemble.server.plans_check.why_not_in_this_python", lambda engine: f"no {engine} here")
+    assert verify.main([str(job.root)]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"] == "no tensorrt_rtx here"
