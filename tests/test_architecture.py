@@ -16,7 +16,10 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 MAY_IMPORT: dict[str, set[str]] = {
     "ensemble": set(),
-    "export": {"ensemble.spec", "ensemble.records", "ensemble.pbtxt", "ensemble.engines", "ensemble.gate"},
+    "export": {
+        *("ensemble.spec", "ensemble.records", "ensemble.tracker_interfaces", "ensemble.pbtxt"),
+        *("ensemble.engines", "ensemble.gate"),
+    },
     "clients": {"ensemble.spec", "ensemble.records", "ensemble.loopback", "ensemble.boxes", "ensemble.pictures"},
     "perf": {"ensemble", "export", "clients", "demo.steps"},
     "demo": {"ensemble", "export", "clients"},

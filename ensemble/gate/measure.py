@@ -13,7 +13,7 @@ import numpy as np
 from ensemble.engines import SubModel
 from ensemble.gate.compare import OutputCheck, compare, unpack
 from ensemble.gate.limits import Limits
-from ensemble.gate.truths import LEVELS, Arrays, Truths, chosen, feature_maps, typed
+from ensemble.gate.truths import Arrays, Truths, chosen, feature_maps, typed
 from ensemble.spec import Variant
 
 SAMPLES = ("text", "boxes")
@@ -52,7 +52,8 @@ def feeds(part: str, truths: Truths) -> list[tuple[Arrays, Wanted, Arrays]]:
     which not every token counts, by which they are multiplied."""
     arrays = truths.arrays
     if part == "vision_encoder":
-        wanted = {name: truths.wanted(f"want/{name}") for name in LEVELS}
+        names = [t.name for t in truths.variant.vision_encoder.outputs if f"want/{t.name}/values" in arrays]
+        wanted = {name: truths.wanted(f"want/{name}") for name in names}
         return [({"pixel_values": arrays["pixel_values"]}, wanted, {})]
     if part == "text_encoder":
         wanted = {"text_features": truths.wanted("want/text_features")}

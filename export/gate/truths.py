@@ -83,6 +83,8 @@ def make_truths(
     }
     for name, level in zip(LEVELS, seen, strict=False):
         _want(arrays, f"want/{name}", level)
+    if variant.tracker:
+        _want(arrays, "want/hidden", vision.last_hidden_state.numpy(force=True))
     # What the text encoder answers at padding nobody reads: the truth is of real tokens, which are kept whole.
     _want(arrays, "want/text_features", outputs["text"]["text_features"])
     arrays["text_mask"] = text.text_mask
