@@ -44,7 +44,7 @@ class TrackerNeck(nn.Module):
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, ...]:
         x = to_map(hidden, self.patches)
-        fine, middle, coarse = (level(x) for level in self.levels)
+        fine, middle, coarse = (level(x).contiguous() for level in self.levels)  # once, not for each that reads them
         tokens = to_tokens(coarse) + self.positions
         return fine, middle, coarse, self.self_attention(tokens, self.cos, self.sin)
 
