@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from ensemble.gate.compare import OutputCheck, compare, unpack
-from ensemble.gate.limits import Limits, limits_of
+from ensemble.gate.limits import Limits, limits_of, part_precision
 from ensemble.spec import Variant
 from export.gate.detections import NO_DETECTIONS
 from export.gate.tracker.reference import Arrays, TrackerTruth
@@ -34,12 +34,11 @@ def verify_tracker(runs: Mapping[str, Run], variant: Variant, truths: Iterable[T
     checks: dict[tuple[str, str], list[tuple[float, float]]] = {}
     numbers: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     seen: dict[str, int] = {}
-    precision = "fp32" if variant.precision == "fp32" else "fp16"
     for truth in truths:
         for part, inputs in truth.inputs.items():
             if part not in runs:
                 continue
-            decided = truth.margins.get(part, np.ones(1)) > UNDECIDED[precision]
+            decided = truth.margins.get(part, np.ones(1)) > UNDECIDED[part_precision(variant, part)]
             there = truth.outputs[part].get("track_score", np.ones(1)) > 0
             seen[part] = seen.get(part, 0) + int((decided & there).sum())
             found = call(runs, variant, part, inputs)
@@ -59,7 +58,8 @@ def verify_tracker(runs: Mapping[str, Run], variant: Variant, truths: Iterable[T
         failures += [sentence for sentence in [check.failure(tracker_limits(variant, part))] if sentence]
     failures += [
         f"{getattr(variant, part).name}: no object is in its frame with a mask that leads by more than"
-        f" {UNDECIDED[precision]}, so that no mask could be compared: use other frames, with --frames"
+        f" {UNDECIDED[part_precision(variant, part)]}, so that no mask could be compared: use"
+        " other frames, with --frames"
         for part, count in seen.items()
         if not count
     ]
@@ -69,7 +69,9 @@ def verify_tracker(runs: Mapping[str, Run], variant: Variant, truths: Iterable[T
 def tracker_limits(variant: Variant, part: str) -> Limits:
     """Those of the precision; in fp32 closer, since what a step is off the next one remembers."""
     limits = limits_of(variant, part)
-    return replace(limits, relative=min(limits.relative, RELATIVE)) if variant.precision == "fp32" else limits
+    return (
+        replace(limits, relative=min(limits.relative, RELATIVE)) if part_precision(variant, part) == "fp32" else limits
+    )
 
 
 def compared(
