@@ -31,7 +31,7 @@ from export.tiny.video.rollout import Memory, propagate
 PIXELS, FRAMES, VIDEOS = 480 * 270, 40, 20
 FIRST_SEED = 300_000
 MOST_OBJECTS, LEAST_AREA = 6, 150  # objects of a video, and pixels that one must show at least once
-EXAMPLE = "example: python -m export.tiny.video.evaluate --tracker build/tracker --videos 20 --resolution 252 140"
+EXAMPLE = "example: python -m export.tiny.video.evaluate --videos 20 --resolution 252 140"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Video:
     frames: np.ndarray
     maps: np.ndarray
     objects: tuple[tuple[int, int], ...]
+    names: tuple[str, ...] = ()  # class of each value from 1 on
 
 
 def held_out_video(number: int, frames: int = FRAMES, kind: str | None = None) -> Video:
@@ -57,7 +58,8 @@ def held_out_video(number: int, frames: int = FRAMES, kind: str | None = None) -
         start = int(np.argmax(areas >= areas.max() / 2))
         if areas.max() >= LEAST_AREA and start < frames // 2:
             found.append((value, start))
-    return Video(clip.kind, np.stack([frame for frame, _ in drawn]), maps, tuple(found[:MOST_OBJECTS]))
+    names = tuple(f"{o.colour} {o.shape}" for o in clip.scene.objects)
+    return Video(clip.kind, np.stack([frame for frame, _ in drawn]), maps, tuple(found[:MOST_OBJECTS]), names)
 
 
 def given_mask(mask: np.ndarray, side: int) -> np.ndarray:
@@ -91,11 +93,13 @@ def followed(
             yield value, start, full > 0, scores[:, n]
 
 
-def evaluate(network: TrackerNetwork, resolution: int, numbers: Sequence[int], recent: int = 6) -> dict[str, dict]:
+def evaluate(
+    network: TrackerNetwork, resolution: int, numbers: Sequence[int], recent: int = 6, frames: int = FRAMES
+) -> dict[str, dict]:
     """Figures by kind of video, and of `all` objects: j, f, j_and_f, and the share of right presence."""
     rows: dict[str, list[tuple[float, float, float]]] = {}
     for number in numbers:
-        video = held_out_video(number)
+        video = held_out_video(number, frames)
         for value, start, masks, scores in followed(network, video, resolution, recent):
             wanted = torch.from_numpy(video.maps[start + 1 :] == value).to(masks.device)
             j, f = region(masks[1:], wanted), boundary(masks[1:], wanted)
@@ -115,7 +119,7 @@ def _figures(rows: list[tuple[float, float, float]]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> dict:
     """The command line. The last line of stdout is one JSON object."""
     parser = argparse.ArgumentParser("python -m export.tiny.video.evaluate", description=__doc__, epilog=EXAMPLE)
-    parser.add_argument("--tracker", type=Path, required=True, help="folder of a training, or its weights' file")
+    parser.add_argument("--tracker", type=Path, default=CHECKPOINT, help="a training's or checkpoint's folder")
     parser.add_argument("--resolution", type=int, nargs="+", default=list(RESOLUTIONS))
     parser.add_argument("--videos", type=int, default=VIDEOS, help="held-out videos; default %(default)s")
     parser.add_argument("--first", type=int, default=0, help="number of the first")
