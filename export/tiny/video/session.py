@@ -1,5 +1,5 @@
-"""A plain tracking session in PyTorch on the small checkpoint: detections every k-th frame begin tracks, and the tracker
-carries them on. It measures the tracker; it serves nobody, and nothing bounds what it keeps."""
+"""A plain tracking session in PyTorch on the small checkpoint: detections in every k-th frame begin tracks, and the
+tracker carries them on. It measures the tracker; it serves nobody, and nothing bounds what it keeps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from export.tiny.configuration import PATCH
 from export.tiny.dataset import to_square
 from export.tiny.predictor import Detections, TorchPredictor, load_model
 from export.tiny.prompts import Prompt
-from export.tiny.video.network import TrackerNetwork
+from export.tiny.video.network import Features, TrackerNetwork
 from export.tiny.video.rollout import Memory, seed, tracked_entry
 
 NEW_SCORE = 0.5
@@ -98,7 +98,7 @@ class Session:
                 shown.append(Seen(track.number, track.name, full.numpy()))
         return shown
 
-    def _begin(self, seen, found: Sequence[Detections]) -> None:
+    def _begin(self, seen: Features, found: Sequence[Detections]) -> None:
         """Starts tracks of detections on which none lies, and ends those that no detection ever confirmed."""
         side = 4 * self.resolution // PATCH
         for name, detections in zip(self.names, found, strict=True):
