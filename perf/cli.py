@@ -31,6 +31,7 @@ BENCH = {
     "overhead": ("perf.bench.overhead", "what a frame costs outside the sub-models"),
     "soak": ("perf.bench.soak", "many cameras for a long time: memory, lost frames, fairness"),
     "hard-soak": ("perf.bench.hard_soak", "an hour of cameras that misbehave on servers that fail"),
+    "tracking": ("perf.bench.tracking", "ids through occlusions: the tracker's masks beside ByteTrack's boxes"),
     "zoom": ("perf.bench.zoom", "small objects: one look, or a second one on crops"),
     "loop-cost": ("perf.bench.loop_cost", "what fetching a frame costs a client's event loop"),
     "campaign": ("perf.bench.campaign", "all of this on a GPU host in one go, into a folder of results"),
