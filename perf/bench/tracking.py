@@ -8,7 +8,6 @@ each.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,10 +27,12 @@ from export.tiny.video.evaluate import FRAMES, Video, evaluate, held_out_video, 
 from export.tiny.video.identity import FrameOverlap, Identity, identity
 from export.tiny.video.session import Seen, Session, detect
 from perf import record
+from perf.console import make_parser
 
 LEAST_AREA = 60  # pixels of an object that can be seen; fewer are no object for this frame
 HARD = ("occluder", "twins")
-EXAMPLE = "example: sam3-perf bench tracking --resolution 252 --every 1 4 --videos 20 --output build/video.json"
+EXAMPLES = """example:
+  sam3-perf bench tracking --resolution 252 --every 1 4 --videos 20 --output build/video.json"""
 
 
 def names_of(video: Video) -> tuple[str, ...]:
@@ -138,9 +139,9 @@ def sum_of(counts: Sequence[Identity]) -> Identity:
     return total
 
 
-def main(argv: Sequence[str] | None = None) -> dict:
-    """The command line. The last line of stdout is one JSON object."""
-    parser = argparse.ArgumentParser("sam3-perf bench tracking", description=__doc__, epilog=EXAMPLE)
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: measured. The last line of stdout is one JSON object."""
+    parser = make_parser("bench tracking", __doc__, EXAMPLES)
     parser.add_argument("--resolution", type=int, nargs="+", default=[RESOLUTIONS[0]], help="of the detector")
     parser.add_argument("--tracker-resolution", type=int, help="of the tracker; default: the detector's")
     parser.add_argument("--every", type=int, nargs="+", default=[1], help="detections in every k-th frame")
@@ -158,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> dict:
     setting = {"videos": options.videos, "frames": FRAMES, "engine": "PyTorch, not the server"}
     record.write(options.output, {**head, "setting": setting, "rows": rows})
     print(json.dumps({"output": str(options.output), "rows": rows}))
-    return {"rows": rows}
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
