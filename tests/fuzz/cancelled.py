@@ -137,9 +137,11 @@ async def take_back(server: EmbeddedServer, model: str, count: int, seed: int) -
     """Sends `count` requests and takes most of them back; how each ended."""
     rng, ways = random.Random(seed), Counter[str]()
     moments = {by_grpc: Moment(rng), by_http: Moment(rng)}
-    each = count // SENDERS
     senders = [by_http if i % 4 == 3 else by_grpc for i in range(SENDERS)]
-    await asyncio.gather(*(way(server, model, each, moments[way], ways) for way in senders))
+    shares = [count // SENDERS + (i < count % SENDERS) for i in range(SENDERS)]
+    await asyncio.gather(
+        *(way(server, model, share, moments[way], ways) for way, share in zip(senders, shares, strict=True))
+    )
     return dict(ways)
 
 
