@@ -35,7 +35,7 @@ MASK_FORMATS = ("none", "bits", "rle")
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MAX_DETECTIONS = 100
 
-FLOAT_DTYPES = {"fp32": "FP32", "fp16": "FP16", "int8": "FP16", "fp8": "FP16"}
+FLOAT_DTYPES = {"fp32": "FP32", "fp16": "FP16", "int8": "FP32", "fp8": "FP16"}
 """Dtype of the features between sub-models, by precision of the sub-models' arithmetic."""
 
 
@@ -67,16 +67,19 @@ ENGINES = {
     for engine in (
         EngineSpec("tensorrt", "model.plan", "tensorrt", on_gpu=True, precision="fp16", preprocess="auto"),
         EngineSpec(
-            *("tensorrt_rtx", "model.rtx", "python"),
-            on_gpu=True,
+            *("tensorrt_rtx", "model.rtx", "python", True),
             precision="fp16",
             preprocess="auto",
             precisions=("fp32", "fp16", "fp8"),
         ),
-        EngineSpec("onnxruntime", "model.onnx", "python", on_gpu=False, precision="fp32", preprocess="cpu"),
         EngineSpec(
-            *("aoti", "model.pt2", "python"),
-            on_gpu=True,
+            *("onnxruntime", "model.onnx", "python", False),
+            precision="fp32",
+            preprocess="cpu",
+            precisions=("fp32", "fp16", "int8"),
+        ),
+        EngineSpec(
+            *("aoti", "model.pt2", "python", True),
             precision="fp16",
             preprocess="auto",
             precisions=("fp32", "fp16", "fp8"),

@@ -84,7 +84,10 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="export the tracker of a video model too, which follows objects from frame to frame",
     )
-    add("--precision", help=f"fp32, fp16, or fp8 (engines aoti and tensorrt_rtx); default: {precisions}")
+    add(
+        "--precision",
+        help=f"fp32, fp16, int8 (engine onnxruntime), or fp8 (engines aoti and tensorrt_rtx); default: {precisions}",
+    )
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
     for name, what in COUNTS.items():
         option = f"--{name.replace('_', '-')}"

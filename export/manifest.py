@@ -22,7 +22,6 @@ from export.engines.engine import Engine, Tool
 from export.engines.onnx import OPSET
 from export.gate.verify import GateReport
 from export.repository import file_sha256
-from export.slim.calibration import Calibration
 from export.sub_models.precision import torch_precision
 
 Facts = Mapping[str, Any]
@@ -43,11 +42,9 @@ def code_files(engine: Engine, room: Path = ROOM, tracker: bool = False) -> list
     return [path for path in files if tracker or room / TRACKER_CODE not in path.parents]
 
 
-def recipe(
-    source: Source, variant: Variant, part: str, tool: Tool, room: Path = ROOM, calibration: Calibration | None = None
-) -> str:
-    """Hash of everything that one artifact is made from: weights, record, precision and its calibration, engine, what
-    it is built for, versions of libraries and the code that makes it."""
+def recipe(source: Source, variant: Variant, part: str, tool: Tool, room: Path = ROOM, calibration: str = "") -> str:
+    """Hash of everything that one artifact is made from: weights, record, precision and its calibration (a text that
+    differs where that does), engine, what it is built for, versions of libraries and the code that makes it."""
     facts = [
         source.part_sha256(part),
         asdict(getattr(variant, part)),
@@ -61,8 +58,8 @@ def recipe(
         versions(),
         [file_sha256(path) for path in code_files(tool.engine, room, part in TRACKER_PARTS)],
     ]
-    if calibration and part_precision(variant, part) == "fp8":
-        facts.append(calibration.text())
+    if part_precision(variant, part) in ("fp8", "int8"):
+        facts.append(calibration)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import Sam3Model
 
 from ensemble.gate.limits import part_precision
-from ensemble.records import ModelSpec
+from ensemble.records import NUMPY_DTYPES, ModelSpec
 from ensemble.spec import Variant
 from export.checkpoint import RANDOM, Source, at_size
 from export.engines.engine import Tool
@@ -30,9 +30,9 @@ from export.engines.registry import ready
 from export.engines.tensorrt.settings import TensorRT
 from export.gate.frames import Frame, gate_samples
 from export.gate.locate import LAYERS, first_layer_off
-from export.gate.reference import Sample, all_expected_outputs, reference_device
-from export.gate.truths import store_truths
-from export.gate.verify import GateReport, verify
+from export.gate.reference import Sample, all_expected_outputs, reference_device, scores
+from export.gate.truths import store_truths, truths_hash
+from export.gate.verify import GateReport, feeds_of, strongest, verify
 from export.manifest import manifest, recipe
 from export.repository import VERSION, Written, is_current, publish, write_configurations
 from export.slim.calibration import FILE as CALIBRATION
@@ -85,8 +85,9 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
     source, variant, root = job.source, job.variant, job.root
     tool = ready(job.engine, job.tensorrt, variant.precision)
     calibration = calibrated(job, progress) if variant.precision == "fp8" else None
+    seen = calibration.text() if calibration else truths_hash(source, variant, job.frames)
     names = {part: getattr(variant, part).name for part in PARTS}
-    recipes = {part: recipe(source, variant, part, tool, calibration=calibration) for part in PARTS}
+    recipes = {part: recipe(source, variant, part, tool, calibration=seen) for part in PARTS}
     kept = {part for part in PARTS if not job.force and is_current(root / names[part], recipes[part])}
     if len(kept) < len(PARTS):
         job.staged.parent.mkdir(parents=True, exist_ok=True)
@@ -182,6 +183,9 @@ def build_part(
     def make() -> tuple[nn.Module, Facts]:
         hidden = job.variant.tracker is not None
         module = make_part(part, sized, tool.engine.style, torch_precision(job.variant), hidden)
+        if part_precision(job.variant, part) == "int8":
+            assert tool.engine.in_int8 is not None, "an engine that makes int8 says how"
+            return tool.engine.in_int8(module, int8_feeds(job, sized, part)), {}
         if not calibration or part_precision(job.variant, part) != "fp8":
             return module, {}
         assert tool.engine.in_fp8 is not None, "an engine that makes fp8 says how"
@@ -189,6 +193,19 @@ def build_part(
         return tool.engine.in_fp8(module, calibration), {"calibration": calibration.summary()}
 
     return staged_build(job, tool, model, recipe, make)
+
+
+def int8_feeds(job: Job, sized: Sam3Model, part: str) -> list[Mapping[str, np.ndarray]]:
+    """Inputs of a sub-model, of the job's frames and words, by which int8 leaves layers out."""
+    samples = gate_samples(job.frames, job.source.tokenizer, job.variant)
+    truths = all_expected_outputs(sized, samples, reference_device())
+    feeds: list[Mapping[str, np.ndarray]] = []
+    for sample, truth in zip(samples, truths, strict=True):
+        feed = feeds_of(sample, truth, strongest(scores(truth), job.variant.max_picks))[part]
+        feeds.append(
+            {t.name: np.asarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in getattr(job.variant, part).inputs}
+        )
+    return feeds
 
 
 def staged_build(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from torch import nn
 from ensemble.records import ModelSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.engine import Engine, EngineError, Tool
+from export.engines.int8 import quantise
 from export.engines.onnx import export_onnx
 from export.engines.tensorrt.settings import TensorRT
 from export.sub_models.parts import Style
+
+FEEDS = "int8_feeds"
+"""Attribute of a module that is to be built in INT8."""
 
 
 def onnx_session(path: Path, threads: int = 0) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -33,9 +37,16 @@ def onnx_session(path: Path, threads: int = 0) -> Callable[[Mapping[str, np.ndar
 
 
 def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path) -> Mapping[str, Any]:
-    """Writes `module` to `path`; there is nothing to tell of it."""
+    """Writes `module` to `path`, in INT8 where `in_int8` has seen it, of which there is something to tell."""
     export_onnx(module, model, path)
-    return {}
+    feeds = getattr(module, FEEDS, None)
+    return {"int8": quantise(path, feeds)} if feeds else {}
+
+
+def in_int8(module: nn.Module, feeds: Sequence[Mapping[str, np.ndarray]]) -> nn.Module:
+    """The module itself, with a note of inputs by which layers are chosen that stay in fp32."""
+    setattr(module, FEEDS, feeds)
+    return module
 
 
 def ready(_: TensorRT) -> Tool:
@@ -47,4 +58,10 @@ def ready(_: TensorRT) -> Tool:
     return Tool(ENGINE, build, onnx_session)
 
 
-ENGINE = Engine(ENGINES["onnxruntime"], Style("explicit", "plain"), code=("engines/onnxruntime.py",), ready=ready)
+ENGINE = Engine(
+    ENGINES["onnxruntime"],
+    Style("explicit", "plain"),
+    code=("engines/onnxruntime.py", "engines/int8.py"),
+    ready=ready,
+    in_int8=in_int8,
+)

@@ -21,9 +21,7 @@ SMALLEST_HEAD = 16
 """The fewest channels of a head that a matrix product in Triton takes."""
 
 
-def make_fused_part(
-    part: str, model: Sam3Model, precision: str, kernels: Kernels, hidden: bool = False
-) -> nn.Module:
+def make_fused_part(part: str, model: Sam3Model, precision: str, kernels: Kernels, hidden: bool = False) -> nn.Module:
     """One of `export.sub_models.parts.PARTS` in eval mode, on the CPU; with `kernels="gpu"` it has to be moved to the
     GPU to run. With `hidden` the vision encoder gives a tracker's tokens as well.
 

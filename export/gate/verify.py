@@ -109,6 +109,27 @@ def check_parts(
     runs: Mapping[str, Run], variant: Variant, sample: Sample, truth: Arrays, picks: np.ndarray
 ) -> list[OutputCheck]:
     """Every output of every sub-model in `runs`; the geometry encoder only where the sample has boxes."""
+    checks = []
+    for part, feed in feeds_of(sample, truth, picks).items():
+        if part not in runs:
+            continue
+        model = getattr(variant, part)
+        out = call(runs, variant, part, feed)
+        wanted = {name: truth[name] for name in out if name in truth}
+        if part == "text_encoder":
+            out = {"text_features": out["text_features"] * sample.text_mask[..., None]}
+        elif part == "geometry_encoder":
+            out = {"geometry_features": out["geometry_features"] * geometry_mask(sample)[..., None]}
+        elif part == "mask_head":
+            wanted = {"mask_logits": np.take_along_axis(truth["mask_logits"], picks[..., None, None], 1)}
+            wanted["mask_bits"], out["mask_bits"] = out["mask_logits"] > 0, unpack(out["mask_bits"], variant.mask_size)
+        checks += [OutputCheck(model.name, name, *compare(out[name], wanted[name])) for name in out]
+    return checks
+
+
+def feeds_of(sample: Sample, truth: Arrays, picks: np.ndarray) -> dict[str, Arrays]:
+    """What each sub-model is called with, by part: the sample's own arrays and the reference's of the sub-models before
+    it. The geometry encoder is called only where the sample has boxes."""
     slots = sample.boxes.shape[1]
     prompt, mask = prompt_inputs(sample, truth["text_features"], truth["geometry_features"] if slots else None)
     pairs = np.arange(len(picks), dtype=np.int32)
@@ -132,22 +153,7 @@ def check_parts(
             **{"fpn_2": truth["fpn_2"], "image_index": sample.image_index},
             **{"boxes": sample.boxes, "box_labels": sample.box_labels},
         }
-    checks = []
-    for part, feed in feeds.items():
-        if part not in runs:
-            continue
-        model = getattr(variant, part)
-        out = call(runs, variant, part, feed)
-        wanted = {name: truth[name] for name in out if name in truth}
-        if part == "text_encoder":
-            out = {"text_features": out["text_features"] * sample.text_mask[..., None]}
-        elif part == "geometry_encoder":
-            out = {"geometry_features": out["geometry_features"] * geometry_mask(sample)[..., None]}
-        elif part == "mask_head":
-            wanted = {"mask_logits": np.take_along_axis(truth["mask_logits"], picks[..., None, None], 1)}
-            wanted["mask_bits"], out["mask_bits"] = out["mask_logits"] > 0, unpack(out["mask_bits"], variant.mask_size)
-        checks += [OutputCheck(model.name, name, *compare(out[name], wanted[name])) for name in out]
-    return checks
+    return feeds
 
 
 def prompt_inputs(sample: Sample, text: np.ndarray, geometry: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,9 @@ PRECISIONS = ("fp32", "fp16")
 
 
 def torch_precision(variant: Variant) -> str:
-    """Precision of a variant's torch modules: engines quantise int8 and fp8 from fp16."""
-    return "fp32" if variant.precision == "fp32" else "fp16"
+    """Precision of a variant's torch modules: engines quantise fp8 from fp16, and int8, which processors compute, from
+    fp32."""
+    return "fp32" if variant.precision in ("fp32", "int8") else "fp16"
 
 
 def layer_norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
