@@ -67,5 +67,7 @@ def test_committed_repository_is_the_generated_one(tmp_path):
 
 
 def test_unknown_engine_is_refused():
-    with pytest.raises(ValueError, match="engine must be one of tensorrt, onnxruntime, aoti, got 'openvino'"):
+    with pytest.raises(
+        ValueError, match="engine must be one of tensorrt, tensorrt_rtx, onnxruntime, aoti, got 'openvino'"
+    ):
         pbtxt.render(VARIANTS[0].decoder, VARIANTS[0], "openvino")
