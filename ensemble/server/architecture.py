@@ -62,9 +62,10 @@ class Architecture:
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Architecture:
-        """Of a checkpoint's `config.json`; parameters from the size of its safetensors file at 2 bytes each, as they
-        are kept in fp16 or bf16."""
+        """Of a checkpoint's `config.json`, or of the detector's part of it; parameters from its safetensors file, a video
+        model's tracker left out."""
         config = json.loads((folder / "config.json").read_text())
+        config = config.get("detector_config", config)
         vision, backbone = config["vision_config"], config["vision_config"]["backbone_config"]
         text, encoder, decoder = config["text_config"], config["detr_encoder_config"], config["detr_decoder_config"]
         weights = folder / "model.safetensors"
@@ -75,7 +76,7 @@ class Architecture:
                 queries=decoder["num_queries"],
                 context=text["max_position_embeddings"],
             ),
-            parameters=weights.stat().st_size / 2 if weights.is_file() else cls().parameters,
+            parameters=_parameters_in(weights) if weights.is_file() else cls().parameters,
             width=backbone["hidden_size"],
             layers=backbone["num_hidden_layers"],
             global_layers=len(backbone["global_attn_indexes"]),
@@ -109,3 +110,14 @@ def _sizes_of(**sizes: int) -> Checkpoint:
 
 
 SAM3 = Architecture()
+
+
+def _parameters_in(weights: Path) -> int:
+    """Of the detector in a safetensors file, which begins with the length of a JSON header that has every shape."""
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(
+        math.prod(tensor["shape"])
+        for name, tensor in header.items()
+        if name != "__metadata__" and not name.startswith("tracker_")
+    )

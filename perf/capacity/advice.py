@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ensemble.server.memory import MB, ONE_PROCESS, PLANS_PROCESS, footprint_of, pool_mb, score_bytes
 from ensemble.spec import MAX_CLASSES, RESOLUTIONS, Checkpoint, Variant, check_resolution
 from perf.capacity.calibrate import Calibration
-from perf.capacity.evidence import Evidence, packages_mb
+from perf.capacity.evidence import Evidence, fp8_share, packages_mb
 from perf.capacity.published import GUIDE, PLAN_BATCH, Measurement
 from perf.tables import counted
 
@@ -34,6 +35,8 @@ HERE, ELSEWHERE, ANOTHER, MODELLED = (
     "modelled",
 )
 
+PRECISIONS = ("fp16", "fp8")
+FP8 = "fp8 as much faster than fp16 as eight cameras with four classes were on one NVIDIA H200"
 TEXT_ENCODER_ON_CPU = "the text encoder is on the CPU then, where sam3-serve puts it by itself"
 
 
@@ -50,6 +53,7 @@ class Requirements:
     resolutions: tuple[int, ...] = RESOLUTIONS
     prefer: str = "quality"
     engine: str = ""  # whose memory is reckoned with; empty: what the evidence measured
+    precision: str = "fp16"  # or fp8: modelled, beside fp16's measurements
 
     def __post_init__(self) -> None:
         if self.cameras < 1:
@@ -65,6 +69,8 @@ class Requirements:
                 f"object pixels and the frame's size must be positive, got {self.object_pixels:g} and"
                 f" {self.frame[0]}x{self.frame[1]}"
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         for resolution in self.resolutions:
             check_resolution(resolution)
 
@@ -112,6 +118,10 @@ def recommend(wanted: Requirements, evidence: Sequence[Evidence]) -> list[Recomm
 
 def _recommendation(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Recommendation:
     fps, p95 = _speed(wanted, resolution, evidence[0])
+    if wanted.precision == "fp8":
+        share = fp8_share(resolution)
+        fps = Figure(fps.value / share, MODELLED, f"{fps.where}; {FP8}")
+        p95 = Figure(p95.value * share, MODELLED, f"{p95.where}; {FP8}")
     memory = _memory(wanted, resolution, evidence)
     choice = Recommendation(resolution, min(wanted.cameras, PLAN_BATCH), fps, p95, memory, wanted.patches(resolution))
     many = counted(wanted.cameras, "camera")
@@ -176,7 +186,7 @@ def _basis(source: Evidence, sample: Measurement) -> str:
 
 
 def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Figure:
-    if wanted.engine:
+    if wanted.engine or wanted.precision == "fp8":
         return _packages_memory(wanted, resolution, evidence[0])
     for source in evidence:
         if source.architecture != evidence[0].architecture:
@@ -203,10 +213,11 @@ def _packages_memory(wanted: Requirements, resolution: int, evidence: Evidence) 
     """Of this server, which takes its text encoder off a GPU that has no room for it."""
     load = evidence.architecture, resolution, min(wanted.cameras, PLAN_BATCH), wanted.classes
     engine = wanted.engine or "aoti"
-    megabytes, where = packages_mb(*load, engine=engine), footprint_of(engine, model_each=False).source
+    need = partial(packages_mb, *load, engine=engine, precision=wanted.precision)
+    megabytes, where = need(), footprint_of(engine, model_each=False).source
     if megabytes <= wanted.memory_mb:
         return Figure(megabytes, MODELLED, where)
-    return Figure(packages_mb(*load, text_encoder=False, engine=engine), MODELLED, where, TEXT_ENCODER_ON_CPU)
+    return Figure(need(text_encoder=False), MODELLED, where, TEXT_ENCODER_ON_CPU)
 
 
 def what_next(wanted: Requirements, rejected: Sequence[Recommendation], calibration: Calibration) -> str:

@@ -24,6 +24,7 @@ from perf.capacity.advice import (
     ELSEWHERE,
     HERE,
     MODELLED,
+    PRECISIONS,
     Recommendation,
     Requirements,
     delay_us,
@@ -72,6 +73,12 @@ def parser() -> argparse.ArgumentParser:
         help="reckon with this engine's memory in sam3-serve, modelled; default: as the measurements say",
     )
     p.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp16",
+        help="fp8: on Ada, Hopper and Blackwell, modelled beside fp16's measurements; default %(default)s",
+    )
+    p.add_argument(
         "--sweep", type=Path, nargs="*", default=[], help="files of sam3-perf sweep: used before published tables"
     )
     p.add_argument(
@@ -104,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             resolutions=tuple(options.resolution or swept or RESOLUTIONS),
             prefer=options.prefer,
             engine=options.engine,
+            precision=options.precision,
             memory_mb=memory_of(options.memory),
         )
         found = recommend(wanted, evidence)

@@ -19,6 +19,8 @@ from perf.tables import front_rows, own_memory
 RESULTS = Path(__file__).parents[1] / "results"
 END_TO_END = RESULTS / "h100" / "end_to_end.json"
 """Peaks of memory of this server with packages, one process a GPU."""
+FP8 = RESULTS / "h200" / "fp8.json"
+"""The whole server in fp16 and in fp8 under full load, one after the other."""
 PROCESS_A_MODEL = ", when each sub-model was a process of its own"
 
 
@@ -130,6 +132,15 @@ def packages_mb(
         0 if text_encoder else text_encoder_bytes(architecture)
     )
     return engine_model_need([variant], weights / MB, engine).total
+
+
+def fp8_share(resolution: int) -> float:
+    """Share of a frame's time in fp16 that it takes in fp8: the whole server under full load, `FP8`, at the measured
+    resolution that is nearest."""
+    rows = results.load(FP8)["rows"]
+    nearest = min({row["resolution"] for row in rows}, key=lambda r: abs(r - resolution))
+    fps = {row["precision"]: float(row["fps"]) for row in rows if row["resolution"] == nearest}
+    return fps["fp16"] / fps["fp8"]
 
 
 def peaks() -> list[tuple[dict[str, Any], float]]:

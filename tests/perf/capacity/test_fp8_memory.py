@@ -3,6 +3,8 @@ take."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,7 +14,8 @@ from export.fused.fp8_block import Fp8Block, Maxima
 from export.fused.vision_encoder import FusedVisionEncoder
 from export.tiny.predictor import load_model
 from perf import results
-from perf.capacity.evidence import RESULTS, packages_mb
+from perf.capacity.advice import MODELLED, Requirements, recommend
+from perf.capacity.evidence import RESULTS, gather, packages_mb
 
 
 def test_what_is_counted_at_one_byte_is_what_is_stored_in_one(checkpoint):
@@ -31,3 +34,21 @@ def test_a_server_in_fp8_takes_what_was_measured_within_a_tenth():
     for row in rows:
         reckoned = packages_mb(SAM3, row["resolution"], row["cameras"], row["classes"], precision="fp8")
         assert reckoned == pytest.approx(row["peak_mb"], rel=0.1)
+
+
+def test_capacity_reckons_with_fp8_beside_what_was_measured_in_fp16():
+    """Frames a second by the ratio of the measured servers, memory by the weights that take a byte; both modelled."""
+    asked = Requirements(8, 8 * 1024, fps=4, engine="aoti", resolutions=(1008, 672))
+    evidence = gather(["h200"], [])
+    whole = {choice.resolution: choice for choice in recommend(asked, evidence)}
+    eights = {choice.resolution: choice for choice in recommend(replace(asked, precision="fp8"), evidence)}
+    rows = {(row["resolution"], row["precision"]): row for row in results.load(RESULTS / "h200" / "fp8.json")["rows"]}
+    for resolution, choice in eights.items():
+        ratio = rows[resolution, "fp8"]["fps"] / rows[resolution, "fp16"]["fps"]
+        assert choice.fps_per_camera.value == pytest.approx(whole[resolution].fps_per_camera.value * ratio)
+        assert choice.p95_ms.value == pytest.approx(whole[resolution].p95_ms.value / ratio)
+        saved = (weight_bytes(SAM3) - weight_bytes(SAM3, precision="fp8")) / 2**20
+        assert whole[resolution].memory_mb.value - choice.memory_mb.value == pytest.approx(saved, rel=0.01)
+        assert choice.fps_per_camera.basis == choice.memory_mb.basis == MODELLED
+    with pytest.raises(ValueError, match="precision must be one of fp16, fp8, got 'int8'"):
+        replace(asked, precision="int8")

@@ -8,6 +8,7 @@ import pytest
 from ensemble.server.architecture import SAM3, Architecture
 from ensemble.server.memory import MB, feature_bytes, score_bytes
 from ensemble.spec import Checkpoint, Variant
+from export.checkpoint import load
 from perf.capacity.model import decoder_flops, mask_head_flops, text_flops, vision_flops
 
 
@@ -55,6 +56,7 @@ def test_the_small_checkpoint_has_its_own_sizes(checkpoint):
     assert small.patches(252) == 18**2
     assert small.padded(140) == 12**2, "10 patches a side are filled up to two windows of 6"
     assert vision_flops(252, small) < vision_flops(252, SAM3) / 20
+    assert small.parameters == sum(p.numel() for p in load(str(checkpoint)).model.parameters())
 
 
 def test_a_resolution_between_two_patches_is_refused():
