@@ -62,8 +62,8 @@ class Architecture:
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> Architecture:
-        """Of a checkpoint's `config.json`, or of the detector's part of it; parameters from its safetensors file, a video
-        model's tracker left out."""
+        """Of a checkpoint's `config.json`; of a video model the detector's, without its tracker. Parameters are counted
+        in its safetensors file."""
         config = json.loads((folder / "config.json").read_text())
         config = config.get("detector_config", config)
         vision, backbone = config["vision_config"], config["vision_config"]["backbone_config"]
