@@ -53,7 +53,7 @@ class Requirements:
     resolutions: tuple[int, ...] = RESOLUTIONS
     prefer: str = "quality"
     engine: str = ""  # whose memory is reckoned with; empty: what the evidence measured
-    precision: str = "fp16"  # or fp8: modelled, beside fp16's measurements
+    precision: str = "fp16"  # or fp8: modelled where the evidence is of the other
 
     def __post_init__(self) -> None:
         if self.cameras < 1:
@@ -118,8 +118,8 @@ def recommend(wanted: Requirements, evidence: Sequence[Evidence]) -> list[Recomm
 
 def _recommendation(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Recommendation:
     fps, p95 = _speed(wanted, resolution, evidence[0])
-    if wanted.precision == "fp8":
-        share = fp8_share(resolution)
+    if "fp8" in (wanted.precision, evidence[0].precision) and wanted.precision != evidence[0].precision:
+        share = fp8_share(resolution) if wanted.precision == "fp8" else 1 / fp8_share(resolution)
         fps = Figure(fps.value / share, MODELLED, f"{fps.where}; {FP8}")
         p95 = Figure(p95.value * share, MODELLED, f"{p95.where}; {FP8}")
     memory = _memory(wanted, resolution, evidence)
@@ -186,7 +186,7 @@ def _basis(source: Evidence, sample: Measurement) -> str:
 
 
 def _memory(wanted: Requirements, resolution: int, evidence: Sequence[Evidence]) -> Figure:
-    if wanted.engine or wanted.precision == "fp8":
+    if wanted.engine or "fp8" in (wanted.precision, evidence[0].precision):
         return _packages_memory(wanted, resolution, evidence[0])
     for source in evidence:
         if source.architecture != evidence[0].architecture:

@@ -33,6 +33,7 @@ class Evidence:
     architecture: Architecture
     bandwidth_gb_s: float
     own: bool = True  # of this server, not of another pipeline
+    precision: str = "fp16"
 
     @property
     def packages(self) -> bool:
@@ -78,7 +79,9 @@ def from_sweep(path: Path, name: str = "", bandwidth_gb_s: float = 1000.0) -> Ev
     own = own_memory(sweep.rows)
     samples = tuple(_sample(row, sweep.setting, where, here, id(row) in own) for row in rows)
     known = sweep.setting.get("architecture")
-    return Evidence(name or str(path), samples, Architecture.from_dict(known) if known else SAM3, bandwidth_gb_s)
+    architecture = Architecture.from_dict(known) if known else SAM3
+    precision = str(sweep.setting.get("precision") or "fp16")
+    return Evidence(name or str(path), samples, architecture, bandwidth_gb_s, precision=precision)
 
 
 def _sample(row: dict[str, Any], setting: dict[str, Any], where: str, here: bool, own: bool) -> Measurement:

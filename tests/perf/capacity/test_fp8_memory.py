@@ -3,6 +3,7 @@ take."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from export.fused.vision_encoder import FusedVisionEncoder
 from export.tiny.predictor import load_model
 from perf import results
 from perf.capacity.advice import MODELLED, Requirements, recommend
-from perf.capacity.evidence import RESULTS, gather, packages_mb
+from perf.capacity.evidence import RESULTS, fp8_share, gather, packages_mb
 
 
 def test_what_is_counted_at_one_byte_is_what_is_stored_in_one(checkpoint):
@@ -52,3 +53,19 @@ def test_capacity_reckons_with_fp8_beside_what_was_measured_in_fp16():
         assert choice.fps_per_camera.basis == choice.memory_mb.basis == MODELLED
     with pytest.raises(ValueError, match="precision must be one of fp16, fp8, got 'int8'"):
         replace(asked, precision="int8")
+
+
+def test_what_was_measured_in_fp8_is_not_sped_up_again(tmp_path):
+    """A sweep of a server in fp8 answers for fp8 as it was measured, and for fp16 by the same ratio the other way."""
+    sweep = json.loads((RESULTS / "h200" / "sweep.json").read_text())
+    sweep["setting"]["precision"] = "fp8"
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(sweep))
+    asked = Requirements(8, 8 * 1024, fps=4, resolutions=(1008,))
+    (measured,) = recommend(asked, gather(["h200"], []))
+    (same,) = recommend(replace(asked, precision="fp8"), gather([], [path]))
+    (other,) = recommend(asked, gather([], [path]))
+    assert same.fps_per_camera.value == measured.fps_per_camera.value
+    assert same.fps_per_camera.basis == measured.fps_per_camera.basis != MODELLED
+    assert other.fps_per_camera.value == pytest.approx(measured.fps_per_camera.value * fp8_share(1008))
+    assert other.fps_per_camera.basis == MODELLED
