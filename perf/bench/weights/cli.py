@@ -38,6 +38,8 @@ from perf.console import make_parser, refuse
 Row = dict[str, Any]
 FAILURES = (CheckpointError, EngineError, GateError, ValueError, RuntimeError, OSError)
 """What a scheme that cannot be made or measured says; the others go on."""
+MASKS = "enlarged, then cut"
+"""How masks of `Sam3Model` are judged; exported ones are cut first."""
 EMULATED = "E4M3 is rounded in PyTorch here; load time, memory and speed are those of a compiled package"
 EXAMPLES = """examples:
   sam3-perf bench weights --scenes 100
@@ -115,7 +117,7 @@ def measure(options: argparse.Namespace, given: dict[str, Path], work: Path) -> 
     found = []
     for row in precision:
         try:
-            found.append(about(row["scheme"], made, row["resolution"], options.device) | row)
+            found.append(about(row["scheme"], made, row["resolution"], options.device) | row | {"masks": MASKS})
         except FAILURES as error:
             found += errors(row["scheme"], [row["resolution"]], error)
     for scheme in (scheme for scheme in EXPORTED if scheme in options.scheme):
