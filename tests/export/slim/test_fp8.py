@@ -213,7 +213,7 @@ def test_only_the_vision_encoder_differs_from_fp16(source: Source) -> None:
     calibrations = [Calibration((Maxima(v, v, v, v),) * 4, (0.01,) * 4) for v in (1.0, 2.0)]
     eight = Variant(112, 20, "fp8", checkpoint=source.record)
     for part in PARTS:
-        first, second = (recipe(source, eight, part, tool, calibration=c) for c in calibrations)
+        first, second = (recipe(source, eight, part, tool, calibration=c.text()) for c in calibrations)
         assert (first == second) is (part != "vision_encoder")
         assert limits_of(eight, part).cosine == (0.995 if part == "vision_encoder" else 0.999)
     sixteen = Variant(112, 20, "fp16", checkpoint=source.record)
@@ -247,7 +247,7 @@ def test_a_card_without_fp8_is_named(
 @pytest.mark.parametrize(
     ("engine", "precision", "sentence"),
     [
-        ("onnxruntime", "fp8", "engine onnxruntime makes fp32 or fp16, got precision 'fp8'"),
+        ("onnxruntime", "fp8", "engine onnxruntime makes fp32, fp16 or int8, got precision 'fp8'"),
         ("aoti", "int4", "engine aoti makes fp32, fp16 or fp8, got precision 'int4'"),
     ],
 )
