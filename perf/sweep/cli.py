@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ensemble.server.requirements import ServerError
@@ -21,7 +22,7 @@ from perf.results import Results
 from perf.sweep.analyzer import Analyzer, AnalyzerError
 from perf.sweep.points import Point, points
 from perf.sweep.run import measure_all, resume
-from perf.sweep.target import add_server_options, addressed, offered
+from perf.sweep.target import PLAIN, add_server_options, addressed, offered
 from perf.sweep.window import Load
 from perf.tables import front_rows, repeatability
 
@@ -37,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     p = make_parser("sweep", __doc__, EXAMPLES)
     add_server_options(p)
     p.add_argument("--resolution", type=int, nargs="+", help="default: all that the server has")
+    p.add_argument(
+        "--precision",
+        choices=(PLAIN, "int8", "fp8"),
+        help="of a server that has several; plain is fp16 or fp32. Default: what there is, plain first",
+    )
     p.add_argument(
         "--cameras", type=int, nargs="+", default=[1, 2, 4, 8], help="requests under way at once; default 1 2 4 8"
     )
@@ -113,7 +119,7 @@ def plan(options: argparse.Namespace, load: Load) -> tuple[list[Point], dict[str
         raise ValueError("--alone starts a server for each resolution: it needs --repository")
     have, describe = offered(options)
     wanted = points(
-        options.resolution or have,
+        options.resolution or list(have),
         options.cameras,
         options.classes,
         batches=options.batches,
@@ -125,11 +131,13 @@ def plan(options: argparse.Namespace, load: Load) -> tuple[list[Point], dict[str
     )
     unknown = sorted({f"sam3_r{p.resolution}" for p in wanted if p.resolution not in have})
     if unknown or not wanted:
-        loaded = ", ".join(f"sam3_r{r}" for r in sorted(have))
+        loaded = ", ".join(have[r] for r in sorted(have))
         raise ServerError(
             f"not loaded: {', '.join(unknown)}; the server has {loaded or 'no front model'}; "
             "export what is missing with sam3-export --resolution ..., or leave it out with --resolution"
         )
+    own = {r: name.removeprefix(f"sam3_r{r}").removeprefix("_") for r, name in have.items()}
+    wanted = [replace(point, precision=own[point.resolution]) for point in wanted]
     if options.batches and options.repository is None:
         hidden = {p.model for p in wanted} - set(addressed(options).models())
         if hidden:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
 
 DEFAULT_URL = "localhost:8001"
+PLAIN = "plain"
+"""Precisions that have no name of their own among front models: fp16 and fp32."""
 HTTP_PORT, METRICS_PORT = -1, 1
 """From the port of gRPC: Triton's own are 8000, 8001 and 8002."""
 
@@ -113,16 +116,23 @@ def addressed(options: argparse.Namespace) -> Target:
     return Target(options.url, http, options.metrics_url or f"{host}:{int(port) + METRICS_PORT}")
 
 
-def offered(options: argparse.Namespace) -> tuple[list[int], Callable[[int], dict[str, Any]]]:
-    """Resolutions that can be measured, the largest first, and what describes each: from the repository, else from the
-    running server."""
+def offered(options: argparse.Namespace) -> tuple[dict[int, str], Callable[[int], dict[str, Any]]]:
+    """Front models that can be measured, by resolution, the largest first, and what describes each: from the
+    repository, else from the running server. Of several precisions of a resolution the one of `--precision`, or that
+    which has no name of its own (fp16, fp32)."""
+    describers: dict[str, Callable[[], dict[str, Any]]]
     if options.repository is None:
         target = addressed(options)
-        fronts = [m.removeprefix("sam3_r") for m in target.models()]
-        return sorted((int(r) for r in fronts if r.isdigit()), reverse=True), lambda r: target.about(f"sam3_r{r}")
-    found = placement.suited(placement.read(options.repository), front_settings(options))
-    served = {s.variant.resolution: s for s in found}
-    return list(served), lambda r: describe(served[r].variant, served[r].engine)
+        describers = {name: partial(target.about, name) for name in target.models() if is_front_name(name)}
+    else:
+        found = placement.suited(placement.read(options.repository), front_settings(options))
+        describers = {s.variant.front_name: partial(describe, s.variant, s.engine) for s in found}
+    names: dict[int, str] = {}
+    for name in sorted(describers, key=len, reverse=True):
+        resolution, _, precision = name.removeprefix("sam3_r").partition("_")
+        if options.precision in (None, precision or PLAIN):
+            names[int(resolution)] = name
+    return dict(sorted(names.items(), reverse=True)), lambda r: describers[names[r]]()
 
 
 @contextlib.contextmanager

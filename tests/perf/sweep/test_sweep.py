@@ -141,3 +141,23 @@ def test_what_is_no_address_is_refused(url, tmp_path: Path, capsys):
     status, last = run(capsys, "--url", url, "--output", str(tmp_path / "sweep.json"))
     assert status == 2
     assert f"--url must be host:port of the server's gRPC, got {url!r}" in last["error"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        pytest.param([], {252: "sam3_r252", 140: "sam3_r140_fp8"}, id="plain first, else what there is"),
+        pytest.param(["--precision", "int8"], {252: "sam3_r252_int8"}, id="int8"),
+        pytest.param(["--precision", "plain"], {252: "sam3_r252"}, id="plain"),
+    ],
+)
+def test_a_precision_has_models_of_its_own(asked, names, monkeypatch):
+    loaded = ["sam3_engine", "sam3_r140_fp8", "sam3_r252", "sam3_r252_int8", "sam3_text_encoder"]
+    monkeypatch.setattr(target.Target, "models", lambda _: loaded)
+    monkeypatch.setattr(target.Target, "about", lambda _, front: {"of": front})
+    options = sweep.parser().parse_args(asked)
+    found, about = target.offered(options)
+    assert found == names
+    assert [about(resolution)["of"] for resolution in found] == list(names.values())
+    wanted, _ = sweep.plan(options, sweep.Load())
+    assert {point.model for point in wanted} == set(names.values())
