@@ -114,7 +114,7 @@ def test_without_a_server(film, tmp_path, closed_port, number):
     """Every frame failed: the camera's status says so, the page's owner was told by the page."""
     config = cameras(tmp_path, film, f"127.0.0.1:{closed_port}")
     fleet = Program(tmp_path, CAMERA, "--config", config)
-    page, address = dashboard(tmp_path, cameras(tmp_path / "page", film, f"127.0.0.1:{closed_port}"))
+    page, address = dashboard(tmp_path / "page", cameras(tmp_path / "page", film, f"127.0.0.1:{closed_port}"))
     page.wait_for(lambda: figures(address)["failed"])
     fleet.wait_for(lambda: (tmp_path / "yard.jsonl").exists() and (tmp_path / "yard.jsonl").stat().st_size)
     (status, account), (page_status, shown) = fleet.end(number), page.end(number)
