@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -19,14 +17,11 @@ from export.gate.reference import reference_device
 from export.gate.tracker.history import histories
 from export.gate.tracker.reference import TrackerTruth, tracker_truths
 from export.gate.tracker.verify import verify_tracker
-from export.gate.verify import GateReport, Run
-from export.manifest import manifest, recipe
-from export.repository import VERSION, Written, is_current, publish
+from export.manifest import recipe
+from export.repository import VERSION, Written, is_current
+from export.staging import Facts, Job, Progress, admit, built_all, opened, staged_build
 from export.sub_models.precision import torch_precision
 from export.sub_models.tracker.parts import TRACKER_PARTS, make_tracker_part
-from export.variant import Facts, Job, built_all, discard, staged_build
-
-Progress = Callable[[str], None]
 
 
 def check_engine(tool: Tool) -> None:
@@ -69,13 +64,10 @@ def export_tracker(job: Job, progress: Progress = lambda step: None) -> list[Wri
         truths = truths_of(source, variant, job.frames)
         progress(f"r{variant.resolution}: measuring the tracker's artifacts against it")
         folders = {part: (root if part in kept else job.staged) / names[part] / VERSION for part in TRACKER_PARTS}
-        gate = measured(tool, folders, variant, truths)
-        if gate.failures:
-            discard(job.staged, [names[part] for part in missing], gate)
-            gate.raise_for_failures()
-        for part, facts in built.items():
-            known = manifest(source, variant, part, recipes[part], tool, facts, gate)
-            publish(job.staged / names[part], root / names[part], known)
+        with opened({part: (tool, folder) for part, folder in folders.items()}) as runs:
+            gate = verify_tracker(runs, variant, truths)
+        admit(job, tool, built, recipes, gate)
+        for part in missing:
             shutil.rmtree(job.staged / names[part])
         if not any(job.staged.iterdir()):  # an interrupted export of the other sub-models may have left something
             job.staged.rmdir()
@@ -96,14 +88,3 @@ def truths_of(source: Source, variant: Variant, frames: Sequence[Frame]) -> list
         sized.to("cpu")  # type: ignore[arg-type]
     tracker = source.tracker.at_size(variant.resolution)
     return tracker_truths(tracker, seen.numpy(force=True), histories(variant, len(frames)), device)
-
-
-def measured(tool: Tool, folders: Mapping[str, Path], variant: Variant, truths: list[TrackerTruth]) -> GateReport:
-    """How near the artifacts in these folders, by part, come to the truths."""
-    assert tool.open is not None, "check_engine has looked"
-    with ExitStack() as opened:
-        runs: dict[str, Run] = {}
-        for part, folder in folders.items():
-            runs[part] = tool.open(folder / tool.engine.spec.artifact)
-            opened.callback(getattr(runs[part], "close", lambda: None))
-        return verify_tracker(runs, variant, truths)

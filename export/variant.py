@@ -6,31 +6,26 @@ passed. What has not changed since the last run is kept.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
 from transformers import Sam3Model
 
 from ensemble.gate.limits import part_precision
-from ensemble.records import NUMPY_DTYPES, ModelSpec
+from ensemble.records import NUMPY_DTYPES
 from ensemble.spec import Variant
-from export.checkpoint import RANDOM, Source, at_size
+from export.checkpoint import RANDOM, at_size
 from export.engines.engine import Tool
 from export.engines.registry import ready
-from export.engines.tensorrt.settings import TensorRT
-from export.gate.frames import Frame, gate_samples
+from export.gate.frames import gate_samples
 from export.gate.locate import LAYERS, first_layer_off
-from export.gate.reference import Sample, all_expected_outputs, reference_device, scores
+from export.gate.reference import Arrays, Sample, all_expected_outputs, reference_device, scores
 from export.gate.truths import store_truths, truths_hash
 from export.gate.verify import GateReport, feeds_of, strongest, verify
 from export.manifest import manifest, recipe
@@ -38,41 +33,14 @@ from export.repository import VERSION, Written, is_current, publish, write_confi
 from export.slim.calibration import FILE as CALIBRATION
 from export.slim.calibration import Calibration, digest, drawn_pixels
 from export.slim.fp8 import calibrate
+from export.staging import Facts, Job, Progress, admit, built_all, opened, staged_build
 from export.sub_models.parts import PARTS, make_part
 from export.sub_models.precision import torch_precision
 
 log = logging.getLogger(__name__)
 
-Facts = dict[str, Any]
-"""What is known about a build; see `build_part`."""
-Progress = Callable[[str], None]
-"""Called with each step of an export as it begins, for a progress bar."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One export: `variant` of `source` for `engine`, into the repository at `root`, verified on `frames`.
-
-    `force` builds even what is current. With `locate`, failures of the gate name the first layer that is off. Artifacts
-    wait for the gate in the folder `staging` (default: the one that the repository is in). fp8 is calibrated on the
-    pixels `calibration`, uint8 [3,R,R] each; without any, on drawn scenes, unless the repository has a calibration.
-    """
-
-    source: Source
-    variant: Variant
-    engine: str
-    root: Path
-    frames: Sequence[Frame]
-    force: bool = False
-    locate: bool = False
-    staging: Path | None = None
-    calibration: Sequence[np.ndarray] = ()
-    tensorrt: TensorRT = field(default_factory=TensorRT)
-
-    @property
-    def staged(self) -> Path:
-        """Where this variant's artifacts wait: outside the repository, which a server may be watching."""
-        return (self.staging or self.root.parent) / f".{self.root.name}.{self.variant.front_name}"
+Expected = Callable[[], tuple[Sequence[Sample], Sequence[Arrays]]]
+"""The gate's samples and what `Sam3Model` answers to them, computed when it is first asked."""
 
 
 def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Written]:
@@ -85,30 +53,28 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
     source, variant, root = job.source, job.variant, job.root
     tool = ready(job.engine, job.tensorrt, variant.precision)
     calibration = calibrated(job, progress) if variant.precision == "fp8" else None
-    seen = calibration.text() if calibration else truths_hash(source, variant, job.frames)
+    seen = calibration.text() if calibration else ""
+    if variant.precision == "int8":
+        seen = truths_hash(source, variant, job.frames)
     names = {part: getattr(variant, part).name for part in PARTS}
     recipes = {part: recipe(source, variant, part, tool, calibration=seen) for part in PARTS}
     kept = {part for part in PARTS if not job.force and is_current(root / names[part], recipes[part])}
     if len(kept) < len(PARTS):
         job.staged.parent.mkdir(parents=True, exist_ok=True)
         sized = at_size(source.model, variant.resolution, variant.queries)
+        expected = cache(partial(expected_of, job, sized, progress))
 
         def build(part: str) -> Facts:
             progress(f"{names[part]}: building {tool.engine.spec.artifact}")
-            return build_part(job, tool, sized, part, recipes[part], calibration)
+            return build_part(job, tool, sized, part, recipes[part], calibration, expected)
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
         folders = {part: (root if part in kept else job.staged) / names[part] / VERSION for part in PARTS}
-        gate = measured(job, {part: (tool, folder) for part, folder in folders.items()}, sized, progress)
+        gate = measured(job, {part: (tool, folder) for part, folder in folders.items()}, sized, expected, progress)
         if gate is None:
             log.warning("%s: built, but this machine cannot run it: the gate has not seen it", variant.front_name)
-        elif gate.failures:
-            discard(job.staged, [names[part] for part in missing], gate)
-            gate.raise_for_failures()
-        for part, facts in built.items():
-            known = manifest(source, variant, part, recipes[part], tool, facts, gate)
-            publish(job.staged / names[part], root / names[part], known)
+        admit(job, tool, built, recipes, gate)
         shutil.rmtree(job.staged)
     progress(f"r{variant.resolution}: storing what Sam3Model answers, to measure by where this is served")
     store_truths(source, variant, job.frames, root / variant.front_name, job.force)
@@ -132,8 +98,9 @@ def export_text_encoder_cpu(job: Job, tool: Tool, progress: Progress) -> Written
         sized = at_size(source.model, job.variant.resolution, job.variant.queries)
         facts = build_part(own, runner, sized, "text_encoder", made_from)
         staged = own.staged / own.variant.text_encoder.name
+        expected = partial(expected_of, job, sized, progress)
         artifacts = {part: (tool, root / getattr(job.variant, part).name / VERSION) for part in PARTS}
-        gate = measured(job, {**artifacts, "text_encoder": (runner, staged / VERSION)}, sized, progress)
+        gate = measured(job, {**artifacts, "text_encoder": (runner, staged / VERSION)}, sized, expected, progress)
         if gate:
             gate.raise_for_failures()
         known = manifest(source, own.variant, "text_encoder", made_from, runner, facts, gate)
@@ -165,19 +132,17 @@ def calibrated(job: Job, progress: Progress) -> Calibration:
     return found
 
 
-def built_all(build: Callable[[str], Facts], parts: Sequence[str], side_by_side: bool) -> list[Facts]:
-    """`build` of each part, in order. One after another they stay in this thread: `torch.export` crashes the process in
-    a second one (2.11)."""
-    if not side_by_side:
-        return [build(part) for part in parts]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return list(pool.map(build, parts))
-
-
 def build_part(
-    job: Job, tool: Tool, sized: Sam3Model, part: str, recipe: str, calibration: Calibration | None = None
+    job: Job,
+    tool: Tool,
+    sized: Sam3Model,
+    part: str,
+    recipe: str,
+    calibration: Calibration | None = None,
+    expected: Expected | None = None,
 ) -> Facts:
-    """`staged_build` of one of the five sub-models; in fp8 the calibration lies beside the artifact."""
+    """`staged_build` of one of the five sub-models; in fp8 the calibration lies beside the artifact, and int8 takes its
+    inputs from what is `expected`."""
     model = getattr(job.variant, part)
 
     def make() -> tuple[nn.Module, Facts]:
@@ -185,7 +150,8 @@ def build_part(
         module = make_part(part, sized, tool.engine.style, torch_precision(job.variant), hidden)
         if part_precision(job.variant, part) == "int8":
             assert tool.engine.in_int8 is not None, "an engine that makes int8 says how"
-            return tool.engine.in_int8(module, int8_feeds(job, sized, part)), {}
+            assert expected is not None, "whoever builds in int8 has a reference"
+            return tool.engine.in_int8(module, int8_feeds(job.variant, part, *expected())), {}
         if not calibration or part_precision(job.variant, part) != "fp8":
             return module, {}
         assert tool.engine.in_fp8 is not None, "an engine that makes fp8 says how"
@@ -195,60 +161,40 @@ def build_part(
     return staged_build(job, tool, model, recipe, make)
 
 
-def int8_feeds(job: Job, sized: Sam3Model, part: str) -> list[Mapping[str, np.ndarray]]:
-    """Inputs of a sub-model, of the job's frames and words, by which int8 leaves layers out."""
-    samples = gate_samples(job.frames, job.source.tokenizer, job.variant)
-    truths = all_expected_outputs(sized, samples, reference_device())
+def int8_feeds(
+    variant: Variant, part: str, samples: Sequence[Sample], truths: Sequence[Arrays]
+) -> list[Mapping[str, np.ndarray]]:
+    """Inputs of a sub-model, by which int8 leaves layers out."""
+    inputs = getattr(variant, part).inputs
     feeds: list[Mapping[str, np.ndarray]] = []
     for sample, truth in zip(samples, truths, strict=True):
-        feed = feeds_of(sample, truth, strongest(scores(truth), job.variant.max_picks))[part]
-        feeds.append(
-            {t.name: np.asarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in getattr(job.variant, part).inputs}
-        )
+        feed = feeds_of(sample, truth, strongest(scores(truth), variant.max_picks))[part]
+        feeds.append({t.name: np.asarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in inputs})
     return feeds
 
 
-def staged_build(
-    job: Job, tool: Tool, model: ModelSpec, recipe: str, make: Callable[[], tuple[nn.Module, Facts]]
-) -> Facts:
-    """Builds the artifact of what `make` makes where it is staged, unless an interrupted export left it there. Returns
-    the `recipe`, the `build_seconds`, and as `build` what the engine says of it and what `make` does."""
-    folder = job.staged / model.name
-    note = folder / "built.json"
-    if note.is_file() and not job.force:
-        facts = json.loads(note.read_text())
-        if facts["recipe"] == recipe:
-            return facts
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / VERSION).mkdir(parents=True)
-    start = time.perf_counter()
-    module, more = make()
-    said = tool.build(module, model, job.variant, folder / VERSION / tool.engine.spec.artifact)
-    facts = {"recipe": recipe, "build_seconds": round(time.perf_counter() - start, 2), "build": {**said, **more}}
-    note.write_text(json.dumps(facts))
-    return facts
+def expected_of(job: Job, sized: Sam3Model, progress: Progress) -> tuple[Sequence[Sample], Sequence[Arrays]]:
+    """The gate's samples of the job's frames, and what `Sam3Model` answers to each."""
+    progress(f"r{job.variant.resolution}: running Sam3Model on {len(job.frames)} frames")
+    samples = gate_samples(job.frames, job.source.tokenizer, job.variant)
+    return samples, all_expected_outputs(sized, samples, reference_device())
 
 
 def measured(
-    job: Job, artifacts: Mapping[str, tuple[Tool, Path]], sized: Sam3Model, progress: Progress
+    job: Job,
+    artifacts: Mapping[str, tuple[Tool, Path]],
+    sized: Sam3Model,
+    expected: Expected,
+    progress: Progress,
 ) -> GateReport | None:
     """How near the artifacts, by part what runs each and its folder, come to `Sam3Model` on the job's frames; None
     where this machine runs none of them. Raises GateError where an answer has another shape than the reference's."""
     variant = job.variant
-    opens = {part: (tool.open, folder / tool.engine.spec.artifact) for part, (tool, folder) in artifacts.items()}
-    if not any(opener for opener, _ in opens.values()):
+    if not any(tool.open for tool, _ in artifacts.values()):
         return None
-    progress(f"r{variant.resolution}: running Sam3Model on {len(job.frames)} frames")
-    samples = gate_samples(job.frames, job.source.tokenizer, variant)
-    truths = all_expected_outputs(sized, samples, reference_device())
+    samples, truths = expected()
     progress(f"r{variant.resolution}: measuring the artifacts against it")
-    with ExitStack() as opened:
-        runs = {}
-        for part, (opener, path) in opens.items():
-            if opener is None:
-                continue
-            runs[part] = opener(path)
-            opened.callback(getattr(runs[part], "close", lambda: None))
+    with opened(artifacts) as runs:
         gate = verify(runs, variant, samples, truths, detects=job.source.name != RANDOM)
     if not job.locate:
         return gate
@@ -261,12 +207,3 @@ def located(tool: Tool, sized: Sam3Model, variant: Variant, sample: Sample, gate
     feeds = {"vision_encoder": {"pixel_values": sample.pixel_values}, "text_encoder": {"input_ids": sample.input_ids}}
     failed = [part for part in LAYERS if any(f.startswith(f"{getattr(variant, part).name}:") for f in gate.failures)]
     return tuple(first_layer_off(tool, sized, variant, part, feeds[part]) for part in failed)
-
-
-def discard(staged: Path, built: Sequence[str], gate: GateReport) -> None:
-    """Removes the staged models that the gate found fault with; all of them where it names none."""
-    blamed = [name for name in built if any(failure.startswith(f"{name}:") for failure in gate.failures)]
-    for name in blamed or built:
-        shutil.rmtree(staged / name)
-    if not any(staged.iterdir()):
-        staged.rmdir()

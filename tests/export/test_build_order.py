@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from export.variant import built_all
+from export.staging import built_all
 
 
 @pytest.mark.parametrize(("side_by_side", "here"), [(False, True), (True, False)])

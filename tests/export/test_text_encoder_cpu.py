@@ -13,7 +13,8 @@ from export.engines import onnxruntime as runtime
 from export.engines.registry import ready
 from export.gate.frames import drawn_frames
 from export.gate.verify import GateError
-from export.variant import Job, export_text_encoder_cpu
+from export.staging import Job
+from export.variant import export_text_encoder_cpu
 
 NAME = "sam3_text_encoder_cpu"
 
