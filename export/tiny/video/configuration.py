@@ -54,7 +54,7 @@ def tracker_config(detector: Sam3Config, resolution: int = RESOLUTIONS[0]) -> Sa
 
 def video_config(detector: Sam3Config, resolution: int = RESOLUTIONS[0]) -> Sam3VideoConfig:
     """Detector and tracker at one resolution. Raises ValueError where it is no multiple of the patch."""
-    seen = detector.to_dict()
+    seen = detector.to_dict() | {"_name_or_path": ""}  # the folder that it was read from is nobody's business
     tracker = tracker_config(detector, resolution).to_dict()
     config = Sam3VideoConfig(detector_config=seen, tracker_config=tracker, low_res_mask_size=4 * resolution // PATCH)
     config.image_size = resolution

@@ -1,5 +1,7 @@
 """The small checkpoint holds detector and tracker, as `Sam3VideoModel` keeps them."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,6 +10,7 @@ from transformers import Sam3Model, Sam3VideoModel
 from export.tiny import CHECKPOINT
 from export.tiny.video.configuration import WEIGHTS_FILE, load_tracker_weights, random_video_model, tracker_weights
 from export.tiny.video.evaluate import evaluate, load_tracker
+from export.tiny.video.join import save
 
 
 def test_one_folder_for_images_and_videos():
@@ -17,6 +20,13 @@ def test_one_folder_for_images_and_videos():
     image = Sam3Model.from_pretrained(CHECKPOINT)
     for name, value in image.state_dict().items():
         torch.testing.assert_close(value, video.detector_model.state_dict()[name], atol=0, rtol=0)
+
+
+def test_the_configuration_is_what_joining_writes_and_names_no_folder(tmp_path):
+    save(random_video_model(), tmp_path)
+    text = (CHECKPOINT / "config.json").read_text()
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(text)
+    assert CHECKPOINT.name + '"' not in text
 
 
 def test_weights_of_another_tracker_are_refused(tmp_path):
