@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from export.tiny.predictor import TorchPredictor, load_model
 from export.tiny.shapes import COLOURS
 from export.tiny.video.evaluate import FRAMES, Video, evaluate, held_out_video, load_tracker
 from export.tiny.video.identity import FrameOverlap, Identity, identity
-from export.tiny.video.session import Seen, Session, detect
+from export.tiny.video.session import Seen, Session, detect, overlap
 from perf import record
 from perf.console import make_parser
 
@@ -51,16 +53,8 @@ def overlaps(wanted: dict[int, np.ndarray], seen: Sequence[Seen]) -> FrameOverla
     """The IoU of what is there with what was found."""
     table = np.zeros((len(wanted), len(seen)))
     for i, mask in enumerate(wanted.values()):
-        for k, track in enumerate(seen):
-            union = (mask | track.mask).sum()
-            table[i, k] = (mask & track.mask).sum() / union if union else 0.0
+        table[i] = [overlap(mask, track.mask) for track in seen]
     return FrameOverlap(tuple(wanted), tuple(track.track for track in seen), table)
-
-
-def propagated(video: Video, names: Sequence[str], session: Session) -> Iterator[list[Seen]]:
-    """What the tracker shows in each frame."""
-    for frame in video.frames:
-        yield session.frame(frame)
 
 
 def by_bytetrack(video: Video, names: Sequence[str], predictor: TorchPredictor) -> Iterator[list[Seen]]:
@@ -109,7 +103,7 @@ def measure(
         wanted = [there(video, t, names) for t in range(len(video.frames))]
         runs: dict[object, Iterator[list[Seen]]] = {"bytetrack": by_bytetrack(video, names, predictor)}
         for k in every:
-            runs[k] = propagated(video, names, Session(network, names, resolution, tracker_resolution, k))
+            runs[k] = map(Session(network, names, predictor, tracker_resolution, k).frame, video.frames)
         for run, shown in runs.items():
             table = [overlaps(visible, seen) for visible, seen in zip(wanted, shown, strict=True)]
             counts.setdefault(run, []).append((video.kind, identity(table)))
@@ -121,7 +115,7 @@ def measure(
 
 def figures(counted: Sequence[tuple[str, Identity]]) -> dict[str, Any]:
     """HOTA, IDF1 and switches over videos, and the switches in the hard kinds."""
-    total = sum_of([counts for _, counts in counted])
+    total = reduce(add, (counts for _, counts in counted))
     hard = sum(counts.switches for kind, counts in counted if kind in HARD)
     return {
         "hota": round(total.hota, 4),
@@ -129,14 +123,6 @@ def figures(counted: Sequence[tuple[str, Identity]]) -> dict[str, Any]:
         "id_switches": total.switches,
         "id_switches_hard": hard,
     }
-
-
-def sum_of(counts: Sequence[Identity]) -> Identity:
-    """All videos as one."""
-    total = counts[0]
-    for more in counts[1:]:
-        total = total + more
-    return total
 
 
 def main(argv: Sequence[str] | None = None) -> int:

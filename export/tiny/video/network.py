@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam3VideoModel
 
+from export.sub_models.tracker.seed import SCALE, SHIFT
 from export.tiny.configuration import PATCH
 from export.tiny.dataset import normalised
-
-NO_OBJECT = -1024.0  # the mask's logit where the object is not in the frame
-SEED_SCALE, SEED_BIAS = 20.0, -10.0  # a given mask's logits are -10 and 10
 
 
 @dataclass(slots=True)
@@ -66,6 +64,11 @@ class Tables(nn.Module):
         self.space = nn.Buffer(space.flatten(2).transpose(1, 2)[0].clone())  # [p², 64]
         self.cos, self.sin = nn.Buffer(cos[0].clone()), nn.Buffer(sin[0].clone())  # [p², c]
         self.centres = nn.Buffer(tracker.shared_image_embedding(centres).permute(2, 0, 1)[None].clone())  # [1, c, p, p]
+
+
+def given_logits(masks: Tensor) -> Tensor:
+    """Logits of masks in 0..1 that are given: -10 and 10."""
+    return masks * SCALE + SHIFT
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -182,7 +185,7 @@ class TrackerNetwork(nn.Module):
         low = F.interpolate(low.float(), size=(side, side), mode="bilinear", antialias=True)
         dense = self.tracker.prompt_encoder.mask_embed(low)
         decoded = self.decode(seen.coarse, seen, dense)
-        return masks * SEED_SCALE + SEED_BIAS, decoded.best()[1], decoded.score
+        return given_logits(masks), decoded.best()[1], decoded.score
 
     def remember(self, seen: Features, masks: Tensor, hard: Tensor, there: Tensor) -> Tensor:
         """Masks [N, 4p, 4p] (logits; cut where `hard` [N], a given mask) to memory maps [N, p², 64]; `there` [N] says

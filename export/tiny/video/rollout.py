@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.tiny.video.network import NO_OBJECT, Features, Tracked, TrackerNetwork
-
-LAST_AGE = 6  # older memory is read only where the mask was given
+from ensemble.tracker_interfaces import CONDITIONING_MAPS, RECENT_MAPS, RECENT_POINTERS
+from export.sub_models.tracker.mask_decoder import NO_OBJECT
+from export.tiny.video.network import Features, Tracked, TrackerNetwork, given_logits
 
 
 @dataclass(slots=True)
@@ -27,9 +27,9 @@ class Memory:
     """What a group of objects remembers: maps of up to `conditioning` given masks and of the last `recent` frames,
     pointers of the given masks and of the last `pointers` frames. The first entry's masks are all given."""
 
-    recent: int = 6
-    conditioning: int = 4
-    pointers: int = 15
+    recent: int = RECENT_MAPS
+    conditioning: int = CONDITIONING_MAPS
+    pointers: int = RECENT_POINTERS
     entries: list[Entry] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)  # frames with given masks
 
@@ -45,7 +45,7 @@ class Memory:
         """memory [N, M, p², 64], memory_age int64 [N, M], pointers [N, P, c], pointer_age float [N, P] for `frame`."""
         maps = [e for e in self.entries if e.frame in self.kept or frame - e.frame <= self.recent]
         points = [e for e in self.entries if e.frame in self.kept or frame - e.frame <= self.pointers]
-        ages = [torch.where(e.given, 0, min(frame - e.frame, LAST_AGE)) for e in maps]
+        ages = [torch.where(e.given, 0, min(frame - e.frame, RECENT_MAPS)) for e in maps]
         since = torch.tensor([float(frame - e.frame) for e in points], device=ages[0].device)
         return (
             torch.stack([e.memory for e in maps], 1),
@@ -98,7 +98,7 @@ def propagate(
         seen = network.features(hidden[t : t + 1]).of(torch.zeros(len(first), dtype=torch.long, device=hidden.device))
         if t == 0:
             memory.write(seed(network, seen, first, t, sure=False)[0], given_any=True)
-            masks.append(first * 20.0 - 10.0)
+            masks.append(given_logits(first))
             scores.append(torch.full((len(first),), 10.0, device=hidden.device))
             continue
         tracked = network.step(seen, *memory.read(t))

@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.tiny import CHECKPOINT
 from export.tiny.configuration import PATCH
 from export.tiny.dataset import to_square
-from export.tiny.predictor import Detections, TorchPredictor, load_model
+from export.tiny.predictor import Detections, TorchPredictor
 from export.tiny.prompts import Prompt
-from export.tiny.video.network import Features, TrackerNetwork
+from export.tiny.video.network import Features, TrackerNetwork, given_logits
 from export.tiny.video.rollout import Memory, seed, tracked_entry
 
 NEW_SCORE = 0.5
@@ -65,14 +64,14 @@ class Track:
 
 
 class Session:
-    """One video: frames in order, each answered with what is seen in it. Detector and tracker may have different
-    resolutions."""
+    """One video: frames in order, each answered with what is seen in it. The tracker's `resolution` may be another than
+    the detector's."""
 
     def __init__(
-        self, network: TrackerNetwork, names: Sequence[str], resolution: int, tracker_resolution: int, every: int = 1
+        self, network: TrackerNetwork, names: Sequence[str], predictor: TorchPredictor, resolution: int, every: int = 1
     ) -> None:
-        self.network, self.names, self.every, self.resolution = network, tuple(names), every, tracker_resolution
-        self.predictor = TorchPredictor(*load_model(CHECKPOINT, resolution), resolution)
+        self.network, self.names, self.every, self.resolution = network, tuple(names), every, resolution
+        self.predictor = predictor
         self.tracks: list[Track] = []
         self.frames = self.started = 0
 
@@ -114,7 +113,7 @@ class Session:
                     memory = Memory()
                     memory.write(entry, given_any=True)
                     self.started += 1
-                    self.tracks.append(Track(self.started, name, memory, given[0].float() * 20 - 10))
+                    self.tracks.append(Track(self.started, name, memory, given_logits(given[0].float())))
             for track in own:
                 track.hits += track.number in hit
                 visible = bool((track.mask > 0).any())
