@@ -64,9 +64,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     found = choose(read(repository), options.resolution) if options.resolution else read(repository)
     fronts = [s for s in found if options.front in (None, s.variant.front_name)]
     record, wrong, outputs = Record.read(repository), [], {}
-    there = gpu.gpus()
-    chosen = [artifact for one in fronts for _, artifact in _artifacts(one, options.models)]
-    check_plans(chosen, there[options.gpu] if options.gpu < len(there) else None)
+    cards = gpu.gpus()
+    card = cards[options.gpu] if options.gpu < len(cards) else None
+    check_plans([artifact for one in fronts for _, artifact in _artifacts(one, options.models)], card)
     for one in fronts:
         held = _truths_of(one)
         for part, artifact in _artifacts(one, options.models):
@@ -76,7 +76,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             outputs[artifact.model] = {c.output: [c.cosine, c.relative] for c in checks}
             wrong += failed
             if not failed:
-                on = _conditions(artifact, options.gpu)
+                on = conditions(artifact.engine, card if artifact.on_gpu else None)
                 digests = record.digests(artifact.path.parent)
                 record.note(artifact.model, digests, on, held.made_from, checks, more)
     if not outputs:
@@ -104,12 +104,6 @@ def _artifacts(one: Served, models: Sequence[str]) -> list[tuple[str, Artifact]]
     if one.text_encoder_cpu.path.is_file():
         pairs.append(("text_encoder", one.text_encoder_cpu))
     return [(part, artifact) for part, artifact in pairs if not models or artifact.model in models]
-
-
-def _conditions(artifact: Artifact, number: int) -> dict[str, str]:
-    there = gpu.gpus()
-    card = there[number] if artifact.on_gpu and number < len(there) else None
-    return conditions(artifact.engine, card)
 
 
 def _measure(

@@ -25,7 +25,7 @@ ERROR_LIMIT = 0.05
 """Largest error of one product's result, |INT8 - fp32| / |fp32|. Rounding alone makes 0.005 to 0.03 of the small
 checkpoint's; more comes from values that lie far apart, which one scale does not suit."""
 OPERATORS = ("MatMul", "Gemm")
-ROW_CHUNK = 32
+AT_A_TIME = 32
 """Products whose inputs are kept at a time: at 1008 each is a hundred megabytes a frame."""
 WEIGHT_BITS = 7
 """Processors without VNNI add pairs of products in 16 bits, which eight-bit weights overflow."""
@@ -104,7 +104,7 @@ def product_errors(
 ) -> dict[str, float]:
     """Of each product by itself: the largest error over the feeds of its result in INT8."""
     errors = dict.fromkeys((product.node for product in found), 0.0)
-    for chunk in (found[i : i + ROW_CHUNK] for i in range(0, len(found), ROW_CHUNK)):
+    for chunk in (found[i : i + AT_A_TIME] for i in range(0, len(found), AT_A_TIME)):
         for inputs in inputs_of(path, model, sorted({p.input for p in chunk}), feeds):
             for product in chunk:
                 error = rounding_error(inputs[product.input], product.weights)

@@ -20,7 +20,7 @@ from perf import record
 from perf.console import make_parser, refuse, size
 from perf.results import Results
 from perf.sweep.analyzer import Analyzer, AnalyzerError
-from perf.sweep.points import Point, points
+from perf.sweep.points import Point, front_parts, points
 from perf.sweep.run import measure_all, resume
 from perf.sweep.target import PLAIN, add_server_options, addressed, offered
 from perf.sweep.window import Load
@@ -136,8 +136,7 @@ def plan(options: argparse.Namespace, load: Load) -> tuple[list[Point], dict[str
             f"not loaded: {', '.join(unknown)}; the server has {loaded or 'no front model'}; "
             "export what is missing with sam3-export --resolution ..., or leave it out with --resolution"
         )
-    own = {r: name.removeprefix(f"sam3_r{r}").removeprefix("_") for r, name in have.items()}
-    wanted = [replace(point, precision=own[point.resolution]) for point in wanted]
+    wanted = [replace(point, precision=front_parts(have[point.resolution])[1]) for point in wanted]
     if options.batches and options.repository is None:
         hidden = {p.model for p in wanted} - set(addressed(options).models())
         if hidden:

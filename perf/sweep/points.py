@@ -58,6 +58,12 @@ class Point:
         return [*asked, *load, *shared]
 
 
+def front_parts(name: str) -> tuple[int, str]:
+    """Resolution of a front model's name, and its precision where that has names of its own, else ""."""
+    resolution, _, precision = name.removeprefix("sam3_r").partition("_")
+    return int(resolution), precision
+
+
 def points(
     resolutions: Sequence[int],
     cameras: Sequence[int],

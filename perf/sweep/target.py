@@ -22,6 +22,7 @@ from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant, is_front_name
 from export.tiny import CHECKPOINT
+from perf.sweep.points import front_parts
 
 DEFAULT_URL = "localhost:8001"
 PLAIN = "plain"
@@ -129,9 +130,9 @@ def offered(options: argparse.Namespace) -> tuple[dict[int, str], Callable[[int]
         describers = {s.variant.front_name: partial(describe, s.variant, s.engine) for s in found}
     names: dict[int, str] = {}
     for name in sorted(describers, key=len, reverse=True):
-        resolution, _, precision = name.removeprefix("sam3_r").partition("_")
+        resolution, precision = front_parts(name)
         if options.precision in (None, precision or PLAIN):
-            names[int(resolution)] = name
+            names[resolution] = name
     return dict(sorted(names.items(), reverse=True)), lambda r: describers[names[r]]()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,15 @@ def options_of(name: str, about: str | None, what: str = "cases", count: int = 1
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--output", type=Path, help="JSON file for the account, with machine, versions and date")
     return parser
+
+
+def tried(
+    name: str, about: str | None, run: Callable[[int, int], Mapping[str, Any]], argv: Sequence[str] | None
+) -> int:
+    """A whole command, of which `run` tries so many cases of a seed and returns the account."""
+    parser = options_of(name, about, count=1000)
+    options = parser.parse_args(argv)
+    return end(parser, argv, run(options.cases, options.seed))
 
 
 def end(parser: argparse.ArgumentParser, argv: Sequence[str] | None, account: Mapping[str, Any]) -> int:

@@ -85,9 +85,7 @@ def run(cases: int, seed: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: no problems; the last line of stdout is the account."""
-    parser = account.options_of("pictures", __doc__, count=1000)
-    options = parser.parse_args(argv)
-    return account.end(parser, argv, run(options.cases, options.seed))
+    return account.tried("pictures", __doc__, run, argv)
 
 
 if __name__ == "__main__":
