@@ -148,7 +148,8 @@ class EmbeddedServer:
             self.root = repository.lay_out(
                 wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb, self._is_direct(served)
             )
-            (inner_port,) = choose_ports(LOOPBACK, (0,))
+            chosen = {self.http_port, self.grpc_port, self.metrics_port}
+            (inner_port,) = choose_ports(LOOPBACK, (0,), chosen)
             backends = lay_out_backends(package, self._scratch)
             ports = {"http": (LOOPBACK, inner_port)} | {
                 kind: (self.address, port) for kind, port in (("grpc", self.grpc_port), ("metrics", self.metrics_port))
