@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ensemble.records import ModelSpec
-from export.engines.tensorrt.network import PlanError, check_names, profile_shapes
+from export.engines.tensorrt.network import PlanError, check_names, fix_single_sizes, profile_shapes
 from export.engines.tensorrt.version import Version
 
 
@@ -39,6 +39,7 @@ def define(
         reasons = "; ".join(str(parser.get_error(i)) for i in range(min(3, parser.num_errors)))
         raise PlanError(f"{model.name}: {version.name} {trt.__version__} cannot read {onnx.name}: {reasons}")
     check_names(network, model)
+    fix_single_sizes(network, model)
     config = builder.create_builder_config()
     config.builder_optimization_level = level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector and the profiler then name the layers

@@ -50,6 +50,16 @@ def profile_shapes(model: ModelSpec) -> dict[str, Shapes]:
     return {t.name: (at(t, "minimum"), at(t, "optimum"), at(t, "maximum")) for t in model.inputs if t.axes}
 
 
+def fix_single_sizes(network: Any, model: ModelSpec) -> None:
+    """Tells TensorRT which dynamic dimensions have one size only, as that of frames with `--max-batch 1`: it computes
+    nothing at run time for those, and TensorRT 8.6 builds some graphs in no other way."""
+    ends = [network.get_input(i) for i in range(network.num_inputs)]
+    for tensor in ends:
+        smallest, _, largest = profile_shapes(model).get(tensor.name, ((), (), ()))
+        if smallest:
+            tensor.shape = tuple(a if a == b else -1 for a, b in zip(smallest, largest, strict=True))
+
+
 def check_names(network: Any, model: ModelSpec) -> None:
     """Raises PlanError where names differ from the record's: TensorRT renames nothing, so the ONNX file is another
     model's."""
