@@ -146,14 +146,28 @@ class Evaluation:
         return coco
 
 
-def judge(answered: Iterable[tuple[Case, Sequence[Detections]]]) -> dict:
-    """{"text": figures, "exemplar": figures} (see `Evaluation.figures`) of held-out scenes, with one `Detections` for
-    each question."""
-    evaluations = {"text": Evaluation(), "exemplar": Evaluation()}
-    for case, answers in answered:
+class Judge:
+    """The evaluations of held-out scenes, of questions in words and of questions with example boxes."""
+
+    def __init__(self) -> None:
+        self.evaluations = {"text": Evaluation(), "exemplar": Evaluation()}
+
+    def add(self, case: Case, answers: Sequence[Detections]) -> None:
+        """One scene, with one `Detections` for each question."""
         for question, detections in zip(case.questions, answers, strict=True):
-            evaluations["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
-    return {name: evaluation.figures() for name, evaluation in evaluations.items()}
+            self.evaluations["exemplar" if question.prompt.boxes else "text"].add(question, detections, case.rendering)
+
+    def figures(self) -> dict:
+        """{"text": figures, "exemplar": figures}, see `Evaluation.figures`."""
+        return {name: evaluation.figures() for name, evaluation in self.evaluations.items()}
+
+
+def judge(answered: Iterable[tuple[Case, Sequence[Detections]]]) -> dict:
+    """`Judge.figures` of held-out scenes, with one `Detections` for each question."""
+    one = Judge()
+    for case, answers in answered:
+        one.add(case, answers)
+    return one.figures()
 
 
 def evaluate(predict: Predict, scenes: int = 500, progress: Callable[[int], None] | None = None) -> dict:

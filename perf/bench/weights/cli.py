@@ -10,7 +10,7 @@ import argparse
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,8 @@ from perf.console import make_parser, refuse
 Row = dict[str, Any]
 FAILURES = (CheckpointError, EngineError, GateError, ValueError, RuntimeError, OSError)
 """What a scheme that cannot be made or measured says; the others go on."""
-MASKS = "enlarged, then cut"
-"""How masks of `Sam3Model` are judged; exported ones are cut first."""
+BESIDE = {"int8": "onnxruntime fp32"}
+"""Schemes whose speed is told beside another one's than that of fp32 in PyTorch."""
 EMULATED = "E4M3 is rounded in PyTorch here; load time, memory and speed are those of a compiled package"
 EXAMPLES = """examples:
   sam3-perf bench weights --scenes 100
@@ -76,12 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(p.prog, error)
     head = record.new(p.prog, argv)
     gpu = {"gpu": head["machine"].get("gpu", "unknown")} if options.device == "cuda" else {}
+    found: list[Row] = []
+    data = head | {"rows": before}
     with tempfile.TemporaryDirectory() as work:
-        found = measure(options, given, Path(work))
-    found = table.with_speedups(found, {"int8": "onnxruntime fp32"})
-    found = [row | gpu | {"measured": head} for row in found]
-    data = head | {"rows": table.merged(before, found)}
-    record.publish(options.output, data, f"{options.scenes} held-out scenes", table.SHOWN)
+        for row in measure(options, given, Path(work)):
+            found = table.merged(found, [row | gpu | {"measured": head}])
+            data = head | {"rows": table.with_speedups(table.merged(before, found), BESIDE)}
+            record.write(options.output, data)  # what is there when this is interrupted is kept
+    record.publish(options.output, data, f"{options.scenes} held-out scenes", table.shown(data["rows"]))
     wrong = {f"{row['scheme']}: {row['error']}" for row in found if "error" in row}
     for sentence in sorted(wrong):
         print(f"{p.prog}: {sentence}", file=sys.stderr)
@@ -102,30 +104,30 @@ def named(pairs: Sequence[str], taken: set[str]) -> dict[str, Path]:
     return found
 
 
-def measure(options: argparse.Namespace, given: dict[str, Path], work: Path) -> list[Row]:
-    """All rows; average precision comes first, since its processes must be there before this one uses a GPU."""
+def measure(options: argparse.Namespace, given: dict[str, Path], work: Path) -> Iterator[Row]:
+    """All rows as they come. Average precision comes first, since its processes must be there before this one uses a
+    GPU; a row comes again when speed is known too, which nothing is measured beside."""
     made: dict[str, Made] = {name: Made(folder, size_mb(folder)) for name, folder in given.items()}
-    failed: list[Row] = []
-    wanted = dict.fromkeys(["fp32", *(scheme for scheme in MADE if scheme in options.scheme)])
-    for scheme in wanted:
+    for scheme in dict.fromkeys(["fp32", *(scheme for scheme in MADE if scheme in options.scheme)]):
         try:
             made[scheme] = apart(partial(make, scheme, CHECKPOINT, work))
         except FAILURES as error:
-            failed += errors(scheme, options.resolution, error)
+            yield from errors(scheme, options.resolution, error)
     folders = {scheme: made[scheme].folder for scheme in (*options.scheme, *given) if scheme in made}
-    precision = figures.rows(folders, options.resolution, options.scenes, options.device, options.processes, PREDICTORS)
-    found = []
-    for row in precision:
+    precise = []
+    for row in figures.each(folders, options.resolution, options.scenes, options.device, options.processes, PREDICTORS):
+        precise.append(row)
+        yield row
+    for row in precise:
         try:
-            found.append(about(row["scheme"], made, row["resolution"], options.device) | row | {"masks": MASKS})
+            yield about(row["scheme"], made, row["resolution"], options.device) | row
         except FAILURES as error:
-            found += errors(row["scheme"], [row["resolution"]], error)
+            yield from errors(row["scheme"], [row["resolution"]], error)
     for scheme in (scheme for scheme in EXPORTED if scheme in options.scheme):
         try:
-            found += rows_of_exported(scheme, options.resolution, options.scenes, options.device, work)
+            yield from rows_of_exported(scheme, options.resolution, options.scenes, options.device, work)
         except FAILURES as error:
-            failed += errors(scheme, options.resolution, error)
-    return found + failed
+            yield from errors(scheme, options.resolution, error)
 
 
 def apart(call: partial[Made]) -> Made:

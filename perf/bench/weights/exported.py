@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,23 @@ from perf.bench.weights.probe import measured
 from perf.bench.weights.schemes import EXPORTED
 
 ENGINE = "onnxruntime"
-MASKS = "cut, then enlarged"
-"""How masks are judged: as the server packs them. Their average precision is up to 11 points below that of logits that
-are enlarged first, so it stands beside rows with the same words only."""
 
 
 def rows_of_exported(
     scheme: str, resolutions: Sequence[int], scenes: int, device: str, work: Path
-) -> list[dict[str, Any]]:
-    """A row for each resolution of one of `EXPORTED`. Raises ValueError where the engine does not make its precision or
-    the device is no processor, and what an export raises."""
+) -> Iterator[dict[str, Any]]:
+    """A row for each resolution of one of `EXPORTED`, as they come. Raises ValueError where the engine does not make
+    its precision or the device is no processor, and what an export raises."""
     if device != "cpu":
         raise ValueError(f"expected --device cpu for {scheme}, which {ENGINE} computes, got {device}: leave it out")
     precision = EXPORTED[scheme]
     ready(ENGINE, precision=precision)
     source = load(str(CHECKPOINT))
-    root = work / f"repository-{precision}"
     for resolution in resolutions:
+        root = work / f"repository-{precision}-{resolution}"
         variant = Variant(resolution, source.record.num_queries, precision, checkpoint=source.record)
         export_variant(Job(source, variant, ENGINE, root, drawn_frames(2, resolution)))
-    return [_row(scheme, served, root, scenes) for served in read(root)]
+        yield from (_row(scheme, served, root, scenes) for served in read(root))
 
 
 def _row(scheme: str, served: Served, root: Path, scenes: int) -> dict[str, Any]:
@@ -53,7 +50,6 @@ def _row(scheme: str, served: Served, root: Path, scenes: int) -> dict[str, Any]
         "scheme": scheme,
         "resolution": resolution,
         "size_mb": round(sum(artifact.path.stat().st_size for artifact in served.artifacts) / MB, 2),
-        "masks": MASKS,
         "cosine": min(check["cosine"] for check in features),
         "cpu_ms": seen.pop("ms"),
         **seen,

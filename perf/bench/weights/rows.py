@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,15 @@ from typing import Any
 from perf import results
 
 Row = dict[str, Any]
-COLUMNS = ("scheme", "resolution", "size_mb", "load_s", "memory_mb", "cpu_ms", "cpu_speedup", "gpu", "ms_per_frame")
-SHOWN = (*COLUMNS, "cosine", "box_ap", "mask_ap", "box_ap_small", "box_ap_medium", "box_ap_large")
+SHOWN = (
+    *("scheme", "resolution", "size_mb", "load_s", "memory_mb", "cpu_ms", "cpu_speedup", "ms_per_frame"),
+    *("cosine", "box_ap", "mask_ap"),
+)
+
+
+def shown(rows: Sequence[Row]) -> list[str]:
+    """`SHOWN` without what no row has."""
+    return [name for name in SHOWN if any(name in row for row in rows)]
 
 
 def kind(row: Mapping[str, Any]) -> str:
@@ -44,10 +52,14 @@ def there(path: Path) -> list[Row]:
 
 def with_speedups(rows: Sequence[Row], base: Mapping[str, str]) -> list[Row]:
     """Rows with `cpu_speedup`: how many times faster than the row of the scheme `base` (fp32 where not named) at the
-    same resolution."""
-    times = {(row["scheme"], row["resolution"]): row.get("cpu_ms") for row in rows}
+    same resolution, on the same machine."""
+
+    def place(row: Row) -> tuple[int, str]:
+        return row["resolution"], json.dumps(row.get("measured", {}).get("machine"), sort_keys=True)
+
+    times = {(row["scheme"], *place(row)): row["cpu_ms"] for row in rows if row.get("cpu_ms")}
     found = []
     for row in rows:
-        plain, own = times.get((base.get(row["scheme"], "fp32"), row["resolution"])), row.get("cpu_ms")
+        plain, own = times.get((base.get(row["scheme"], "fp32"), *place(row))), row.get("cpu_ms")
         found.append(row | ({"cpu_speedup": round(plain / own, 2)} if plain and own else {}))
     return found

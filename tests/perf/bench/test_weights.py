@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from export.slim import figures
+from export.tiny.evaluate import cases_of
+from export.tiny.predictor import Detections
 from perf.bench.weights import cli, rows
 from perf.bench.weights.exported import rows_of_exported
 from perf.bench.weights.schemes import size_mb
@@ -26,8 +30,9 @@ def test_speed_ups_are_beside_the_same_runtime_at_the_same_resolution():
     base = {"fp32": 8, "half fp16": 4, "onnxruntime fp32": 6, "int8": 3}
     times = [{"scheme": n, "resolution": r, "cpu_ms": t * r} for r in (1, 2) for n, t in base.items()]
     times.append({"scheme": "fp8", "resolution": 1})
+    times.append({"scheme": "stripped", "resolution": 1, "cpu_ms": 4, "measured": {"machine": {"cores": 64}}})
     found = rows.with_speedups(times, {"int8": "onnxruntime fp32"})
-    assert [row.get("cpu_speedup") for row in found] == [1.0, 2.0, 1.33, 2.0] * 2 + [None]
+    assert [row.get("cpu_speedup") for row in found] == [1.0, 2.0, 1.33, 2.0] * 2 + [None] * 2
 
 
 @pytest.mark.parametrize(
@@ -55,8 +60,62 @@ def test_another_file_is_not_merged_with(tmp_path, capsys):
 
 def test_an_exported_scheme_is_measured_on_processors(tmp_path):
     with pytest.raises(ValueError, match="expected --device cpu for int8, which onnxruntime computes, got cuda"):
-        rows_of_exported("int8", [140], 1, "cuda", tmp_path)
+        next(rows_of_exported("int8", [140], 1, "cuda", tmp_path))
 
 
 def test_the_size_is_that_of_the_weights(checkpoint):
     assert size_mb(checkpoint) == (checkpoint / "model.safetensors").stat().st_size / 2**20
+
+
+def test_rows_are_written_as_they_come(tmp_path, monkeypatch):
+    def cut_off(*_):
+        yield {"scheme": "fp32", "resolution": 252, "box_ap": 0.7}
+        yield {"scheme": "fp32", "resolution": 252, "box_ap": 0.7, "cpu_ms": 8.0}
+        yield {"scheme": "fp8", "resolution": 252, "box_ap": 0.6}
+        raise KeyboardInterrupt
+
+    path = tmp_path / "weights.json"
+    rows_before = [{"scheme": "int8", "resolution": 140, "box_ap": 0.5}]
+    path.write_text(json.dumps({"machine": {}, "rows": rows_before}))
+    monkeypatch.setattr(cli, "measure", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(["--output", str(path)])
+    found = json.loads(path.read_text())["rows"]
+    assert [(row["scheme"], row.get("cpu_ms")) for row in found] == [("int8", None), ("fp32", 8.0), ("fp8", None)]
+    assert all("measured" in row for row in found[1:])
+
+
+def test_masks_are_judged_as_a_client_gets_them_and_as_logits(monkeypatch):
+    monkeypatch.setattr(figures, "load_model", lambda folder, resolution, device: (resolution,))
+    cases = list(cases_of([7]))
+    monkeypatch.setattr(figures, "_cases", cases)
+
+    def answers(frame, prompts):
+        logits = np.full((1, 6, 6), -8.0, np.float32)
+        logits[:, 1:5, 1:5] = 1.0
+        box = np.array([[0.0, 0.0, 1.0, 1.0]])
+        return [Detections(np.array([0.9]), box, logits, 1.0) for _ in prompts]
+
+    seen = []
+    monkeypatch.setattr(figures, "Judge", lambda: Noted(seen))
+    row = figures._row(("fp32", None, 140, "cpu", lambda *_: answers))
+    assert (row["mask_ap"], row["logits_mask_ap"], row["stands_for"]) == (0.25, 1.0, 560)
+    assert {found.masks.dtype.kind for found in seen[0]} == {"f"}
+    assert {found.masks.dtype.kind for found in seen[1]} == {"b"}
+    assert all((bits.masks == (logits.masks > 0)).all() for logits, bits in zip(*seen, strict=True))
+
+
+class Noted:
+    """A judge that keeps what it is given; it says 1.0 of the first, 0.25 of the second."""
+
+    def __init__(self, seen):
+        self.value, self.answers = (0.25 if seen else 1.0), []
+        seen.append(self.answers)
+
+    def add(self, case, answers):
+        self.answers += answers
+
+    def figures(self):
+        figures = dict.fromkeys(("AP", "AP50", "APs", "APm", "APl"), self.value)
+        kinds = {"box": figures, "mask": figures, "presence_accuracy": 1.0}
+        return {"text": kinds, "exemplar": kinds}
