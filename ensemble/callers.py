@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,12 @@ class Callers:
     variant: Variant
     tokenizer: PromptTokenizer
     metrics: FrontMetrics
+    stages: Sequence[str] = STAGES
 
     @classmethod
     def of(cls, variant: Variant, args: Mapping[str, str]) -> Callers:
-        """`args` are those of Triton's `initialize`. The tokenizer lies beside the model where the server was laid out
-        for an engine model, with the text encoder otherwise."""
-        folder = Path(args["model_repository"])
-        own = folder / args["model_version"] / "tokenizer.json"
-        shared = folder.parent / variant.text_encoder.name / "1" / "tokenizer.json"
-        tokenizer = PromptTokenizer(own if own.exists() else shared, variant.checkpoint.context_length)
-        return cls(variant, tokenizer, FrontMetrics(args["model_name"], variant.max_batch))
+        """`args` are those of Triton's `initialize`."""
+        return cls(variant, tokenizer_of(variant, args), FrontMetrics(args["model_name"], variant.max_batch))
 
     def parse(self, arrays: Mapping[str, np.ndarray]) -> Job:
         """The job that a request's arrays ask for. Raises RequestError."""
@@ -54,7 +50,7 @@ class Callers:
         begun = time.perf_counter()
         masks, rle = answer.mask_bits, []
         if item.request.mask_format == "rle":
-            masks, rle = masks[:0], to_rle(masks, self.variant.mask_size)
+            masks, rle = masks[:0], to_rle(masks, masks.shape[1])
         now = time.perf_counter()
         item.add_ms("pack", (now - begun) * 1e3)
         item.stage_ms["total"] = (now - start) * 1e3
@@ -66,8 +62,22 @@ class Callers:
             "mask_bits": masks,
             "mask_rle": np.array(rle, dtype=object),
             "frame_size": np.array(item.frame_size, np.int32),
-            "stage_ms": np.array([item.stage_ms.get(stage, 0.0) for stage in STAGES], np.float32),
+            "stage_ms": np.array([item.stage_ms.get(stage, 0.0) for stage in self.stages], np.float32),
             "batch": np.array([frames], np.int32),
+            **self.more(answer),
         }
         self.metrics.frame("ok", len(answer.scores), item.stage_ms)
         return triton_io.response({name: array[None] for name, array in arrays.items()})
+
+    def more(self, answer: Detections) -> dict[str, np.ndarray]:
+        """Outputs that only some models have."""
+        return {}
+
+
+def tokenizer_of(variant: Variant, args: Mapping[str, str]) -> PromptTokenizer:
+    """The tokenizer lies beside the model where the server was laid out for an engine model, with the text encoder
+    otherwise. `args` are those of Triton's `initialize`."""
+    folder = Path(args["model_repository"])
+    own = folder / args["model_version"] / "tokenizer.json"
+    shared = folder.parent / variant.text_encoder.name / "1" / "tokenizer.json"
+    return PromptTokenizer(own if own.exists() else shared, variant.checkpoint.context_length)

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from ensemble import handover, nvtx_ranges, triton_io
+from ensemble import nvtx_ranges, triton_io
 from ensemble.detector import Begun, Detector, Prepared
+from ensemble.engine_front import Front
 from ensemble.engines import SubModel, open_sub_model
 from ensemble.engines.device import limit_memory, release_memory, use_gpu
 from ensemble.metrics import PipelineMetrics
@@ -35,10 +36,13 @@ from ensemble.postprocess import Detections
 from ensemble.preprocess.cpu import attempt, joined
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptCache
+from ensemble.records import ModelSpec
 from ensemble.request import RequestError
 from ensemble.server import gpu
 from ensemble.server.memory import TRITON_CONTEXT_MB
 from ensemble.spec import Variant, find_engine
+from ensemble.video.serving import open_video_front
+from ensemble.video.variant import VideoVariant
 from ensemble.waiting import Taken, Waiting
 
 WAITING_BATCHES = 1
@@ -47,22 +51,8 @@ queue."""
 SHARED_BATCHES = 0.5
 """Largest batches that wait in one of several instances before Triton gives the next frames to another. More of them
 would wait behind a full batch here while another instance computes a small one; fewer would make all batches small."""
+NOTHING = np.zeros(0, np.int64)
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Front:
-    """What belongs to one front model: its detector, and what an answer without masks looks like."""
-
-    detector: Detector
-    metrics: PipelineMetrics
-    empty_masks: np.ndarray
-    encodes_ahead: bool = False
-    """The text encoder is on the CPU and the rest on a GPU: new names are encoded while others are computed."""
-
-    @property
-    def variant(self) -> Variant:
-        return self.detector.pipeline.variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +131,14 @@ class TritonPythonModel:
         if name not in self.fronts:
             raise RequestError(f"front: expected one of {', '.join(self.fronts)}, got {name!r}")
         front = self.fronts[name]
-        return Part(front, handover.unpack_jobs(arrays, front.variant), sender)
+        front.close(arrays.get("closed", NOTHING))
+        return Part(front, front.unpack(arrays) if arrays["file_bytes"].size else [], sender)
 
     def _hand_over(self, part: Part) -> None:
         front = part.front
+        if not part.jobs:  # sessions that end without a frame
+            triton_io.send(part.sender, triton_io.response({"status": np.zeros(0, np.int32)}))
+            return
         self._taken.add(len(part.jobs))
         ahead = front.encodes_ahead and not front.detector.knows(part.jobs)
         (self._unknown if ahead else self._handed_over).put(part)
@@ -229,7 +223,7 @@ def answer(parts: Sequence[Part], answers: Sequence[Detections | Exception] | Ex
     for part in parts:
         own = [next(rest) for _ in part.jobs]
         try:
-            response = triton_io.response(handover.pack_answers(part.jobs, own, part.front.empty_masks))
+            response = triton_io.response(part.front.pack(part.jobs, own))
         except Exception as error:
             log.exception("an answer could not be packed")
             response = triton_io.refusal(error)
@@ -248,8 +242,8 @@ def open_fronts(
     """
     opened: dict[str, SubModel] = {}
 
-    def call_of(variant: Variant, engines: dict[str, str]) -> Call:
-        for model in variant.sub_models:
+    def call_of(models: Sequence[ModelSpec], engines: dict[str, str]) -> Call:
+        for model in models:
             if model.name not in opened:
                 engine = find_engine(engines[model.part])
                 log.info("opening %s (%s)", model.name, engine.name)
@@ -259,17 +253,22 @@ def open_fronts(
 
     annotate = nvtx_ranges.from_environment()
     prompts: dict[str, PromptCache] = {}
-    made = {}
+    made: dict[str, Front] = {}
     for name, front in fronts.items():
-        variant = Variant.from_dict(front["variant"])
-        text_encoder = variant.text_encoder.name
-        pipeline = Pipeline(variant, call_of(variant, front["engines"]), prompts.get(text_encoder), annotate)
+        variant, video = Variant.from_dict(front["variant"]), front.get("video")
+        text_encoder, models = variant.text_encoder.name, variant.sub_models
+        if video:
+            models = VideoVariant.from_dict(video["variant"]).sub_models
+        pipeline = Pipeline(variant, call_of(models, front["engines"]), prompts.get(text_encoder), annotate)
         prompts[text_encoder] = pipeline.prompts
         preprocess = open_preprocessor(mode, variant.resolution, readers, device_id or 0)
         empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
         detector = Detector(pipeline, preprocess, release_memory)
         encodes_ahead = device_id is not None and not find_engine(front["engines"]["text_encoder"]).on_gpu
-        made[name] = Front(detector, PipelineMetrics(name), empty, encodes_ahead)
+        if video:
+            made[name] = open_video_front(name, video, detector, front["engines"], device_id, encodes_ahead)
+        else:
+            made[name] = Front(detector, PipelineMetrics(name), empty, encodes_ahead)
     return made
 
 

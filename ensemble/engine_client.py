@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from ensemble import handover, triton_io
 from ensemble.detector import Prepared
-from ensemble.interfaces import ENGINE_MODEL, engine
+from ensemble.interfaces import ENGINE_MODEL, VIDEO_OUTPUTS, engine
 from ensemble.pipeline import Job
 from ensemble.postprocess import Detections
 from ensemble.preprocess.cpu import attempt, load, plain_jpeg, scaled
@@ -29,7 +30,7 @@ class EngineClient:
 
     def __init__(self, front: str, variant: Variant, pool: Executor, decoding: str) -> None:
         self._front, self._variant, self._pool, self._files = front, variant, pool, decoding != "cpu"
-        self._outputs = [tensor.name for tensor in engine().outputs]
+        self._outputs = [tensor.name for tensor in engine().outputs if tensor.name not in VIDEO_OUTPUTS]
         self._calls = ThreadPoolExecutor(1, "engine")
 
     def detect(self, batch: list[Prepared]) -> list[Detections | Exception]:
@@ -43,11 +44,16 @@ class EngineClient:
         for job in jobs:
             job.add_ms("decode", milliseconds)
         try:
-            arrays = self._call(handover.pack_jobs(self._front, jobs, self._variant.resolution))
-            answers = iter(handover.unpack_answers(arrays, jobs))
+            answers = iter(self._unpack(self._call(self._pack(jobs), self._outputs), jobs))
         except Exception as error:  # the engine model failed: say so to the frames that were in the call, keep serving
             return [error if isinstance(item, Job) else item for item in ready]
         return [next(answers) if isinstance(item, Job) else item for item in ready]
+
+    def _pack(self, jobs: Sequence[Any]) -> dict[str, np.ndarray]:
+        return handover.pack_jobs(self._front, jobs, self._variant.resolution)
+
+    def _unpack(self, arrays: dict[str, np.ndarray], jobs: Sequence[Any]) -> list[Detections | Exception]:
+        return handover.unpack_answers(arrays, jobs)
 
     def _ready(self, job: Job) -> Job:
         """The job with its frame as the engine model takes it; `job` keeps the caller's mask format."""
@@ -60,8 +66,8 @@ class EngineClient:
         job.request = replace(job.request, image=None, frame=scaled(image, self._variant.resolution))
         return job
 
-    def _call(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        call = self._calls.submit(triton_io.call_model, ENGINE_MODEL, inputs, self._outputs)
+    def _call(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        call = self._calls.submit(triton_io.call_model, ENGINE_MODEL, inputs, outputs)
         try:
             answered: dict[str, Any] = call.result(TIMEOUT_S)
         except FutureTimeoutError:

@@ -60,15 +60,15 @@ def unpack_jobs(arrays: Arrays, variant: Variant) -> list[Job]:
     _check(arrays, variant)
     names, sizes = arrays["names_per_frame"], arrays["file_bytes"]
     boxes, labels, owners = (arrays[name] for name in ("boxes", "box_labels", "box_names"))
-    frames, files = iter(arrays["scaled"]), _split(arrays["files"], sizes)
-    ids, masks = _split(arrays["input_ids"], names), _split(arrays["token_mask"], names)
+    frames, files = iter(arrays["scaled"]), split(arrays["files"], sizes)
+    ids, masks = split(arrays["input_ids"], names), split(arrays["token_mask"], names)
     jobs, first = [], 0
     for i, (file, own_ids, own_masks) in enumerate(zip(files, ids, masks, strict=True)):
         exemplars = {}
         for class_id in range(len(own_ids)):
             mine = owners == first + class_id
             if mine.any():
-                _expect(mine.sum() <= variant.max_boxes, f"at most {variant.max_boxes} boxes a name", int(mine.sum()))
+                expect(mine.sum() <= variant.max_boxes, f"at most {variant.max_boxes} boxes a name", int(mine.sum()))
                 exemplars[class_id] = Exemplars(boxes[mine], labels[mine])
         first += len(own_ids)
         request = FrameRequest(
@@ -85,7 +85,12 @@ def unpack_jobs(arrays: Arrays, variant: Variant) -> list[Job]:
     return jobs
 
 
-def pack_answers(jobs: Sequence[Job], answers: Sequence[Detections | Exception], empty_masks: np.ndarray) -> dict:
+def pack_answers(
+    jobs: Sequence[Job],
+    answers: Sequence[Detections | Exception],
+    empty_masks: np.ndarray,
+    stages: Sequence[str] = STAGES,
+) -> dict:
     """The engine model's outputs; `empty_masks` [0,4p,ceil(4p/8)] gives the masks' shape where there are none."""
     found = [answer for answer in answers if isinstance(answer, Detections)]
 
@@ -117,24 +122,24 @@ def pack_answers(jobs: Sequence[Job], answers: Sequence[Detections | Exception],
         ),
         "mask_bits": joined("mask_bits", empty_masks),
         "frame_sizes": np.array([job.frame_size or (0, 0) for job in jobs], np.int32),
-        "stage_ms": np.array([[job.stage_ms.get(s, 0.0) for s in STAGES] for job in jobs], np.float32),
+        "stage_ms": np.array([[job.stage_ms.get(s, 0.0) for s in stages] for job in jobs], np.float32),
     }
 
 
-def unpack_answers(arrays: Arrays, jobs: Sequence[Job]) -> list[Detections | Exception]:
+def unpack_answers(arrays: Arrays, jobs: Sequence[Job], stages: Sequence[str] = STAGES) -> list[Detections | Exception]:
     """The answer to each job, whose size and stage times are set."""
     found, names = arrays["found"], [len(job.tokens) for job in jobs]
     masked = [int(n) if job.request.mask_format != "none" else 0 for n, job in zip(found, jobs, strict=True)]
     parts = zip(
-        *(_split(arrays[name], found) for name in ("boxes", "scores", "class_ids")),
-        _split(arrays["presence"], names),
-        _split(arrays["mask_bits"], masked),
+        *(split(arrays[name], found) for name in ("boxes", "scores", "class_ids")),
+        split(arrays["presence"], names),
+        split(arrays["mask_bits"], masked),
         strict=True,
     )
     answers: list[Detections | Exception] = []
     for i, (job, part) in enumerate(zip(jobs, parts, strict=True)):
         job.frame_size = (int(arrays["frame_sizes"][i, 0]), int(arrays["frame_sizes"][i, 1]))
-        for stage, milliseconds in zip(STAGES, arrays["stage_ms"][i].tolist(), strict=True):
+        for stage, milliseconds in zip(stages, arrays["stage_ms"][i].tolist(), strict=True):
             job.add_ms(stage, milliseconds)
         text = arrays["messages"][i].decode(errors="replace")
         error = {REJECTED: RequestError, FAILED: EngineError}.get(int(arrays["status"][i]))
@@ -144,39 +149,39 @@ def unpack_answers(arrays: Arrays, jobs: Sequence[Job]) -> list[Detections | Exc
 
 def _check(arrays: Arrays, variant: Variant) -> None:
     count, names = len(arrays["file_bytes"]), arrays["names_per_frame"]
-    _expect(1 <= count <= variant.max_batch, f"1 to {variant.max_batch} frames", count)
+    expect(1 <= count <= variant.max_batch, f"1 to {variant.max_batch} frames", count)
     for name in ("frame_sizes", "names_per_frame", "threshold", "max_detections", "wants_masks"):
-        _expect(len(arrays[name]) == count, f"{name} of {count} frames", len(arrays[name]))
-    _expect(((names > 0) & (names <= MAX_CLASSES)).all(), f"1 to {MAX_CLASSES} names a frame", names.tolist())
+        expect(len(arrays[name]) == count, f"{name} of {count} frames", len(arrays[name]))
+    expect(((names > 0) & (names <= MAX_CLASSES)).all(), f"1 to {MAX_CLASSES} names a frame", names.tolist())
     tokens, vocabulary = arrays["input_ids"], variant.checkpoint.vocabulary_size
     shape = (int(names.sum()), variant.checkpoint.context_length)
-    _expect(tokens.shape == shape, f"input_ids {shape}", tokens.shape)
-    _expect(_within(tokens, 0, vocabulary - 1), f"input_ids of 0 to {vocabulary - 1}", "others")
-    _expect(arrays["token_mask"].shape == shape, f"token_mask {shape}", arrays["token_mask"].shape)
-    _expect(_within(arrays["token_mask"], 0, 1), "token_mask of 0 and 1", "others")
+    expect(tokens.shape == shape, f"input_ids {shape}", tokens.shape)
+    expect(within(tokens, 0, vocabulary - 1), f"input_ids of 0 to {vocabulary - 1}", "others")
+    expect(arrays["token_mask"].shape == shape, f"token_mask {shape}", arrays["token_mask"].shape)
+    expect(within(arrays["token_mask"], 0, 1), "token_mask of 0 and 1", "others")
     sizes, scaled = arrays["file_bytes"], arrays["scaled"]
-    _expect((sizes >= 0).all() and sizes.sum() == len(arrays["files"]), "the bytes of all files", sizes.tolist())
+    expect((sizes >= 0).all() and sizes.sum() == len(arrays["files"]), "the bytes of all files", sizes.tolist())
     frames = (int((sizes == 0).sum()), variant.resolution, variant.resolution, 3)
-    _expect(scaled.shape == frames, f"scaled frames {frames}", scaled.shape)
+    expect(scaled.shape == frames, f"scaled frames {frames}", scaled.shape)
     boxes, labels, owners = (arrays[name] for name in ("boxes", "box_labels", "box_names"))
-    _expect(len(boxes) == len(labels) == len(owners), "a label and a name of each box", (len(labels), len(owners)))
-    _expect(_within(boxes, 0, 1), "boxes of 0 to 1", boxes.tolist())
-    _expect(_within(labels, 0, 1), "box_labels of 0 and 1", labels.tolist())
-    _expect(_within(owners, 0, len(tokens) - 1), f"box_names of 0 to {len(tokens) - 1}", owners.tolist())
+    expect(len(boxes) == len(labels) == len(owners), "a label and a name of each box", (len(labels), len(owners)))
+    expect(within(boxes, 0, 1), "boxes of 0 to 1", boxes.tolist())
+    expect(within(labels, 0, 1), "box_labels of 0 and 1", labels.tolist())
+    expect(within(owners, 0, len(tokens) - 1), f"box_names of 0 to {len(tokens) - 1}", owners.tolist())
 
 
-def _within(values: np.ndarray, low: float, high: float) -> np.bool_:
+def within(values: np.ndarray, low: float, high: float) -> np.bool_:
     return ((values >= low) & (values <= high)).all()  # NaN is not
 
 
-def _split(array: np.ndarray, counts: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+def split(array: np.ndarray, counts: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
     start = 0
     for count in counts:
         yield array[start : start + count]
         start += count
 
 
-def _expect(fits: bool | np.bool_, expected: str, got: object) -> None:
+def expect(fits: bool | np.bool_, expected: str, got: object) -> None:
     if not fits:
         shown = str(got)[:80]
         raise RequestError(f"sam3_engine: expected {expected}, got {shown}; front models call it, send frames to those")

@@ -191,6 +191,8 @@ def engine() -> ModelSpec:
     data, scaled, side = Axis("bytes", 0, 1, any_size), Axis("scaled", 0, 8, any_size), Axis("side", 1, 1008, any_size)
     boxes, found, masks = Axis("boxes", 0, 1, any_size), Axis("found", 0, 8, any_size), Axis("masks", 0, 8, any_size)
     height, row = Axis("mask_height", 1, 288, any_size), Axis("mask_row", 1, 36, any_size)
+    stages, seeds, hidden = Axis("stages", 1, 9, 32), Axis("seeds", 0, 8, any_size), Axis("hidden", 0, 1, any_size)
+    closed = Axis("closed", 0, 1, any_size)
     return ModelSpec(
         ENGINE_MODEL,
         "engine",
@@ -209,6 +211,16 @@ def engine() -> ModelSpec:
             TensorSpec("boxes", "FP32", (boxes, 4)),  # exemplars, cxcywh in 0..1
             TensorSpec("box_labels", "INT32", (boxes,)),  # 1 like this, 0 unlike this
             TensorSpec("box_names", "INT32", (boxes,)),  # index into the batch's names
+            # Of a video front model alone; see `ensemble/video/handover.py`.
+            TensorSpec("sessions", "INT64", (frames,), optional=True),  # bits of Triton's sequence id
+            TensorSpec("session_flags", "INT32", (frames,), optional=True),  # 1 the session begins, 2 it ends
+            TensorSpec("detect_every", "INT32", (frames,), optional=True),
+            TensorSpec("max_objects", "INT32", (frames,), optional=True),
+            TensorSpec("seeds_per_frame", "INT32", (frames,), optional=True),
+            TensorSpec("seed_ids", "INT64", (seeds,), optional=True),
+            TensorSpec("seed_classes", "INT32", (seeds,), optional=True),
+            TensorSpec("seed_masks", "UINT8", (seeds, height, row), optional=True),
+            TensorSpec("closed", "INT64", (closed,), optional=True),  # sessions that end without a frame
         ),
         outputs=(
             TensorSpec("status", "INT32", (frames,)),  # 0 answered, 1 the frame cannot be read, 2 the server failed
@@ -220,6 +232,22 @@ def engine() -> ModelSpec:
             TensorSpec("presence", "FP32", (names,)),
             TensorSpec("mask_bits", "UINT8", (masks, height, row)),
             TensorSpec("frame_sizes", "INT32", (frames, 2)),
-            TensorSpec("stage_ms", "FP32", (frames, len(STAGES))),
+            TensorSpec("stage_ms", "FP32", (frames, stages)),
+            # Of a video front model alone.
+            TensorSpec("track_ids", "INT64", (found,)),
+            TensorSpec("track_scores", "FP32", (found,)),
+            TensorSpec("track_states", "INT32", (found,)),
+            TensorSpec("hidden_per_frame", "INT32", (frames,)),
+            TensorSpec("hidden_ids", "INT64", (hidden,)),
+            TensorSpec("frame_index", "INT32", (frames,)),
+            TensorSpec("dropped_objects", "INT32", (frames,)),
+            TensorSpec("session_bytes", "INT64", (frames,)),
         ),
     )
+
+
+VIDEO_OUTPUTS = (
+    *("track_ids", "track_scores", "track_states", "hidden_per_frame", "hidden_ids"),
+    *("frame_index", "dropped_objects", "session_bytes"),
+)
+"""Outputs of the engine model that only a video front model asks for."""

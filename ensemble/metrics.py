@@ -7,7 +7,7 @@ Every instance adds to the same series; Triton joins families of one name.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -24,10 +24,10 @@ OUTCOMES = ("ok", "rejected", "failed")
 class FrontMetrics:
     """Counters and histograms of one front model's frames."""
 
-    def __init__(self, model: str, max_batch: int) -> None:
+    def __init__(self, model: str, max_batch: int, stages: Sequence[str] = STAGES) -> None:
         kinds = pb_utils.MetricFamily
         seconds = _family("sam3_stage_seconds", "Seconds a frame spent in a stage of its way", kinds.HISTOGRAM)
-        self._stages = {s: seconds.Metric(labels={"model": model, "stage": s}, buckets=STAGE_BUCKETS) for s in STAGES}
+        self._stages = {s: seconds.Metric(labels={"model": model, "stage": s}, buckets=STAGE_BUCKETS) for s in stages}
         batch = _family("sam3_batch_frames", "Frames that shared one execution of the front model", kinds.HISTOGRAM)
         self._batch = batch.Metric(labels={"model": model}, buckets=[float(n) for n in range(1, max_batch + 1)])
         frames = _family(

@@ -11,10 +11,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from ensemble import interfaces
 from ensemble.records import Axis, ModelSpec, TensorSpec
 from ensemble.spec import RESOLUTIONS, Variant, find_engine
+from ensemble.video.variant import VideoVariant
 
 _TYPES = {"BYTES": "TYPE_STRING"}
 _PARAMETER = re.compile(r'key: "(\w+)", value: { string_value: ("(?:[^"\\]|\\.)*")')
@@ -23,6 +26,25 @@ _BACKEND = re.compile(r'^backend: "(\w+)"', re.MULTILINE)
 
 Fronts = Mapping[str, tuple[Variant, Mapping[str, str]]]
 """Name of a front model -> its variant, and the engine of each of its sub-models by part."""
+
+
+Videos = Mapping[str, tuple[VideoVariant, Mapping[str, str], int]]
+"""Name of a video front model -> its variant, the engine of each of its sub-models by part, and its slots."""
+NO_VIDEOS: Videos = MappingProxyType({})
+MAX_SEQUENCES = 1024
+"""Sessions of one instance of a video front model that Triton knows. Beyond them a start waits without a word, so the
+model refuses much earlier, for lack of slots."""
+SEQUENCE_IDLE_US = 120_000_000
+"""Triton forgets a sequence then, without telling the model, which has ended it long before (`video/sessions.py`)."""
+_SEQUENCES = """sequence_batching {{
+  max_sequence_idle_microseconds: {idle}
+  oldest {{ max_candidate_sequences: {most}, max_queue_delay_microseconds: {delay} }}
+  control_input [
+    {{ name: "START", control [ {{ kind: CONTROL_SEQUENCE_START, int32_false_true: [ 0, 1 ] }} ] }},
+    {{ name: "END", control [ {{ kind: CONTROL_SEQUENCE_END, int32_false_true: [ 0, 1 ] }} ] }},
+    {{ name: "CORRID", control [ {{ kind: CONTROL_SEQUENCE_CORRID, data_type: TYPE_UINT64 }} ] }}
+  ]
+}}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +79,16 @@ def write(model: ModelSpec, variant: Variant, engine: str, repository: Path, eng
     return _write(repository / model.name, text, None if native else script)
 
 
-def write_engine(fronts: Fronts, gpus: Sequence[int], repository: Path, gpu_memory_mb: float | None = None) -> Path:
+def write_engine(
+    fronts: Fronts,
+    gpus: Sequence[int],
+    repository: Path,
+    gpu_memory_mb: float | None = None,
+    videos: Videos = NO_VIDEOS,
+) -> Path:
     """Writes the engine model for these front models. One instance on each of `gpus`, or one on the CPU where there are
     none; `gpu_memory_mb` is what the server may take of each. Returns the model's folder."""
-    text = render_engine(fronts, gpus, gpu_memory_mb)
+    text = render_engine(fronts, gpus, gpu_memory_mb, videos)
     return _write(repository / interfaces.ENGINE_MODEL, text, "ensemble.engine")
 
 
@@ -98,19 +126,37 @@ def render(model: ModelSpec, variant: Variant, engine: str, engine_model: bool =
     return _render(model, "python", place, {"engine": spec.name, "FORCE_CPU_ONLY_INPUT_TENSORS": "no"})
 
 
-def render_engine(fronts: Fronts, gpus: Sequence[int], gpu_memory_mb: float | None = None) -> str:
+def render_engine(
+    fronts: Fronts, gpus: Sequence[int], gpu_memory_mb: float | None = None, videos: Videos = NO_VIDEOS
+) -> str:
     """The `config.pbtxt` of the engine model; see `write_engine`."""
-    return _render(interfaces.engine(), "python", _place(gpus), _engine_parameters(fronts, gpu_memory_mb))
+    return _render(interfaces.engine(), "python", _place(gpus), _engine_parameters(fronts, gpu_memory_mb, videos))
+
+
+def write_video(variant: VideoVariant, engine: str, repository: Path) -> Path:
+    """Writes a video front model, whose sub-models the engine model runs; returns its folder."""
+    parameters = {
+        "preprocess": find_engine(engine).preprocess,
+        "video": json.dumps(variant.to_dict(), separators=(",", ":")),
+        "engine_model": interfaces.ENGINE_MODEL,
+    }
+    place = f"kind: KIND_CPU, count: {variant.detector.front_instances}"
+    sequences = _SEQUENCES.format(idle=SEQUENCE_IDLE_US, most=MAX_SEQUENCES, delay=variant.detector.queue_delay_us)
+    text = _render(variant.front, "python", place, parameters, sequences.splitlines())
+    return _write(repository / variant.front_name, text, "ensemble.video.front")
 
 
 def _place(gpus: Sequence[int]) -> str:
     return f"kind: KIND_GPU, gpus: [ {', '.join(map(str, gpus))} ], count: 1" if gpus else "kind: KIND_CPU, count: 1"
 
 
-def _engine_parameters(fronts: Fronts, gpu_memory_mb: float | None) -> dict[str, str]:
-    told = {
+def _engine_parameters(fronts: Fronts, gpu_memory_mb: float | None, videos: Videos = NO_VIDEOS) -> dict[str, str]:
+    told: dict[str, Any] = {
         name: {"variant": variant.to_dict(), "engines": dict(engines)} for name, (variant, engines) in fronts.items()
     }
+    for name, (video, engines, slots) in videos.items():
+        own = {"variant": video.to_dict(), "slots": slots}
+        told[name] = {"variant": video.detector.to_dict(), "engines": dict(engines), "video": own}
     modes = {find_engine(engines["vision_encoder"]).preprocess for _, engines in fronts.values()}
     parameters = {
         "fronts": json.dumps(told, separators=(",", ":")),

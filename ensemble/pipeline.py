@@ -27,6 +27,8 @@ Call = Callable[[ModelSpec, Mapping[str, Any], Sequence[str]], dict[str, Any]]
 MASK_ROWS = 16
 """Rows of one mask-head call. Each has maps of a quarter of the resolution: more rows would be most of a server's
 memory."""
+FEATURES = ("fpn_0", "fpn_1", "fpn_2")
+"""What the vision encoder makes for the detector."""
 PADDING_LABEL = -10
 """SAM3's label of an unused box slot."""
 
@@ -94,24 +96,27 @@ class Pipeline:
         """The first half of `run`: prompts and features. A `call` that only launches its work lets the caller do
         something else meanwhile; `complete` of the same batch comes before the next batch's."""
         times: dict[str, float] = {}
-        with self._timed(times, "text"):
-            pairs = self._pairs(jobs)
-        with self._timed(times, "vision"):
-            features = self._run(
-                self.variant.vision_encoder, {"pixel_values": pixel_values}, ("fpn_0", "fpn_1", "fpn_2")
-            )
-        return Begun(jobs, pairs, features, times)
+        begun = self.begin_with(jobs, {}, times)
+        with self.timed(times, "vision"):
+            made = self.run_sub_model(self.variant.vision_encoder, {"pixel_values": pixel_values}, FEATURES)
+        begun.features.update(made)
+        return begun
+
+    def begin_with(self, jobs: Sequence[Job], features: dict[str, Any], times: dict[str, float]) -> Begun:
+        """`begin`, of frames whose FEATURES are there already; `times` are those of the batch so far."""
+        with self.timed(times, "text"):
+            return Begun(jobs, self._pairs(jobs), features, times)
 
     def complete(self, begun: Begun) -> list[Detections]:
         """The second half of `run`: from features to detections."""
         jobs, pairs, features, times = begun.jobs, begun.pairs, begun.features, begun.times
-        with self._timed(times, "geometry"):
+        with self.timed(times, "geometry"):
             self._add_exemplars(jobs, pairs, features)
         found: list[list[Detections]] = [[] for _ in jobs]
         presence = [np.zeros(len(job.tokens), np.float32) for job in jobs]
         for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.max_pairs):
             self._decode(jobs, chunk, features, found, presence, times)
-        with self._timed(times, "pack"):
+        with self.timed(times, "pack"):
             results = [self._finish(job, f, p) for job, f, p in zip(jobs, found, presence, strict=True)]
         for job in jobs:
             for stage, milliseconds in times.items():
@@ -137,7 +142,7 @@ class Pipeline:
         model = self.variant.text_encoder
         limit = self.variant.max_pairs
         parts = [
-            self._run(model, {"input_ids": input_ids[i : i + limit]}, ("text_features",))["text_features"]
+            self.run_sub_model(model, {"input_ids": input_ids[i : i + limit]}, ("text_features",))["text_features"]
             for i in range(0, len(input_ids), limit)
         ]
         return np.concatenate(parts)
@@ -152,7 +157,7 @@ class Pipeline:
                 shown = jobs[pair.image].request.exemplars[pair.class_id]
                 boxes[row, : len(shown.boxes)], labels[row, : len(shown.boxes)] = shown.boxes, shown.labels
             inputs = {"fpn_2": features["fpn_2"], "image_index": _images(chunk), "boxes": boxes, "box_labels": labels}
-            encoded = self._run(self.variant.geometry_encoder, inputs, ("geometry_features",))["geometry_features"]
+            encoded = self.run_sub_model(self.variant.geometry_encoder, inputs, ("geometry_features",)).popitem()[1]
             for row, pair in enumerate(chunk):
                 real = np.concatenate([[1], labels[row] != PADDING_LABEL]).astype(np.int32)  # the class token leads
                 pair.prompt = Prompt(
@@ -171,7 +176,7 @@ class Pipeline:
     ) -> None:
         """Decodes one chunk of pairs, and its masks while the decoder's memory is at hand; it is released before the
         next chunk."""
-        with self._timed(times, "decoder"):
+        with self.timed(times, "decoder"):
             length = max(len(pair.prompt.mask) for pair in chunk)
             prompt_features = np.zeros((len(chunk), length, self.variant.checkpoint.hidden_size), self._float)
             prompt_mask = np.zeros((len(chunk), length), np.int32)
@@ -179,7 +184,7 @@ class Pipeline:
                 tokens = len(pair.prompt.mask)
                 prompt_features[row, :tokens], prompt_mask[row, :tokens] = pair.prompt.features, pair.prompt.mask
             prompt = {"prompt_features": prompt_features, "prompt_mask": prompt_mask}
-            outputs = self._run(
+            outputs = self.run_sub_model(
                 self.variant.decoder,
                 {"fpn_2": features["fpn_2"], "image_index": _images(chunk), **prompt},
                 tuple(
@@ -194,7 +199,7 @@ class Pipeline:
                 for row, p in enumerate(chunk)
             ]
             self._drop_surplus(jobs, chunk, values, picks, found)
-        with self._timed(times, "masks"):
+        with self.timed(times, "masks"):
             masks = self._masks(jobs, chunk, picks, features, {**prompt, **outputs})
         present = sigmoid(outputs["presence_logits"][:, 0])
         for row, pair in enumerate(chunk):
@@ -264,7 +269,7 @@ class Pipeline:
                 "pair_index": pair_index,
                 "query_index": query_index,
             }
-            bits = self._run(variant.mask_head, inputs, ("mask_bits",))["mask_bits"]
+            bits = self.run_sub_model(variant.mask_head, inputs, ("mask_bits",))["mask_bits"]
             for i, (pair_row, queries) in enumerate(part):
                 masks[pair_row].append(bits[i, : len(queries)])
         return [np.concatenate(parts) for parts in masks]
@@ -275,7 +280,8 @@ class Pipeline:
         return best_first(found, presence, job.request.max_detections, empty)
 
     @contextmanager
-    def _timed(self, times: dict[str, float], stage: str) -> Iterator[None]:
+    def timed(self, times: dict[str, float], stage: str) -> Iterator[None]:
+        """Adds the milliseconds of the block to those of `stage`."""
         start = time.perf_counter()
         try:
             with self._annotate(stage):
@@ -283,7 +289,8 @@ class Pipeline:
         finally:
             times[stage] = times.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
 
-    def _run(self, model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    def run_sub_model(self, model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """One call, which is counted."""
         self.calls[model.part] = self.calls.get(model.part, 0) + 1
         return self._call(model, inputs, outputs)
 

@@ -76,6 +76,9 @@ def add_front_options(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory", type=_megabytes, metavar="SIZE", help="of each GPU, as in 8GB; default: what is free")
     help_ = "where names are encoded; auto: off a GPU that has no room for it; default %(default)s"
     add("--text-encoder", choices=TEXT_ENCODER, default="auto", help=help_)
+    help_ = "what is remembered of videos' objects, as in 2GB; 0: no videos; default: 512MB where there is a tracker"
+    add("--video-memory", type=_video_megabytes, metavar="SIZE", help=help_)
+    add("--tracker-resolution", type=int, metavar="PIXELS", help="of the tracker; default: the detector's")
     for name, what in FRONT_SETTINGS.items():
         add(f"--{name.replace('_', '-')}", type=int, help=f"{what}; default: what suits the engine")
 
@@ -93,6 +96,8 @@ def server_settings(options: argparse.Namespace) -> dict[str, Any]:
         "gpu_memory_mb": options.gpu_memory,
         "text_encoder": options.text_encoder,
         "front": front_settings(options),
+        "video_memory_mb": options.video_memory,
+        "tracker_resolution": options.tracker_resolution,
     }
 
 
@@ -155,6 +160,10 @@ def _megabytes(text: str) -> float:
         return parse_mb(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _video_megabytes(text: str) -> float:
+    return 0.0 if text.strip() == "0" else _megabytes(text)
 
 
 def _ports(address: str, given: Sequence[int | None]) -> list[int]:

@@ -41,6 +41,7 @@ from ensemble.server.requirements import (
     find_triton,
     lay_out_backends,
 )
+from ensemble.server.videos import VideoServed, is_direct, videos_of
 from ensemble.spec import Variant
 
 LOOPBACK = "127.0.0.1"
@@ -56,8 +57,10 @@ class EmbeddedServer:
     models (`repository.FRONT_SETTINGS`), which otherwise are as exported. `gpus` are the numbers of the GPUs to serve
     on, the first where none is named; `gpu_memory_mb` is how much of each may be taken, what is free where it is None;
     `text_encoder` is one of `start_check.TEXT_ENCODER`. With `sub_models` each sub-model is a Triton model of its own.
-    With `direct` clients call the engine model, without front models between; None: for one resolution on GPUs. Raises
-    ServerError with a remedy where something is missing.
+    With `direct` clients call the engine model, without front models between; None: for one resolution on GPUs without
+    videos. Videos are served where the repository has a tracker; what is remembered of their objects takes
+    `video_memory_mb` (`videos.DEFAULT_MB` for None, 0: no videos), and the tracker may work at another resolution of
+    the repository. Raises ServerError with a remedy where something is missing.
     """
 
     def __init__(
@@ -77,12 +80,15 @@ class EmbeddedServer:
         front: Mapping[str, int] | None = None,
         sub_models: bool = False,
         direct: bool | None = None,
+        video_memory_mb: float | None = None,
+        tracker_resolution: int | None = None,
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._timeout, self._arguments = address, start_timeout, tuple(arguments)
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
         self._text_encoder = "gpu" if sub_models and text_encoder == "auto" else text_encoder
         self._direct = direct
+        self._video_memory_mb, self._tracker_resolution = video_memory_mb, tracker_resolution
         self._gpus, self._front, self._sub_models = tuple(gpus), dict(front or {}), sub_models
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
@@ -145,8 +151,10 @@ class EmbeddedServer:
         wide = [replace(s, variant=replace(s.variant, front_instances=n)) for s, n in zip(served, fronts, strict=True)]
         self._scratch = Path(tempfile.mkdtemp(prefix="sam3-triton-"))
         try:
+            videos = self._videos(wide)
+            direct = is_direct(self._direct, served, self._sub_models, bool(videos))
             self.root = repository.lay_out(
-                wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb, self._is_direct(served)
+                wide, self._scratch, list(cards), self._sub_models, self._gpu_memory_mb, direct, videos
             )
             chosen = {self.http_port, self.grpc_port, self.metrics_port}
             (inner_port,) = choose_ports(LOOPBACK, (0,), chosen)
@@ -232,16 +240,10 @@ class EmbeddedServer:
             return repository.adjusted(chosen, self._front)
         return repository.suited(chosen, self._front)
 
-    def _is_direct(self, served: Sequence[Served]) -> bool:
-        """Whether clients call the engine model. Raises ServerError where they cannot."""
-        if self._direct and (len(served) != 1 or self._sub_models):
-            raise ServerError(
-                f"clients can call the engine model of one resolution that holds its sub-models, got {len(served)}"
-                f" resolutions{' and --sub-models' if self._sub_models else ''}; leave out --direct"
-            )
-        if self._direct is None:
-            return len(served) == 1 and served[0].on_gpu and not self._sub_models
-        return self._direct
+    def _videos(self, served: Sequence[Served]) -> list[VideoServed]:
+        """The video front models beside these front models. Raises ServerError where they cannot be."""
+        asked = self._video_memory_mb, self._tracker_resolution
+        return [] if self._sub_models else videos_of(served, repository.read(self.repository), *asked)
 
     def _cards(self, served: Sequence[Served]) -> dict[int, gpu.Gpu | None]:
         """The GPUs to serve on by number, None for one that NVML does not show: no GPU at all for models of the CPU.

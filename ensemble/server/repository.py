@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ensemble import pbtxt
 from ensemble.engines import runs_plans
 from ensemble.pbtxt import ModelConfig
 from ensemble.server.requirements import ServerError
 from ensemble.spec import ENGINES, Variant, is_front_name
+
+if TYPE_CHECKING:
+    from ensemble.server.videos import VideoServed
 
 MANIFEST = "manifest.json"
 FRONT_SETTINGS = {
@@ -77,8 +80,13 @@ class Served:
     artifacts: tuple[Artifact, ...]
 
     @property
+    def tracker(self) -> tuple[Artifact, ...]:
+        """The tracker's sub-models; none where the variant is for pictures alone."""
+        return tuple(Artifact(m.name, self.folder.parent / m.name) for m in self.variant.tracker_parts)
+
+    @property
     def missing(self) -> list[Artifact]:
-        return [a for a in self.artifacts if not a.path.is_file()]
+        return [a for a in (*self.artifacts, *self.tracker) if not a.path.is_file()]
 
     @property
     def engine(self) -> str:
@@ -192,12 +200,14 @@ def lay_out(
     sub_models: bool = False,
     gpu_memory_mb: float | None = None,
     direct: bool = False,
+    videos: Sequence[VideoServed] = (),
 ) -> Path:
     """The repository that the embedded server loads, in `folder`, which it returns: the front models, and the engine
     model that holds their sub-models on each of `gpus`, or on the CPU where none is named.
 
     With `sub_models` each sub-model is a Triton model of its own instead, and the front models call them. With `direct`
-    the one front model that there is holds the sub-models itself. Artifacts are linked, never copied.
+    the one front model that there is holds the sub-models itself. `videos` are video front models beside. Artifacts are
+    linked, never copied.
     """
     root = folder / "repository"
     if direct:
@@ -217,9 +227,15 @@ def lay_out(
                         _link(own / "1" / file.name, file)
     if not sub_models:
         engines = {one.variant.front_name: (one.variant, one.engines) for one in served}
-        engine = pbtxt.write_engine(engines, gpus, root, gpu_memory_mb)
+        told = {v.variant.front_name: (v.variant, v.engines, v.slots) for v in videos}
+        engine = pbtxt.write_engine(engines, gpus, root, gpu_memory_mb, told)
         for one in served:
             _link_artifacts(engine, one)
+        for video in videos:
+            front = pbtxt.write_video(video.variant, video.detector.engine, root)
+            _link(front / "1" / "tokenizer.json", video.detector.tokenizer)
+            for name, artifact in video.artifacts:
+                _link(engine / "1" / name, artifact.folder)
     return root
 
 
