@@ -34,6 +34,12 @@ def resizing(source: int, target: int) -> Tensor:
     return F.interpolate(columns, (target, source), mode="bilinear", align_corners=False, antialias=True)[0, 0]
 
 
+def enlarging(size: int, resolution: int) -> Tensor:
+    """The matrix [4*size, size] that carries masks to the memory encoder's size, fp32: as transformers' tracker does
+    it, by way of the frame's resolution."""
+    return resizing(resolution, 4 * size) @ resizing(size, resolution)
+
+
 class BitUnpacker(nn.Module):
     """Packed rows uint8 [N,S,ceil(S/8)], most significant bit first -> zeros and ones [N,S,S] in the module's dtype.
 

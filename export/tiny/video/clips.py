@@ -19,6 +19,8 @@ KINDS = ("plain", "leave", "occluder", "twins", "camera")
 SIZES = (0.1, 0.36)  # diameters of tracked objects over sqrt(width * height)
 OCCLUDER = (0.4, 0.6)
 PEAK_SPEED = 0.05  # fraction of the frame's side a frame; faster objects leave their own place within two frames
+TELLING = 0.75  # share of the training clips in which some object is hidden for a time
+HIDDEN = 0.5  # an object counts as hidden while less than this share of what else is seen of it can be seen
 MARGIN = 1.25  # side of the canvas over that of the frame where the camera sways
 
 
@@ -175,12 +177,15 @@ def map_to_square(index_map: np.ndarray, side: int) -> np.ndarray:
 
 
 def _telling_moment(rng: np.random.Generator, clip: Clip, span: float) -> float:
-    """A moment with objects to track; in half of the clips, if one is found, something goes or comes within `span`."""
-    change = rng.random() < 0.5
+    """A moment with objects to track; in most of the clips, if one is found, much of an object that is seen then or
+    later is hidden at another time within `span`."""
+    change = rng.random() < TELLING
     for _ in range(8):
         moment = rng.uniform(0, 90)
-        first, last = (set(np.unique(clip.draw(moment + later, 48.0**2)[1])) for later in (0, span))
-        if len(first) > 2 and (not change or first != last):
+        maps = [clip.draw(moment + later, 48.0**2)[1] for later in (0, span / 2, span)]
+        areas = np.stack([np.bincount(seen.ravel(), minlength=len(clip.scene.objects) + 1)[1:] for seen in maps])
+        hidden = areas.min(0) < HIDDEN * areas.max(0)
+        if (areas[0] > 0).sum() >= 2 and (not change or hidden.any()):
             break
     return float(moment)
 
@@ -194,7 +199,7 @@ def draw_clips(seeds: list[int], frames: int, resolution: int, objects: int) -> 
     for b, seed in enumerate(seeds):
         rng = np.random.default_rng((7, seed))
         clip = random_clip(seed)
-        moment, size = _telling_moment(rng, clip, 2 * frames), (resolution * rng.uniform(1.0, 1.3)) ** 2
+        moment, size = _telling_moment(rng, clip, 2 * frames), (resolution * rng.uniform(1.0, 1.6)) ** 2
         for t in range(frames):
             frame, index_map = clip.draw(moment, size)
             pixels[b, t] = to_square(frame, resolution)

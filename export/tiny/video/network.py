@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam3VideoModel
 
+from export.sub_models.tracker.arithmetic import enlarging
 from export.sub_models.tracker.seed import SCALE, SHIFT
 from export.tiny.configuration import PATCH
 from export.tiny.dataset import normalised
@@ -60,6 +61,7 @@ class Tables(nn.Module):
         places = torch.stack([columns.flatten(), rows.flatten()], -1)
         cos, sin = tracker.memory_attention.rotary_emb(torch.ones(1, device=device), places)
         centres = (torch.stack([columns, rows], -1) + 0.5) / p
+        self.enlarge = nn.Buffer(enlarging(4 * p, resolution).to(device))  # [16p, 4p]
         self.image = nn.Buffer(0.1 * image.flatten(2).transpose(1, 2).clone())  # [1, p², c]
         self.space = nn.Buffer(space.flatten(2).transpose(1, 2)[0].clone())  # [p², 64]
         self.cos, self.sin = nn.Buffer(cos[0].clone()), nn.Buffer(sin[0].clone())  # [p², c]
@@ -190,11 +192,11 @@ class TrackerNetwork(nn.Module):
     def remember(self, seen: Features, masks: Tensor, hard: Tensor, there: Tensor) -> Tensor:
         """Masks [N, 4p, 4p] (logits; cut where `hard` [N], a given mask) to memory maps [N, p², 64]; `there` [N] says
         whether the object is in the frame."""
-        encoder, config, side = self.tracker.memory_encoder, self.tracker.config, 4 * masks.shape[-1]
-        x = F.interpolate(masks[:, None].float(), size=(side, side), mode="bilinear")
+        encoder, config = self.tracker.memory_encoder, self.tracker.config
+        x = (self.now.enlarge @ masks.float() @ self.now.enlarge.t())[:, None]
         x = torch.where(hard[:, None, None, None], (x > 0).to(x.dtype), x.sigmoid())
         x = x * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
-        x = encoder.feature_projection(seen.coarse) + encoder.mask_downsampler(x)
+        x = encoder.feature_projection(seen.coarse) + _downsampled(encoder.mask_downsampler, x)
         x = encoder.projection(encoder.memory_fuser(x)).flatten(2).transpose(1, 2)
         absent = (~there)[:, None, None].to(x.dtype)
         return x + absent * self.tracker.occlusion_spatial_embedding_parameter.to(x.dtype)
@@ -202,6 +204,17 @@ class TrackerNetwork(nn.Module):
     def pointer(self, pointer: Tensor, there: Tensor) -> Tensor:
         """The pointer [N, c] that is kept: another one where the object is not in the frame."""
         return torch.where(there[:, None], pointer, self.tracker.no_object_pointer.to(pointer.dtype))
+
+
+def _downsampled(downsampler: nn.Module, x: Tensor) -> Tensor:
+    for layer in downsampler.layers:
+        x = layer.conv(x).float()
+        # PyTorch's layer norm gives a block of threads to each pixel, which here has as few as four channels.
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        norm = layer.layer_norm
+        x = (x - mean) * (variance + norm.eps).rsqrt() * norm.weight[:, None, None] + norm.bias[:, None, None]
+        x = layer.activation(x)
+    return downsampler.final_conv(x)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

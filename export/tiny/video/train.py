@@ -1,7 +1,8 @@
 """The training of the small tracker on drawn clips, on the small checkpoint's frozen trunk.
 
 Loader processes draw clips without end; each is seen once. Clips grow from 3 to 8 frames, so that the first steps,
-which learn what a memory is, are many. A slow average of the weights is saved every minute.
+which learn what a memory is, are many; a run that goes on from another one takes longer clips, in which what has been
+mistaken once is remembered (`--stages`). A slow average of the weights is saved every minute.
 """
 
 import argparse
@@ -38,7 +39,11 @@ from export.tiny.video.rollout import Memory, mixed, reduced, seed, tracked_entr
 log = logging.getLogger(__name__)
 CURVE_FILE = "training_curve.json"
 STAGES = ((0.2, 3), (0.5, 5), (1.0, 8))  # until this share of the training, clips of that many frames
+SHORT = 8  # frames; of longer clips a batch has fewer, so that it has as many frames
 RESOLUTION_WEIGHTS = (0.4, 0.2, 0.2, 0.2)
+STAGES_HELP = "until a share of the training, clips of that many frames; default: " + " ".join(
+    f"{until:g}:{frames}" for until, frames in STAGES
+)
 EXAMPLE = "example: python -m export.tiny.video.train --minutes 7.5 --output build/tracker"
 
 
@@ -46,7 +51,7 @@ EXAMPLE = "example: python -m export.tiny.video.train --minutes 7.5 --output bui
 class Recipe:
     """The hyperparameters."""
 
-    clips: int = 32  # a batch
+    clips: int = 32  # a batch, of up to SHORT frames
     objects: int = 3  # a clip
     learning_rate: float = 8e-4
     warm_up: int = 150  # steps
@@ -56,6 +61,23 @@ class Recipe:
     rough_seeds: float = 0.3  # share of the given masks that are not exact
     seed_again: float = 0.3  # share of the batches in which objects get a mask for a second time
     seed: int = 0
+    stages: tuple[tuple[float, int], ...] = STAGES
+
+    def clips_of(self, frames: int) -> int:
+        """How many clips of so many frames make a batch."""
+        return max(1, round(self.clips * min(1.0, SHORT / frames)))
+
+    def frames_at(self, progress: float) -> int:
+        """How long clips are at a share of the training."""
+        return next(frames for until, frames in self.stages if progress <= until or until == self.stages[-1][0])
+
+
+def stage(text: str) -> tuple[float, int]:
+    """A stage of the command line such as "0.4:12": until this share of the training, clips of that many frames."""
+    until, _, frames = text.partition(":")
+    if not frames.isdigit() or int(frames) < 2:
+        raise ValueError(f'expected a share and frames such as "0.4:12", got "{text}"')
+    return float(until), int(frames)
 
 
 class ClipBatches(IterableDataset):
@@ -72,8 +94,9 @@ class ClipBatches(IterableDataset):
         seeds = training_seeds(worker, workers, run=10 + self.recipe.seed)
         while True:
             resolution = int(rng.choice(RESOLUTIONS, p=RESOLUTION_WEIGHTS))
-            drawn = [next(seeds) for _ in range(self.recipe.clips)]
-            batch = draw_clips(drawn, self.frames.value, resolution, self.recipe.objects)
+            frames = self.frames.value
+            drawn = [next(seeds) for _ in range(self.recipe.clips_of(frames))]
+            batch = draw_clips(drawn, frames, resolution, self.recipe.objects)
             yield tuple(torch.from_numpy(part) for part in (batch.frames, batch.maps, batch.objects))  # type: ignore
 
 
@@ -97,6 +120,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, device: torch.device, start_from: Path | None = None) -> None:
         self.recipe, self.device, self.steps = recipe, device, 0
+        self.knows = start_from is not None
         self.model: Sam3VideoModel = random_video_model(CHECKPOINT, seed=recipe.seed)
         if start_from:
             load_tracker_weights(self.model, start_from)
@@ -115,7 +139,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
         frames, maps, objects = batch
-        told = self._rollout(frames, maps, objects, trust=progress > 0.3)
+        told = self._rollout(frames, maps, objects, trust=self.knows or progress > 0.3)
         self.optimiser.zero_grad(set_to_none=True)
         told.total.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
@@ -190,7 +214,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
     started = last = time.monotonic()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     device = torch.device(options.device)
-    frames = Value("i", STAGES[0][1])
+    frames = Value("i", recipe.frames_at(options.start_at))
     how: dict = dict(num_workers=options.workers, pin_memory=device.type == "cuda")
     if options.workers:
         how |= dict(prefetch_factor=2, multiprocessing_context="fork")
@@ -206,15 +230,16 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
         spent = time.monotonic() - started
         share = (trainer.steps - first + 1) / options.steps if options.steps else spent / (60 * options.minutes)
         progress = options.start_at + (1 - options.start_at) * share
-        frames.value = next(count for until, count in STAGES if progress <= until or until == 1.0)
+        frames.value = recipe.frames_at(progress)
         before = time.monotonic()
         batch = [part.to(device, non_blocking=True) for part in next(batches)]
+        length = batch[0].shape[1]  # clips that were drawn ahead are of the stage before
         waiting += time.monotonic() - before
         told = trainer.step(batch, progress)
         window.append(Losses(*(getattr(told, f.name).detach() for f in fields(told))))
         if progress >= 1.0 or time.monotonic() - last >= options.save_every:
             mean = {f.name: torch.stack([getattr(w, f.name) for w in window]).mean() for f in fields(Losses)}
-            point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), "frames": frames.value}
+            point = {"step": trainer.steps, "seconds": round(time.monotonic() - started, 1), "frames": length}
             point |= {"waiting": round(waiting, 1), **{name: round(float(value), 4) for name, value in mean.items()}}
             curve["points"].append(point)
             log.info(" ".join(f"{name} {value}" for name, value in point.items()))
@@ -235,14 +260,17 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--start-at", type=float, default=0.0, help="share of the schedule to begin at, 0 to 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2), help="drawing processes")
-    parser.add_argument("--clips", type=int, default=Recipe().clips, help="clips a batch")
+    parser.add_argument("--clips", type=int, default=Recipe().clips, help=f"clips a batch, of {SHORT} frames")
+    parser.add_argument("--stages", nargs="+", type=stage, default=STAGES, metavar="SHARE:FRAMES", help=STAGES_HELP)
     parser.add_argument("--learning-rate", type=float, default=Recipe().learning_rate)
     parser.add_argument("--warm-up", type=int, default=Recipe().warm_up, help="steps of linear warm-up")
+    parser.add_argument("--average", type=float, default=Recipe().average, help="decay of the averaged weights")
     parser.add_argument("--seed", type=int, default=Recipe().seed, help="another number, other clips")
     parser.add_argument("--save-every", type=float, default=60.0, help="seconds")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    recipe = Recipe(options.clips, learning_rate=options.learning_rate, warm_up=options.warm_up, seed=options.seed)
+    learning = dict(learning_rate=options.learning_rate, warm_up=options.warm_up, average=options.average)
+    recipe = Recipe(options.clips, **learning, seed=options.seed, stages=tuple(options.stages))
     curve = train(recipe, options)
     print(json.dumps({"output": str(options.output), "last": curve["points"][-1]}))
     return curve
