@@ -11,6 +11,7 @@ of the other rooms it imports only the specification, so it installs on a camera
 """
 
 from clients.connection import AsyncClient, Client
+from clients.conversation import Tracks
 from clients.detections import Detections
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
 from clients.video.frames import Frame, SourceError
@@ -27,5 +28,6 @@ __all__ = [
     "Sam3ServerError",
     "ServerUnavailable",
     "SourceError",
+    "Tracks",
     "open_source",
 ]

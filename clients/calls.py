@@ -26,8 +26,9 @@ class BlockingCalls:
     def __init__(self) -> None:
         self._open: set[concurrent.futures.Future[Any]] = set()
 
-    def infer(self, triton: Any, model: str, inputs: Sequence[Any], timeout: float) -> Any:
-        """The result. Raises TimeoutError after `timeout` seconds, and what tritonclient raises."""
+    def infer(self, triton: Any, model: str, inputs: Sequence[Any], timeout: float, **more: Any) -> Any:
+        """The result; `more` are further arguments of tritonclient's call. Raises TimeoutError after `timeout` seconds,
+        and what tritonclient raises."""
         answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -39,7 +40,7 @@ class BlockingCalls:
         self._open.add(answer)
         answer.add_done_callback(self._open.discard)
         try:
-            triton.async_infer(model, inputs, done, client_timeout=timeout + DEADLINE_S)
+            triton.async_infer(model, inputs, done, client_timeout=timeout + DEADLINE_S, **more)
         except BaseException as error:  # nothing was sent
             self._open.discard(answer)
             raise error
@@ -61,10 +62,10 @@ class AsyncCalls:
     def __init__(self) -> None:
         self._open: set[asyncio.Task[Any]] = set()
 
-    async def infer(self, triton: Any, model: str, inputs: Sequence[Any], timeout: float) -> Any:
+    async def infer(self, triton: Any, model: str, inputs: Sequence[Any], timeout: float, **more: Any) -> Any:
         """The result. Raises TimeoutError after `timeout` seconds, and what tritonclient raises; a caller that is
         cancelled leaves the call open too."""
-        call = asyncio.ensure_future(triton.infer(model, inputs, client_timeout=timeout + DEADLINE_S))
+        call = asyncio.ensure_future(triton.infer(model, inputs, client_timeout=timeout + DEADLINE_S, **more))
         self._open.add(call)
         call.add_done_callback(self._forget)
         await asyncio.wait({call}, timeout=timeout)

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clients.calls import AsyncCalls, BlockingCalls
+from clients.conversation import SessionOptions
 from clients.detections import Detections
 from clients.errors import OF_ANOTHER, TRIES, InvalidRequest, ModelNotFound, Sam3ServerError
 from clients.message import Image, Options, build_request, parse_response
-from clients.transport import DEFAULT_TIMEOUT_S, Server, front_models, listing, only_model
+from clients.session import AsyncSession, Session
+from clients.transport import DEFAULT_TIMEOUT_S, Server, front_models, listing, only_model, video_models
 
 if TYPE_CHECKING:
     from typing import Self, Unpack  # Python 3.11; the package runs on 3.10
@@ -85,8 +87,7 @@ class Client(_Connection):
 
     def models(self) -> tuple[str, ...]:
         """Names of the front models that the server has loaded."""
-        grpc_only: dict[str, Any] = {"as_json": True} if self.server.protocol == "grpc" else {}
-        return front_models(self._call("get_model_repository_index", **grpc_only))
+        return front_models(self._index())
 
     def detect(self, image: Image, classes: Sequence[str], **options: Unpack[Options]) -> Detections:
         """The objects of `classes` in `image`: JPEG, PNG or WebP bytes, a path to such a file, or RGB uint8 [H,W,3].
@@ -108,6 +109,31 @@ class Client(_Connection):
             raise ModelNotFound(f"{error}{listing(self.models())}") from error.__cause__
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
+    def session(self, classes: Sequence[str], **options: Unpack[SessionOptions]) -> Session:
+        """A video, whose objects are followed from frame to frame: `clients.session.Session`, a context manager.
+
+        Options: `model` (a video front model; default: the server's only one), `max_objects` (16), `detect_every` (1),
+        `threshold`, `mask_format` ("bits"), `max_detections`.
+
+            >>> with client.session(["person"], detect_every=4) as session:
+            ...     for frame in source:
+            ...         tracks = session.frame(frame.rgb)
+            ...         print(tracks.frame_index, tracks.track_ids, tracks.labels)
+        """
+        return Session(self, classes, **options)
+
+    def video_models(self) -> tuple[str, ...]:
+        """Names of the video front models that the server has loaded."""
+        return video_models(self._index())
+
+    def _index(self) -> Any:
+        grpc_only: dict[str, Any] = {"as_json": True} if self.server.protocol == "grpc" else {}
+        return self._call("get_model_repository_index", **grpc_only)
+
+    def infer_in_sequence(self, model: str, request: dict[str, Any], **sequence: Any) -> Any:
+        """One request of a sequence; `sequence` are tritonclient's `sequence_id`, `sequence_start`, `sequence_end`."""
+        return self._infer_once(model, self.server.infer_inputs(request), **sequence)
+
     def _infer(self, model: str, inputs: list[Any]) -> Any:
         for left in reversed(range(TRIES)):
             try:
@@ -117,11 +143,11 @@ class Client(_Connection):
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def _infer_once(self, model: str, inputs: list[Any]) -> Any:
+    def _infer_once(self, model: str, inputs: list[Any], **sequence: Any) -> Any:
         if self.server.protocol == "http":
-            return self._call("infer", model, inputs, model=model)
+            return self._call("infer", model, inputs, model=model, **sequence)
         try:
-            return self._calls.infer(self._triton, model, inputs, self.server.timeout)
+            return self._calls.infer(self._triton, model, inputs, self.server.timeout, **sequence)
         except Exception as error:
             raise self.server.error(error, model) from error
 
@@ -168,8 +194,7 @@ class AsyncClient(_Connection):
 
     async def models(self) -> tuple[str, ...]:
         """Names of the front models that the server has loaded."""
-        grpc_only: dict[str, Any] = {"as_json": True} if self.server.protocol == "grpc" else {}
-        return front_models(await self._call("get_model_repository_index", **grpc_only))
+        return front_models(await self._index())
 
     async def detect(self, image: Image, classes: Sequence[str], **options: Unpack[Options]) -> Detections:
         """Like `Client.detect`."""
@@ -182,6 +207,22 @@ class AsyncClient(_Connection):
             raise ModelNotFound(f"{error}{listing(await self.models())}") from error.__cause__
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
+    def session(self, classes: Sequence[str], **options: Unpack[SessionOptions]) -> AsyncSession:
+        """Like `Client.session`; an asynchronous context manager."""
+        return AsyncSession(self, classes, **options)
+
+    async def video_models(self) -> tuple[str, ...]:
+        """Names of the video front models that the server has loaded."""
+        return video_models(await self._index())
+
+    async def _index(self) -> Any:
+        grpc_only: dict[str, Any] = {"as_json": True} if self.server.protocol == "grpc" else {}
+        return await self._call("get_model_repository_index", **grpc_only)
+
+    async def infer_in_sequence(self, model: str, request: dict[str, Any], **sequence: Any) -> Any:
+        """Like `Client.infer_in_sequence`."""
+        return await self._infer_once(model, self.server.infer_inputs(request), **sequence)
+
     async def _infer(self, model: str, inputs: list[Any]) -> Any:
         for left in reversed(range(TRIES)):
             try:
@@ -191,12 +232,12 @@ class AsyncClient(_Connection):
                     raise
         raise AssertionError("the last try returns or raises")
 
-    async def _infer_once(self, model: str, inputs: list[Any]) -> Any:
+    async def _infer_once(self, model: str, inputs: list[Any], **sequence: Any) -> Any:
         if self.server.protocol == "http":
-            return await self._call("infer", model, inputs, model=model)
+            return await self._call("infer", model, inputs, model=model, **sequence)
         triton = self._open()
         try:
-            return await self._calls.infer(triton, model, inputs, self.server.timeout)
+            return await self._calls.infer(triton, model, inputs, self.server.timeout, **sequence)
         except Exception as error:
             raise self.server.error(error, model) from error
 

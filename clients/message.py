@@ -6,7 +6,7 @@ unused, because Triton batches only requests that name the same inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -60,7 +60,7 @@ def build_request(
     """
     if isinstance(classes, (str, bytes)):
         raise InvalidRequest(f"classes must be a list of names, got the single string {classes!r}; write [{classes!r}]")
-    encoded, frame = _image_and_frame(image)
+    encoded, frame = image_and_frame(image)
     count = 0 if boxes is None else len(boxes)  # type: ignore[arg-type]
     if count and box_classes is None and len(classes) > 1:
         raise InvalidRequest(
@@ -69,15 +69,20 @@ def build_request(
     values: dict[str, Any] = {
         "image": [encoded],
         "frame": frame,
-        "classes": [_utf8(name) for name in classes],
+        "classes": [utf8(name) for name in classes],
         "boxes": np.zeros((0, 4)) if not count else boxes,
         "box_labels": np.ones(count) if box_labels is None else box_labels,
         "box_classes": np.zeros(count) if box_classes is None else box_classes,
         "threshold": [DEFAULT_THRESHOLD if threshold is None else threshold],
-        "mask_format": [_utf8(mask_format)],
+        "mask_format": [utf8(mask_format)],
         "max_detections": [DEFAULT_MAX_DETECTIONS if max_detections is None else max_detections],
     }
-    return {tensor.name: _as_tensor(tensor, values[tensor.name]) for tensor in FRONT.inputs}
+    return as_tensors(FRONT, values)
+
+
+def as_tensors(front: ModelSpec, values: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The inputs of a front model in its order, each with a leading 1. Raises InvalidRequest for what does not fit."""
+    return {tensor.name: _as_tensor(tensor, values[tensor.name]) for tensor in front.inputs}
 
 
 def parse_response(
@@ -88,20 +93,34 @@ def parse_response(
 
     Raises Sam3ServerError where an output is missing: then the model is not a front model of this version.
     """
+    return Detections(**fields_of(outputs_of(FRONT, output, model), classes, STAGES, model, latency_ms))
+
+
+VERSIONS = "client and server are of different versions: install the same one on both"
+
+
+def outputs_of(front: ModelSpec, output: Callable[[str], NDArray[Any] | None], model: str) -> dict[str, NDArray[Any]]:
+    """All outputs of a front model's response, without their leading 1. Raises Sam3ServerError where one is missing."""
     arrays: dict[str, NDArray[Any]] = {}
-    versions = "client and server are of different versions: install the same one on both"
-    for tensor in FRONT.outputs:
+    for tensor in front.outputs:
         array = output(tensor.name)
         if array is None:
-            raise Sam3ServerError(f"the answer of {model!r} lacks the output {tensor.name!r}; {versions}")
+            raise Sam3ServerError(f"the answer of {model!r} lacks the output {tensor.name!r}; {VERSIONS}")
         # over HTTP tritonclient returns zero-size outputs as float64, so the specification's dtype is applied
         arrays[tensor.name] = np.asarray(array).astype(triton_to_np_dtype(tensor.dtype), copy=False)[0]
-    if len(arrays["stage_ms"]) != len(STAGES):
+    return arrays
+
+
+def fields_of(
+    arrays: Mapping[str, NDArray[Any]], classes: Sequence[str], stages: Sequence[str], model: str, latency_ms: float
+) -> dict[str, Any]:
+    """The fields of `Detections`. Raises Sam3ServerError where the stages are not as many as expected."""
+    if len(arrays["stage_ms"]) != len(stages):
         raise Sam3ServerError(
-            f"the answer of {model!r} has {len(arrays['stage_ms'])} stage times, expected {len(STAGES)}; {versions}"
+            f"the answer of {model!r} has {len(arrays['stage_ms'])} stage times, expected {len(stages)}; {VERSIONS}"
         )
     height, width = (int(side) for side in arrays["frame_size"])
-    return Detections(
+    return dict(
         boxes=arrays["boxes"].reshape(-1, 4),
         scores=arrays["scores"],
         class_ids=arrays["class_ids"],
@@ -109,7 +128,7 @@ def parse_response(
         classes=tuple(classes) or ("visual",),
         presence=arrays["presence"],
         frame_size=(height, width),
-        stage_ms=dict(zip(STAGES, arrays["stage_ms"].tolist(), strict=True)),
+        stage_ms=dict(zip(stages, arrays["stage_ms"].tolist(), strict=True)),
         batch=int(arrays["batch"][0]),
         model=model,
         latency_ms=latency_ms,
@@ -118,7 +137,7 @@ def parse_response(
     )
 
 
-def _image_and_frame(image: Image) -> tuple[bytes, NDArray[np.uint8]]:
+def image_and_frame(image: Image) -> tuple[bytes, NDArray[np.uint8]]:
     """The inputs `image` and `frame`, of which one is empty."""
     nothing = np.zeros((0, 0, 3), np.uint8)
     if isinstance(image, np.ndarray):
@@ -139,7 +158,7 @@ def _image_and_frame(image: Image) -> tuple[bytes, NDArray[np.uint8]]:
     )
 
 
-def _utf8(text: str) -> bytes:
+def utf8(text: str) -> bytes:
     if not isinstance(text, str):
         raise InvalidRequest(f"class names and formats must be text, got {type(text).__name__} {text!r}")
     return text.encode()

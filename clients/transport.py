@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from clients.errors import ModelNotFound, Sam3ServerError, ServerUnavailable, tr
 from clients.redact import without_password
 from ensemble.loopback import is_loopback
 from ensemble.spec import is_front_name
+from ensemble.video.variant import is_video_name
 
 DEFAULT_PORTS = {"grpc": 8001, "http": 8000}
 DEFAULT_TIMEOUT_S = 30.0
@@ -122,10 +124,17 @@ def front_models(index: Any) -> tuple[str, ...]:
     """Names of the loaded front models in a repository index, smallest resolution first. Over HTTP the index is a list,
     over gRPC a record that contains the list.
     """
+    return _ready(index, is_front_name)
+
+
+def video_models(index: Any) -> tuple[str, ...]:
+    """Names of the loaded video front models, likewise."""
+    return _ready(index, is_video_name)
+
+
+def _ready(index: Any, wanted: Callable[[str], bool]) -> tuple[str, ...]:
     entries = index if isinstance(index, list) else index.get("models", [])
-    names = {
-        entry["name"] for entry in entries if entry.get("state", "READY") == "READY" and is_front_name(entry["name"])
-    }
+    names = {e["name"] for e in entries if e.get("state", "READY") == "READY" and wanted(e["name"])}
     return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 

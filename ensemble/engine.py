@@ -131,8 +131,9 @@ class TritonPythonModel:
         if name not in self.fronts:
             raise RequestError(f"front: expected one of {', '.join(self.fronts)}, got {name!r}")
         front = self.fronts[name]
-        front.close(arrays.get("closed", NOTHING))
-        return Part(front, front.unpack(arrays) if arrays["file_bytes"].size else [], sender)
+        closed = arrays.get("closed", NOTHING)
+        front.close(closed)
+        return Part(front, [] if closed.size and not arrays["file_bytes"].size else front.unpack(arrays), sender)
 
     def _hand_over(self, part: Part) -> None:
         front = part.front

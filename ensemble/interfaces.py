@@ -216,6 +216,7 @@ def engine() -> ModelSpec:
             TensorSpec("session_flags", "INT32", (frames,), optional=True),  # 1 the session begins, 2 it ends
             TensorSpec("detect_every", "INT32", (frames,), optional=True),
             TensorSpec("max_objects", "INT32", (frames,), optional=True),
+            TensorSpec("first_id", "INT64", (frames,), optional=True),
             TensorSpec("seeds_per_frame", "INT32", (frames,), optional=True),
             TensorSpec("seed_ids", "INT64", (seeds,), optional=True),
             TensorSpec("seed_classes", "INT32", (seeds,), optional=True),

@@ -112,10 +112,10 @@ class Step:
 class Follower:
     """The objects of one session, oldest first."""
 
-    def __init__(self, rules: Rules | None = None) -> None:
+    def __init__(self, rules: Rules | None = None, first_id: int = 1) -> None:
         self.rules = rules or Rules()
         self.objects: list[Object] = []
-        self._next = 1
+        self._next = first_id
 
     def seed(self, frame: int, ids: np.ndarray, class_ids: np.ndarray, bits: np.ndarray) -> None:
         """Begins with objects of an earlier session, which keep their ids; new ones get greater ids."""

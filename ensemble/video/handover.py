@@ -31,6 +31,7 @@ def pack_jobs(front: str, jobs: Sequence[VideoJob], variant: VideoVariant) -> di
         "session_flags": np.array([a.start * STARTS | a.end * ENDS for a in asked], np.int32),
         "detect_every": np.array([a.detect_every for a in asked], np.int32),
         "max_objects": np.array([a.max_objects for a in asked], np.int32),
+        "first_id": np.array([a.first_id for a in asked], np.int64),
         "seeds_per_frame": np.array([len(a.seeds.ids) if a.seeds else 0 for a in asked], np.int32),
         "seed_ids": np.concatenate([np.zeros(0, np.int64), *(s.ids for s in seeds)]),
         "seed_classes": np.concatenate([np.zeros(0, np.int32), *(s.class_ids for s in seeds)]),
@@ -84,6 +85,7 @@ def unpack_jobs(arrays: Mapping[str, np.ndarray], variant: VideoVariant) -> list
             end=bool(flags & ENDS),
             detect_every=int(arrays["detect_every"][i]),
             max_objects=int(arrays["max_objects"][i]),
+            first_id=max(1, int(arrays["first_id"][i])),
             seeds=Seeds(*seeds) if counts[i] else None,
         )
         made.append(VideoJob(job.request, job.tokens, job.frame_size, asked=asked))
@@ -127,6 +129,6 @@ def unpack_answers(arrays: Mapping[str, np.ndarray], jobs: Sequence[VideoJob]) -
 
 
 _PER_FRAME = ("file_bytes", "names_per_frame", "max_detections", "box_labels", "box_names")
-_COUNTS = ("detect_every", "max_objects", "seeds_per_frame")
+_COUNTS = ("detect_every", "max_objects", "first_id", "seeds_per_frame")
 _SEEDS = ("seed_ids", "seed_classes", "seed_masks")
 _NOTHING = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))

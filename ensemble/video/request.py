@@ -29,13 +29,14 @@ class Seeds:
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What a frame says of its session: its id, whether it begins and ends with this frame, in which frames the
-    detector looks, how many objects it may have at a time, and which it begins with."""
+    detector looks, how many objects it may have at a time, the least id of new ones, and which it begins with."""
 
     session: int
     start: bool = False
     end: bool = False
     detect_every: int = DEFAULT_DETECT_EVERY
     max_objects: int = DEFAULT_OBJECTS
+    first_id: int = 1
     seeds: Seeds | None = None
 
 
@@ -65,10 +66,11 @@ def parse(arrays: Mapping[str, np.ndarray], variant: VideoVariant) -> VideoReque
     frame = request.parse(values, max_boxes=1)
     every = _count(values, "detect_every", DEFAULT_DETECT_EVERY, MAX_DETECT_EVERY)
     most = _count(values, "max_objects", DEFAULT_OBJECTS, MAX_OBJECTS)
+    first_id = _count(values, "first_id", 1, 2**62)
     seeds = _seeds(values, len(frame.classes), most, variant)
     if seeds is not None and not start:
         raise RequestError("seed_ids: expected objects with a session's first frame alone, got some in its course")
-    return VideoRequest(Asked(session, bool(start), bool(end), every, most, seeds), frame)
+    return VideoRequest(Asked(session, bool(start), bool(end), every, most, first_id, seeds), frame)
 
 
 def without_picture(frame: FrameRequest) -> FrameRequest:

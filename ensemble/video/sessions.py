@@ -96,7 +96,7 @@ class Sessions:
                 self.over["refused"] += 1
                 raise RequestError(self._full(asked.max_objects))
             slots = [self._free.pop() for _ in range(asked.max_objects)]
-            session = Session(asked.session, asked.max_objects, slots, Follower(rules), self._clock())
+            session = Session(asked.session, asked.max_objects, slots, Follower(rules, asked.first_id), self._clock())
             self._sessions[asked.session] = session
             return session
 

@@ -78,6 +78,7 @@ class VideoVariant:
         v = self.tracking
         objects, many = Axis("objects", 0, 8, 2**31 - 1), Axis("n", 0, 1, 2**31 - 1)
         masks, detector = (objects, v.mask_size, v.mask_row_bytes), self.detector.front
+        rows, row = Axis("mask_height", 0, v.mask_size, 2**31 - 1), Axis("mask_row", 0, v.mask_row_bytes, 2**31 - 1)
         sent = ("image", "frame", "classes", "threshold", "mask_format", "max_detections")
         own = {
             "mask_bits": TensorSpec("mask_bits", "UINT8", masks),
@@ -90,9 +91,10 @@ class VideoVariant:
                 *(tensor for tensor in detector.inputs if tensor.name in sent),
                 TensorSpec("detect_every", "INT32", (1,), optional=True),  # frames from one detection to the next
                 TensorSpec("max_objects", "INT32", (1,), optional=True),  # at the start: most objects at a time
+                TensorSpec("first_id", "INT64", (1,), optional=True),  # at the start: least id of new objects
                 TensorSpec("seed_ids", "INT64", (many,), optional=True),  # objects to go on with, at the start
                 TensorSpec("seed_classes", "INT32", (many,), optional=True),  # index into `classes`
-                TensorSpec("seed_masks", "UINT8", masks, optional=True),  # packed as `mask_bits` are
+                TensorSpec("seed_masks", "UINT8", (objects, rows, row), optional=True),  # packed as `mask_bits` are
             ),
             outputs=(
                 *(own.get(tensor.name, tensor) for tensor in detector.outputs),
