@@ -45,7 +45,8 @@ class Detections:
         return len(self.scores)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.summary()}; frame {self.frame_size[1]}x{self.frame_size[0]}, {self.latency_ms:.1f} ms)"
+        about = f"frame {self.frame_size[1]}x{self.frame_size[0]}, {self.latency_ms:.1f} ms"
+        return f"{type(self).__name__}({self.summary()}; {about})"
 
     @property
     def labels(self) -> tuple[str, ...]:

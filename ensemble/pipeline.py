@@ -25,8 +25,7 @@ from ensemble.spec import FLOAT_DTYPES, Variant
 
 Call = Callable[[ModelSpec, Mapping[str, Any], Sequence[str]], dict[str, Any]]
 MASK_ROWS = 16
-"""Rows of one mask-head call. Each has maps of a quarter of the resolution: more rows would be most of a server's
-memory."""
+"""Rows of one mask-head call, whose maps would otherwise be most of a server's memory."""
 FEATURES = ("fpn_0", "fpn_1", "fpn_2")
 """What the vision encoder makes for the detector."""
 PADDING_LABEL = -10
@@ -95,15 +94,14 @@ class Pipeline:
     def begin(self, jobs: Sequence[Job], pixel_values: Any) -> Begun:
         """The first half of `run`: prompts and features. A `call` that only launches its work lets the caller do
         something else meanwhile; `complete` of the same batch comes before the next batch's."""
-        times: dict[str, float] = {}
-        begun = self.begin_with(jobs, {}, times)
-        with self.timed(times, "vision"):
-            made = self.run_sub_model(self.variant.vision_encoder, {"pixel_values": pixel_values}, FEATURES)
-        begun.features.update(made)
+        begun = self.begin_with(jobs, {}, {})
+        with self.timed(begun.times, "vision"):
+            inputs = {"pixel_values": pixel_values}
+            begun.features.update(self.run_sub_model(self.variant.vision_encoder, inputs, FEATURES))
         return begun
 
     def begin_with(self, jobs: Sequence[Job], features: dict[str, Any], times: dict[str, float]) -> Begun:
-        """`begin`, of frames whose FEATURES are there already; `times` are those of the batch so far."""
+        """`begin`, of frames whose FEATURES are there; `times` are those of the batch so far."""
         with self.timed(times, "text"):
             return Begun(jobs, self._pairs(jobs), features, times)
 
@@ -139,13 +137,9 @@ class Pipeline:
         return [Pair(i, *found) for i, job in enumerate(jobs) for found in enumerate(job.prompts or ())]
 
     def _encode_text(self, input_ids: np.ndarray) -> np.ndarray:
-        model = self.variant.text_encoder
-        limit = self.variant.max_pairs
-        parts = [
-            self.run_sub_model(model, {"input_ids": input_ids[i : i + limit]}, ("text_features",))["text_features"]
-            for i in range(0, len(input_ids), limit)
-        ]
-        return np.concatenate(parts)
+        model, parts = self.variant.text_encoder, _chunks(input_ids, self.variant.max_pairs)
+        encoded = [self.run_sub_model(model, {"input_ids": part}, ("text_features",)) for part in parts]
+        return np.concatenate([made["text_features"] for made in encoded])
 
     def _add_exemplars(self, jobs: Sequence[Job], pairs: list[Pair], features: Mapping[str, Any]) -> None:
         """Appends the geometry features of exemplar boxes to the prompts of the pairs that have any."""

@@ -20,7 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("ensemble.spec", "ensemble.records", "ensemble.tracker_interfaces", "ensemble.pbtxt"),
         *("ensemble.engines", "ensemble.gate"),
     },
-    "clients": {"ensemble.spec", "ensemble.records", "ensemble.loopback", "ensemble.boxes", "ensemble.pictures"},
+    "clients": {
+        *("ensemble.spec", "ensemble.records", "ensemble.loopback", "ensemble.boxes", "ensemble.pictures"),
+        "ensemble.video.variant",
+    },
     "perf": {"ensemble", "export", "clients", "demo.steps"},
     "demo": {"ensemble", "export", "clients"},
 }
