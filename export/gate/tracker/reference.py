@@ -168,13 +168,13 @@ class Reference:
         with heard(self.model.mask_decoder) as said:
             found = self.model._use_mask_as_output(coarse, [fine, middle], mask)
         _, ious, _, score = said[0]
-        return found.pred_masks[0, 0], found.object_pointer.flatten(), score.flatten()[0], ious.flatten()
+        # What the memory is made of, high_res_masks, is these logits enlarged to the frame's size; see `encode`.
+        return (20 * mask - 10)[0, 0], found.object_pointer.flatten(), score.flatten()[0], ious.flatten()
 
     def encode(self, image: int, logits: Tensor, hard: bool, there: bool) -> Tensor:
-        """The memory map [p*p,64] of a mask [1,1,4p,4p], by the video model's way: 4p to 16p at once."""
+        """The memory map [p*p,64] of a mask [1,1,4p,4p], by way of the frame's size as the tracker has it."""
         coarse = self.levels[2][image : image + 1].flatten(2).permute(2, 0, 1)
-        size = 16 * self.patches
-        enlarged = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+        enlarged = F.interpolate(logits, (self.model.image_size,) * 2, mode="bilinear", align_corners=False)
         score = torch.tensor([[1.0 if there else -1.0]], device=self.device)
         with heard(self.model.memory_encoder) as said:
             self.model._encode_new_memory(coarse, enlarged, score, hard)

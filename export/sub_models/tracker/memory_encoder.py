@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Sam3TrackerVideoModel
 from transformers.models.sam3.modeling_sam3 import Sam3VisionNeck
 
 from export.sub_models.attention import Form
-from export.sub_models.tracker.arithmetic import BitUnpacker, channel_norm, to_tokens
+from export.sub_models.tracker.arithmetic import BitUnpacker, channel_norm, enlarging, to_tokens
 
 TAKEN = -10.0
 """Highest logit of a pixel that another object has (transformers' `_apply_non_overlapping_constraints`)."""
@@ -19,7 +18,9 @@ class MemoryEncoder(nn.Module):
     """`track_2` [B,C,p,p], `image_index` int32 [N], `mask_logits` [N,4p,4p], `keep` uint8 [N,4p,ceil(4p/8)], `hard`
     int32 [N], `there` int32 [N] -> `memory` [N,p*p,64].
 
-    The frame's own part is computed once a frame, and each block's last scale is part of its weights.
+    transformers enlarges masks to the frame's resolution and then to 16p, and only there cuts them or takes their
+    sigmoid: both steps are one product with a constant matrix from either side. The frame's own part is computed once a
+    frame, and each block's last scale is part of its weights.
     """
 
     fp32_islands = ()
@@ -27,9 +28,10 @@ class MemoryEncoder(nn.Module):
     def __init__(self, model: Sam3TrackerVideoModel, neck: Sam3VisionNeck, form: Form = "explicit") -> None:
         super().__init__()
         source, config = model.memory_encoder, model.config
-        self.size: int = 4 * model.prompt_encoder.mask_input_size[0]  # 16p
         self.scale, self.shift = config.sigmoid_scale_for_mem_enc, config.sigmoid_bias_for_mem_enc
-        self.unpack = BitUnpacker(model.prompt_encoder.mask_input_size[0])
+        size: int = model.prompt_encoder.mask_input_size[0]
+        self.unpack = BitUnpacker(size)
+        self.register_buffer("enlarge", enlarging(size, model.prompt_encoder.input_image_size), persistent=False)
         self.projection, self.downsampler = source.feature_projection, source.mask_downsampler
         self.blocks = nn.ModuleList(Block(layer) for layer in source.memory_fuser.layers)
         self.output = source.projection
@@ -39,7 +41,7 @@ class MemoryEncoder(nn.Module):
         self, track_2: Tensor, image_index: Tensor, mask_logits: Tensor, keep: Tensor, hard: Tensor, there: Tensor
     ) -> Tensor:
         logits = torch.where(self.unpack(keep) > 0, mask_logits, mask_logits.clamp(max=TAKEN))
-        x = F.interpolate(logits.unsqueeze(1), (self.size, self.size), mode="bilinear", align_corners=False)
+        x = (self.enlarge @ logits @ self.enlarge.t()).unsqueeze(1)
         given = (hard > 0)[:, None, None, None]
         x = torch.where(given, (x > 0).to(x.dtype), x.sigmoid()) * self.scale + self.shift  # [N,1,16p,16p]
         for layer in self.downsampler.layers:

@@ -19,10 +19,11 @@ class TrackerSeed(nn.Module):
     """`track_0` [B,C/8,4p,4p], `track_1` [B,C/4,2p,2p], `track_2` [B,C,p,p], `image_index` int32 [N], `mask_bits` uint8
     [N,4p,ceil(4p/8)] -> `pointer` [N,C], `mask_logits` [N,4p,4p].
 
-    transformers stretches the mask to the frame's resolution and back; both ways are products with constant matrices.
+    `mask_logits` are what the memory encoder takes: the mask as it was given. For the decoder transformers stretches it
+    to the frame's resolution and reduces it again, by products with constant matrices here.
     """
 
-    fp32_islands = ("there_and_back", "decoder.iou_head", "decoder.score_head")
+    fp32_islands = ("decoder.iou_head", "decoder.score_head")
 
     def __init__(self, model: Sam3TrackerVideoModel, neck: Sam3VisionNeck, form: Form = "explicit") -> None:
         super().__init__()
@@ -31,9 +32,7 @@ class TrackerSeed(nn.Module):
         resolution = prompts.input_image_size
         self.unpack = BitUnpacker(size)
         self.downsample, self.embed = model.mask_downsample, prompts.mask_embed
-        up = resizing(size, resolution)  # [R,4p]
-        self.register_buffer("up", up, persistent=False)
-        self.register_buffer("there_and_back", resizing(resolution, size) @ up, persistent=False)  # [4p,4p]
+        self.register_buffer("up", resizing(size, resolution), persistent=False)  # [R,4p]
         coarse = (resolution - self.downsample.kernel_size[0]) // self.downsample.stride[0] + 1
         self.register_buffer("to_prompt", resizing(coarse, size), persistent=False)  # [4p,about R/4]
 
@@ -41,14 +40,12 @@ class TrackerSeed(nn.Module):
         self, track_0: Tensor, track_1: Tensor, track_2: Tensor, image_index: Tensor, mask_bits: Tensor
     ) -> tuple[Tensor, Tensor]:
         masks = self.unpack(mask_bits)  # [N,4p,4p]
-        blurred = self.there_and_back @ masks.to(self.there_and_back.dtype) @ self.there_and_back.t()
-        logits = (blurred * SCALE + SHIFT).to(masks.dtype)
         stretched = (self.up @ masks @ self.up.t()).unsqueeze(1)  # [N,1,R,R]
         prompt = self.to_prompt @ self.downsample(stretched) @ self.to_prompt.t()  # [N,1,4p,4p]
         x = to_tokens(track_2).index_select(0, image_index) + to_tokens(self.embedded(prompt))
         found = self.decoder(x, track_0.index_select(0, image_index), track_1.index_select(0, image_index))
         there = masks.flatten(1).amax(1, keepdim=True) > 0
-        return torch.where(there, found.pointer, self.decoder.no_object), logits
+        return torch.where(there, found.pointer, self.decoder.no_object), masks * SCALE + SHIFT
 
     def embedded(self, prompt: Tensor) -> Tensor:
         """The mask prompt [N,1,4p,4p] as features [N,C,p,p]."""

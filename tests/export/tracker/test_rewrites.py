@@ -83,15 +83,16 @@ def test_constant_tokens_of_the_mask_decoder(sized, error):
 
 def test_projection_once_a_frame_and_scales_in_weights(sized, error):
     source, mine = sized.model.memory_encoder, MemoryEncoder(sized.model, sized.neck)
-    features, masks, index = torch.randn(2, 128, 10, 10), torch.randn(3, 40, 40) * 5, torch.tensor([1, 0, 1])
+    features, masks, index = torch.randn(2, 128, 10, 10), torch.randn(3, 40, 40) * 2, torch.tensor([1, 0, 1])
     calls = []
     handle = mine.projection.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))
     ones = torch.ones(3, dtype=torch.int32)
     found = mine(features, index, masks, torch.full((3, 40, 5), 255, dtype=torch.uint8), 0 * ones, ones)
     handle.remove()
     assert calls == [2]
-    enlarged = F.interpolate(masks[:, None], (160, 160), mode="bilinear").sigmoid() * 20 - 10
-    assert error(found, to_tokens(source(features[index], enlarged)[0])) < EXACT
+    full = F.interpolate(masks[:, None], (140, 140), mode="bilinear")
+    enlarged = F.interpolate(full, (160, 160), mode="bilinear", antialias=True)
+    assert error(found, to_tokens(source(features[index], enlarged.sigmoid() * 20 - 10)[0])) < EXACT
     layer, x = source.memory_fuser.layers[0], torch.randn(2, 128, 10, 10)
     assert error(Block(layer)(x), layer(x)) < EXACT
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import Sam3TrackerVideoInferenceSession
 
 from export.tiny.video.configuration import random_video_model
@@ -11,19 +10,6 @@ from export.tiny.video.rollout import propagate
 
 RESOLUTION, FRAMES = 140, 17  # more frames than a memory keeps pointers of
 SIDE = 4 * RESOLUTION // 14
-
-
-class Detour(TrackerNetwork):
-    """Enlarges masks to the frame's size on their way to the memory, as transformers' tracker does on its own."""
-
-    def remember(self, seen, masks, hard, there):
-        full = F.interpolate(masks[:, None], size=(RESOLUTION,) * 2, mode="bilinear")
-        x = F.interpolate(full, size=(4 * SIDE,) * 2, mode="bilinear", antialias=True)
-        encoder = self.tracker.memory_encoder
-        x = torch.where(hard[:, None, None, None], (x > 0).to(x.dtype), x.sigmoid()) * 20.0 - 10.0
-        x = encoder.feature_projection(seen.coarse) + encoder.mask_downsampler(x)
-        x = encoder.projection(encoder.memory_fuser(x)).flatten(2).transpose(1, 2)
-        return x + (~there)[:, None, None] * self.tracker.occlusion_spatial_embedding_parameter
 
 
 @pytest.fixture
@@ -63,7 +49,7 @@ def test_same_masks_as_transformers(model):
     _, scores = transformers_masks(model, pixels, first)
     model.tracker_model.mask_decoder.pred_obj_score_head.proj_out.bias.data.sub_(scores[1:].median())
     wanted, wanted_scores = transformers_masks(model, pixels, first)
-    network = Detour(model, (RESOLUTION,))
+    network = TrackerNetwork(model, (RESOLUTION,))
     masks, scores = propagate(network, network.see(pixels), first)
     assert (wanted_scores[1:] > 0).any()
     assert (wanted_scores[1:] <= 0).any()  # objects that are not there have a memory and a pointer of their own
