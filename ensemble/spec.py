@@ -35,8 +35,9 @@ MASK_FORMATS = ("none", "bits", "rle")
 DEFAULT_THRESHOLD = 0.5
 DEFAULT_MAX_DETECTIONS = 100
 
-FLOAT_DTYPES = {"fp32": "FP32", "fp16": "FP16", "int8": "FP32", "fp8": "FP16"}
-"""Dtype of the features between sub-models, by precision of the sub-models' arithmetic."""
+FLOAT_DTYPES = {"fp32": "FP32", "fp16": "FP16", "int8": "FP32", "int8_fp16": "FP16", "fp8": "FP16"}
+"""Dtype of the features between sub-models, by precision of the sub-models' arithmetic. INT8 is beside fp32 on
+processors and beside fp16 on GPUs; `EngineSpec.exact` says which an engine makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +62,18 @@ class EngineSpec:
         """Whether its sub-models run on a GPU in the engine model's process."""
         return self.on_gpu and self.backend == "python"
 
+    def exact(self, precision: str) -> str:
+        """What a variant calls a precision of `precisions`."""
+        return "int8_fp16" if precision == "int8" and self.on_gpu else precision
+
 
 ENGINES = {
     engine.name: engine
     for engine in (
-        EngineSpec("tensorrt", "model.plan", "tensorrt", on_gpu=True, precision="fp16", preprocess="auto"),
-        EngineSpec(
-            *("tensorrt_rtx", "model.rtx", "python", True),
-            precision="fp16",
-            preprocess="auto",
-            precisions=("fp32", "fp16", "fp8"),
-        ),
-        EngineSpec(
-            *("onnxruntime", "model.onnx", "python", False),
-            precision="fp32",
-            preprocess="cpu",
-            precisions=("fp32", "fp16", "int8"),
-        ),
-        EngineSpec(
-            *("aoti", "model.pt2", "python", True),
-            precision="fp16",
-            preprocess="auto",
-            precisions=("fp32", "fp16", "fp8"),
-        ),
+        EngineSpec("tensorrt", "model.plan", "tensorrt", True, "fp16", "auto", ("fp32", "fp16", "int8")),
+        EngineSpec("tensorrt_rtx", "model.rtx", "python", True, "fp16", "auto", ("fp32", "fp16", "int8", "fp8")),
+        EngineSpec("onnxruntime", "model.onnx", "python", False, "fp32", "cpu", ("fp32", "fp16", "int8")),
+        EngineSpec("aoti", "model.pt2", "python", True, "fp16", "auto", ("fp32", "fp16", "fp8")),
     )
 }
 
@@ -181,7 +171,8 @@ class Variant:
     # ---- names
     @property
     def _suffix(self) -> str:
-        return f"_{self.precision}" if self.precision in ("int8", "fp8") else ""
+        eight = self.precision.partition("_")[0]
+        return f"_{eight}" if eight in ("int8", "fp8") else ""
 
     @property
     def front_name(self) -> str:

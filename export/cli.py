@@ -23,6 +23,7 @@ from rich.table import Table
 
 from ensemble.gate.cli import main as verify
 from ensemble.spec import ENGINES, RESOLUTIONS, Variant, check_resolution, find_engine
+from export import calibration_options as calibration
 from export.console import refuse, silence, tell_account
 from export.engines.tensorrt import settings as tensorrt
 
@@ -86,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--precision",
-        help=f"fp32, fp16, int8 (engine onnxruntime), or fp8 (engines aoti and tensorrt_rtx); default: {precisions}",
+        help=f"fp32, fp16, int8 (not aoti), or fp8 (engines aoti and tensorrt_rtx); default: {precisions}",
     )
     add("--repository", type=Path, default=Path("model_repository"), help="folder to write; default %(default)s")
     for name, what in COUNTS.items():
@@ -94,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         add(option, type=int, default=getattr(usual, name), help=f"{what}; default %(default)s")
     add("--frames", type=Path, help="folder of images to verify with; default: drawn scenes")
     add("--prompts", nargs="+", default=["person", "car"], help="what to look for in --frames; default: person car")
-    add("--calibration-frames", type=Path, help="folder of images to calibrate fp8 on; default: drawn scenes")
+    calibration.add_options(parser)
     add("--frame-count", type=int, default=2, help="frames to verify with; default %(default)s")
     add("--force", action="store_true", help="build everything again")
     add(
@@ -159,11 +160,12 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     from export.checkpoint import load
     from export.engines.registry import ready
     from export.gate.frames import read_frames
-    from export.slim.calibration import calibration_frames
+    from export.slim.int8_inputs import check_frames
     from export.tracker import check_engine
 
-    precision = arguments.precision or find_engine(arguments.engine).precision
-    tool = ready(arguments.engine, tensorrt.from_arguments(arguments), precision)
+    engine = find_engine(arguments.engine)
+    precision = engine.exact(arguments.precision or engine.precision)
+    tool = ready(arguments.engine, tensorrt.from_arguments(arguments), arguments.precision or precision)
     if arguments.video:
         check_engine(tool)
     if arguments.frame_count < 1:
@@ -175,12 +177,11 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     check_staging(arguments.staging or arguments.repository.resolve().parent)
     if arguments.frames:
         read_frames(arguments.frames, 1, arguments.resolution[0], arguments.prompts)
-    if arguments.calibration_frames:
-        if precision != "fp8":
-            raise ValueError(f"expected --precision fp8 beside --calibration-frames, got {precision}: leave one out")
-        calibration_frames(arguments.calibration_frames, arguments.resolution[0])
+    calibration.check(arguments, precision)
     with Console(stderr=True).status(f"loading {arguments.checkpoint}"):
         source = load(arguments.checkpoint, arguments.tokenizer, arguments.ema, arguments.video)
+    if precision == "int8_fp16":
+        check_frames(source, arguments.calibration_frames is not None)
     tell_account(source.name, source.account.sentences() if source.account else [])
     queries = source.record.num_queries if arguments.queries is None else arguments.queries
     counts = {name: getattr(arguments, name) for name in COUNTS}
@@ -217,6 +218,8 @@ def _export(arguments: argparse.Namespace, source: Any, variants: Sequence[Varia
                 locate=arguments.locate,
                 staging=arguments.staging,
                 calibration=calibration_frames(seen, variant.resolution) if seen else (),
+                calibration_prompts=arguments.calibration_prompts or (),
+                calibration_method=arguments.calibration or calibration.METHODS[0],
                 tensorrt=tensorrt.from_arguments(arguments),
             )
             tracker = export_tracker(job, bar.step) if source.tracker else []

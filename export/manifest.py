@@ -22,7 +22,7 @@ from export.engines.engine import Engine, Tool
 from export.engines.onnx import OPSET
 from export.gate.verify import GateReport
 from export.repository import file_sha256
-from export.sub_models.precision import torch_precision
+from export.sub_models.precision import PRECISIONS, torch_precision
 
 Facts = Mapping[str, Any]
 """What `build_part` tells of a build."""
@@ -58,7 +58,7 @@ def recipe(source: Source, variant: Variant, part: str, tool: Tool, room: Path =
         versions(),
         [file_sha256(path) for path in code_files(tool.engine, room, part in TRACKER_PARTS)],
     ]
-    if part_precision(variant, part) in ("fp8", "int8"):
+    if part_precision(variant, part) not in PRECISIONS:
         facts.append(calibration)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from ensemble.records import ModelSpec
 from ensemble.spec import Variant
+from export.calibration_options import METHODS
 from export.checkpoint import Source
 from export.engines.engine import Tool
 from export.engines.tensorrt.settings import TensorRT
@@ -39,8 +40,9 @@ class Job:
     """One export: `variant` of `source` for `engine`, into the repository at `root`, verified on `frames`.
 
     `force` builds even what is current. With `locate`, failures of the gate name the first layer that is off. Artifacts
-    wait for the gate in the folder `staging` (default: the one that the repository is in). fp8 is calibrated on the
-    pixels `calibration`, uint8 [3,R,R] each; without any, on drawn scenes, unless the repository has a calibration.
+    wait for the gate in the folder `staging` (default: the one that the repository is in). fp8 and a GPU's int8 are
+    calibrated on the pixels `calibration`, uint8 [3,R,R] each; without any, on drawn scenes, unless the repository has
+    a calibration in fp8. int8 looks for `calibration_prompts` in them and has a `calibration_method` of `METHODS`.
     """
 
     source: Source
@@ -52,6 +54,8 @@ class Job:
     locate: bool = False
     staging: Path | None = None
     calibration: Sequence[np.ndarray] = ()
+    calibration_prompts: Sequence[str] = ()
+    calibration_method: str = METHODS[0]
     tensorrt: TensorRT = field(default_factory=TensorRT)
 
     @property

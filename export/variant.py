@@ -13,26 +13,26 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 from transformers import Sam3Model
 
-from ensemble.gate.limits import part_precision
-from ensemble.records import NUMPY_DTYPES
+from ensemble.gate.limits import BESIDE_INT8, IN_INT8, part_precision
 from ensemble.spec import Variant
 from export.checkpoint import RANDOM, at_size
 from export.engines.engine import Tool
 from export.engines.registry import ready
-from export.gate.frames import gate_samples
+from export.gate.frames import Frame, gate_samples
 from export.gate.locate import LAYERS, first_layer_off
-from export.gate.reference import Arrays, Sample, all_expected_outputs, reference_device, scores
+from export.gate.reference import Arrays, Sample, all_expected_outputs, reference_device
 from export.gate.truths import store_truths, truths_hash
-from export.gate.verify import GateReport, feeds_of, strongest, verify
+from export.gate.verify import GateReport, verify
 from export.manifest import manifest, recipe
 from export.repository import VERSION, Written, is_current, publish, write_configurations
 from export.slim.calibration import FILE as CALIBRATION
 from export.slim.calibration import Calibration, digest, drawn_pixels
 from export.slim.fp8 import calibrate
+from export.slim.int8_inputs import Feeds, calibration_inputs, calibration_scenes, int8_feeds
+from export.slim.int8_inputs import digest as digest_int8
 from export.staging import Facts, Job, Progress, admit, built_all, opened, staged_build
 from export.sub_models.parts import PARTS, make_part
 from export.sub_models.precision import torch_precision
@@ -56,6 +56,10 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
     seen = calibration.text() if calibration else ""
     if variant.precision == "int8":
         seen = truths_hash(source, variant, job.frames)
+    scenes: Sequence[Frame] = ()
+    if variant.precision == "int8_fp16":
+        scenes = calibration_scenes(job.calibration, job.calibration_prompts, variant.resolution)
+        seen = digest_int8(scenes, job.calibration_method, source)
     names = {part: getattr(variant, part).name for part in PARTS}
     recipes = {part: recipe(source, variant, part, tool, calibration=seen) for part in PARTS}
     kept = {part for part in PARTS if not job.force and is_current(root / names[part], recipes[part])}
@@ -64,9 +68,16 @@ def export_variant(job: Job, progress: Progress = lambda step: None) -> list[Wri
         sized = at_size(source.model, variant.resolution, variant.queries)
         expected = cache(partial(expected_of, job, sized, progress))
 
+        @cache
+        def inputs() -> Mapping[str, Feeds]:
+            if variant.precision == "int8":
+                return {part: int8_feeds(variant, part, *expected()) for part in IN_INT8}
+            progress(f"r{variant.resolution}: calibrating int8 on {len(scenes)} frames")
+            return calibration_inputs(scenes, source, sized, variant)
+
         def build(part: str) -> Facts:
             progress(f"{names[part]}: building {tool.engine.spec.artifact}")
-            return build_part(job, tool, sized, part, recipes[part], calibration, expected)
+            return build_part(job, tool, sized, part, recipes[part], calibration, inputs)
 
         missing = [part for part in PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
@@ -139,19 +150,19 @@ def build_part(
     part: str,
     recipe: str,
     calibration: Calibration | None = None,
-    expected: Expected | None = None,
+    inputs: Callable[[], Mapping[str, Feeds]] | None = None,
 ) -> Facts:
-    """`staged_build` of one of the five sub-models; in fp8 the calibration lies beside the artifact, and int8 takes its
-    inputs from what is `expected`."""
+    """`staged_build` of one of the five sub-models; in fp8 the calibration lies beside the artifact, and in int8 its
+    layers are chosen by `inputs` of each part."""
     model = getattr(job.variant, part)
 
     def make() -> tuple[nn.Module, Facts]:
         hidden = job.variant.tracker is not None
         module = make_part(part, sized, tool.engine.style, torch_precision(job.variant), hidden)
-        if part_precision(job.variant, part) == "int8":
+        if part_precision(job.variant, part) in BESIDE_INT8:
             assert tool.engine.in_int8 is not None, "an engine that makes int8 says how"
-            assert expected is not None, "whoever builds in int8 has a reference"
-            return tool.engine.in_int8(module, int8_feeds(job.variant, part, *expected())), {}
+            assert inputs is not None, "whoever builds in int8 has inputs"
+            return tool.engine.in_int8(module, inputs()[part], job.calibration_method), {}
         if not calibration or part_precision(job.variant, part) != "fp8":
             return module, {}
         assert tool.engine.in_fp8 is not None, "an engine that makes fp8 says how"
@@ -159,18 +170,6 @@ def build_part(
         return tool.engine.in_fp8(module, calibration), {"calibration": calibration.summary()}
 
     return staged_build(job, tool, model, recipe, make)
-
-
-def int8_feeds(
-    variant: Variant, part: str, samples: Sequence[Sample], truths: Sequence[Arrays]
-) -> list[Mapping[str, np.ndarray]]:
-    """Inputs of a sub-model, by which int8 leaves layers out."""
-    inputs = getattr(variant, part).inputs
-    feeds: list[Mapping[str, np.ndarray]] = []
-    for sample, truth in zip(samples, truths, strict=True):
-        feed = feeds_of(sample, truth, strongest(scores(truth), variant.max_picks))[part]
-        feeds.append({t.name: np.asarray(feed[t.name], NUMPY_DTYPES[t.dtype]) for t in inputs})
-    return feeds
 
 
 def expected_of(job: Job, sized: Sam3Model, progress: Progress) -> tuple[Sequence[Sample], Sequence[Arrays]]:

@@ -37,6 +37,9 @@ LIMITS = {
     "int8": Limits(
         relative=float("inf"), cosine=0.998, iou=0.95, score=0.1, margin=0.08, mask_margin=0.5, box_margin=1e-3
     ),
+    "int8_fp16": Limits(
+        relative=float("inf"), cosine=0.998, iou=0.95, score=0.12, margin=0.1, mask_margin=0.5, box_margin=1e-3
+    ),
     "fp8": Limits(
         relative=float("inf"), cosine=0.995, iou=0.95, score=0.12, margin=0.1, mask_margin=0.5, box_margin=1e-3
     ),
@@ -49,13 +52,15 @@ the real size 0.9967 (16 drawn frames at 252 and 168; noise at 1008). In int8 it
 IN_INT8 = ("vision_encoder", "decoder")
 """Sub-models whose linear layers are in INT8 in a variant of that precision: nine tenths of a frame's time on a
 processor. The text encoder is run once a name, and the others have few products with constant weights."""
+BESIDE_INT8 = {"int8": "fp32", "int8_fp16": "fp16"}
+"""What the other sub-models of such a variant are in."""
 
 
 def part_precision(variant: Variant, part: str) -> str:
     """Precision of one sub-model's artifact: of a variant in fp8, the vision encoder's linear layers are, the rest is
-    fp16; of one in int8, those of `IN_INT8`, and the rest is fp32."""
-    if variant.precision == "int8":
-        return "int8" if part in IN_INT8 else "fp32"
+    fp16; of one in int8, those of `IN_INT8`, and the rest is fp32, or fp16 on a GPU."""
+    if variant.precision in BESIDE_INT8:
+        return variant.precision if part in IN_INT8 else BESIDE_INT8[variant.precision]
     return "fp16" if variant.precision == "fp8" and part != "vision_encoder" else variant.precision
 
 

@@ -31,8 +31,8 @@ class Engine:
     `style` says how its sub-models are written. `code` are the files and folders of `export/` whose change makes its
     artifacts stale, beside those that all engines share. `ready` checks that the engine can be used on this machine and
     returns its tool; it raises EngineError. `in_fp8` makes what is built in fp8 of a vision encoder in this style, by a
-    calibration, and `in_int8` what is built in int8 of any sub-model, by inputs of it. `side_by_side`: several
-    artifacts may be built at once.
+    calibration, and `in_int8` what is built in int8 of any sub-model, by inputs of it and a way to calibrate (one of
+    `METHODS`), which processors do not ask for. `side_by_side`: several artifacts may be built at once.
     """
 
     spec: EngineSpec
@@ -40,7 +40,7 @@ class Engine:
     code: tuple[str, ...]
     ready: Callable[[TensorRT], Tool]
     in_fp8: Callable[[Any, Calibration], nn.Module] | None = None
-    in_int8: Callable[[nn.Module, Sequence[Mapping[str, Any]]], nn.Module] | None = None
+    in_int8: Callable[[nn.Module, Sequence[Mapping[str, Any]], str], nn.Module] | None = None
     side_by_side: bool = False
 
 

@@ -1,8 +1,9 @@
-"""INT8 of an ONNX file for processors: products with constant weights are computed in eight bits.
+"""INT8 of an ONNX file: products with constant weights are computed in eight bits, where that suits them.
 
-Weights are rounded once, each column with its own scale. Activations are rounded in every call with the scale of what
-is there (`DynamicQuantizeLinear`), so nothing is cut off that no calibration frame has shown. Layers that this does not
-suit stay in fp32: each product is rounded by itself on the calibration's inputs and compared with what it was.
+For processors (`quantise`), weights are rounded once, each column with its own scale, and activations in every call
+with the scale of what is there (`DynamicQuantizeLinear`), so nothing is cut off that no calibration frame has shown.
+GPUs have scales from a calibration (`int8_calibrated.py`). In both, layers that this does not suit stay as they are:
+each product is rounded by itself on given inputs and compared with what it was.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from export.engines.quantised_graph import turned
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -27,17 +30,24 @@ checkpoint's; more comes from values that lie far apart, which one scale does no
 OPERATORS = ("MatMul", "Gemm")
 AT_A_TIME = 32
 """Products whose inputs are kept at a time: at 1008 each is a hundred megabytes a frame."""
+ROWS = 2048
+"""Rows of a product's input that are enough to tell its error."""
 WEIGHT_BITS = 7
 """Processors without VNNI add pairs of products in 16 bits, which eight-bit weights overflow."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """A node that multiplies with constant weights [K,N], and the name of its input."""
+    """A node that multiplies with constant weights [K,N], and the names of its input and its result."""
 
     node: str
     input: str
     weights: np.ndarray
+    output: str
+
+
+Error = Callable[[Product, np.ndarray], float]
+"""(product, its input) -> |INT8 - as it is| / |as it is| of its result."""
 
 
 def quantise(path: Path, feeds: Sequence[Arrays], limit: float = ERROR_LIMIT) -> dict[str, Any]:
@@ -50,14 +60,8 @@ def quantise(path: Path, feeds: Sequence[Arrays], limit: float = ERROR_LIMIT) ->
 
     model = onnx.load(path)
     found = products(model)
-    errors = product_errors(path, model, found, feeds)
-    kept = sorted(name for name, error in errors.items() if not error <= limit)  # NaN stays in fp32
-    chosen = [name for name in errors if name not in kept]
-    if not chosen:
-        raise ValueError(
-            f"expected products with errors of at most {limit} in {path.name}, all {len(errors)} have more; this"
-            " checkpoint does not suit INT8: use --precision fp32"
-        )
+    errors = product_errors(path, model, found, feeds, lambda product, x: rounding_error(x, product.weights))
+    chosen, told = choice(errors, limit, f"{path.name}", "fp32")
     external = path.with_name(path.name + ".data").exists()
     del model.graph.value_info[:]  # shapes that ONNX's inference takes for contradictions of its own
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -83,8 +87,21 @@ def quantise(path: Path, feeds: Sequence[Arrays], limit: float = ERROR_LIMIT) ->
             old.unlink(missing_ok=True)
         for file in target.parent.iterdir():
             shutil.move(file, path.parent / file.name)
-    largest = max(errors[name] for name in chosen)
-    return {"products": len(errors), "in_fp32": kept, "largest_error": round(largest, 5), "limit": limit}
+    return told
+
+
+def choice(errors: Mapping[str, float], limit: float, name: str, other: str) -> tuple[list[str], dict[str, Any]]:
+    """The products that are computed in INT8, and what a manifest says of the choice: those with a larger error than
+    `limit` stay in the precision `other`. Raises ValueError where none is left."""
+    kept = sorted(product for product, error in errors.items() if not error <= limit)  # NaN stays
+    chosen = [product for product in errors if product not in kept]
+    if not chosen:
+        raise ValueError(
+            f"expected products with errors of at most {limit} in {name}, all {len(errors)} have more; this"
+            f" checkpoint does not suit INT8: use --precision {other}"
+        )
+    largest = round(max(errors[product] for product in chosen), 5)
+    return chosen, {"products": len(errors), f"in_{other}": kept, "largest_error": largest, "limit": limit}
 
 
 def products(model: onnx.ModelProto) -> list[Product]:
@@ -94,22 +111,30 @@ def products(model: onnx.ModelProto) -> list[Product]:
     for node in model.graph.node:
         if node.op_type in OPERATORS and node.input[1] in constants and len(constants[node.input[1]].dims) == 2:
             weights = numpy_helper.to_array(constants[node.input[1]])
-            turned = any(a.name == "transB" and a.i for a in node.attribute)
-            found.append(Product(node.name, node.input[0], weights.T if turned else weights))
+            columns = weights.T if turned(node) else weights
+            found.append(Product(node.name, node.input[0], columns.astype(np.float32), node.output[0]))
     return found
 
 
 def product_errors(
-    path: Path, model: onnx.ModelProto, found: Sequence[Product], feeds: Sequence[Arrays]
+    path: Path, model: onnx.ModelProto, found: Sequence[Product], feeds: Sequence[Arrays], error: Error
 ) -> dict[str, float]:
     """Of each product by itself: the largest error over the feeds of its result in INT8."""
     errors = dict.fromkeys((product.node for product in found), 0.0)
+    for product, x in walked(path, model, found, feeds):
+        one = error(product, x)
+        errors[product.node] = one if not one <= errors[product.node] else errors[product.node]
+    return errors
+
+
+def walked(
+    path: Path, model: onnx.ModelProto, found: Sequence[Product], feeds: Sequence[Arrays]
+) -> Iterator[tuple[Product, np.ndarray]]:
+    """Every product with its input, for each feed."""
     for chunk in (found[i : i + AT_A_TIME] for i in range(0, len(found), AT_A_TIME)):
         for inputs in inputs_of(path, model, sorted({p.input for p in chunk}), feeds):
             for product in chunk:
-                error = rounding_error(inputs[product.input], product.weights)
-                errors[product.node] = error if not error <= errors[product.node] else errors[product.node]
-    return errors
+                yield product, inputs[product.input]
 
 
 def inputs_of(path: Path, model: onnx.ModelProto, names: Sequence[str], feeds: Sequence[Arrays]) -> Iterator[Arrays]:
@@ -136,11 +161,22 @@ def inputs_of(path: Path, model: onnx.ModelProto, names: Sequence[str], feeds: S
 def rounding_error(x: np.ndarray, weights: np.ndarray) -> float:
     """|INT8 - fp32| / |fp32| of the product of x [..,K] with weights [K,N]: x in 256 steps between its least and its
     largest value and zero, each column of the weights in steps of its largest magnitude / 2^(WEIGHT_BITS - 1)."""
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float32)
+    rows = rows_of(x)
     low, high = min(float(rows.min()), 0.0), max(float(rows.max()), 0.0)
     step = (high - low) / 255 or 1.0
     rounded = (np.clip(np.rint(rows / step) + np.rint(-low / step), 0, 255) - np.rint(-low / step)) * step
-    scale = np.abs(weights).max(0) / (2 ** (WEIGHT_BITS - 1) - 1)
+    return relative_error(rows, weights, rounded, WEIGHT_BITS)
+
+
+def rows_of(x: np.ndarray) -> np.ndarray:
+    """At most `ROWS` rows of x [..,K], spread over all of them, in fp32."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows[:: -(-len(rows) // ROWS)].astype(np.float32)
+
+
+def relative_error(rows: np.ndarray, weights: np.ndarray, rounded: np.ndarray, bits: int) -> float:
+    """Of the product of `rounded` with weights [K,N] of so many bits, a scale a column, beside that of `rows`."""
+    scale = np.abs(weights).max(0) / (2 ** (bits - 1) - 1)
     scale[scale == 0] = 1.0
     wanted = rows @ weights
     return float(np.linalg.norm(rounded @ (np.rint(weights / scale) * scale) - wanted) / (np.linalg.norm(wanted) or 1))

@@ -43,8 +43,9 @@ def build(module: nn.Module, model: ModelSpec, variant: Variant, path: Path) -> 
     return {"int8": quantise(path, feeds)} if feeds else {}
 
 
-def in_int8(module: nn.Module, feeds: Sequence[Mapping[str, np.ndarray]]) -> nn.Module:
-    """The module itself, with a note of inputs by which layers are chosen that stay in fp32."""
+def in_int8(module: nn.Module, feeds: Sequence[Mapping[str, np.ndarray]], _: str = "") -> nn.Module:
+    """The module itself, with a note of inputs by which layers are chosen that stay in fp32; scales are chosen in every
+    call, so there is nothing to calibrate."""
     setattr(module, FEEDS, feeds)
     return module
 
@@ -61,7 +62,7 @@ def ready(_: TensorRT) -> Tool:
 ENGINE = Engine(
     ENGINES["onnxruntime"],
     Style("explicit", "plain"),
-    code=("engines/onnxruntime.py", "engines/int8.py"),
+    code=("engines/onnxruntime.py", "engines/int8.py", "engines/quantised_graph.py"),
     ready=ready,
     in_int8=in_int8,
 )

@@ -17,10 +17,11 @@ def ready(name: str, tensorrt: TensorRT | None = None, precision: str | None = N
     """The tool of the engine of that name. Raises ValueError where it is unknown or does not make that `precision`,
     EngineError where it cannot be used here; both say what would work."""
     spec = find_engine(name)
-    if precision is not None and precision not in spec.precisions:
+    exact = None if precision is None else spec.exact(precision)
+    if exact is not None and exact not in map(spec.exact, spec.precisions):
         *others, last = spec.precisions
         raise ValueError(f"engine {name} makes {', '.join(others)} or {last}, got precision {precision!r}")
     tool = ENGINES[spec.name].ready(tensorrt or TensorRT())
-    if precision is not None and precision in tool.refused:
-        raise EngineError(tool.refused[precision])
+    if exact is not None and exact in tool.refused:
+        raise EngineError(tool.refused[exact])
     return tool

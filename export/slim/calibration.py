@@ -76,7 +76,7 @@ def calibration_frames(folder: Path, resolution: int) -> list[np.ndarray]:
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
     if len(paths) < FEWEST_FRAMES:
         raise ValueError(
-            f"expected at least {FEWEST_FRAMES} images ({', '.join(SUFFIXES)}) in {folder} to calibrate fp8 on, found"
+            f"expected at least {FEWEST_FRAMES} images ({', '.join(SUFFIXES)}) in {folder} to calibrate on, found"
             f" {len(paths) or 'none'}; 16 to {MOST_FRAMES} frames of your own cameras are a good choice"
         )
     step = max(1.0, len(paths) / MOST_FRAMES)
@@ -89,7 +89,7 @@ def _pixels(path: Path, resolution: int) -> np.ndarray:
             return to_pixels(image, resolution)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"expected an image to calibrate fp8 on, {path} cannot be read ({error}); take it out of the folder"
+            f"expected an image to calibrate on, {path} cannot be read ({error}); take it out of the folder"
         ) from error
 
 

@@ -19,8 +19,8 @@ PRECISIONS = ("fp32", "fp16")
 
 
 def torch_precision(variant: Variant) -> str:
-    """Precision of a variant's torch modules: engines quantise fp8 from fp16, and int8, which processors compute, from
-    fp32."""
+    """Precision of a variant's torch modules: engines quantise fp8 and a GPU's int8 from fp16, and int8 that processors
+    compute from fp32."""
     return "fp32" if variant.precision in ("fp32", "int8") else "fp16"
 
 

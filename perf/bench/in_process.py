@@ -50,13 +50,25 @@ def opened(served: Served) -> Iterator[Callable[[Iterable[Case]], Answers]]:
         for model, artifact in zip(variant.sub_models, served.artifacts, strict=True):
             runs[model.part] = opener(artifact.engine)(artifact.path)
             stack.callback(getattr(runs[model.part], "close", lambda: None))
+        yield stack.enter_context(answering(variant, runs, path))
+
+
+@contextmanager
+def answering(
+    variant: Variant, runs: Mapping[str, Run], tokenizer_file: Path
+) -> Iterator[Callable[[Iterable[Case]], Answers]]:
+    """`opened` of sub-models by part that run already."""
+    with ThreadPoolExecutor(variant.max_batch) as pool:
 
         def call(model: ModelSpec, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
             made = runs[model.part]({tensor.name: inputs[tensor.name] for tensor in model.inputs})
             return {name: made[name] for name in outputs}
 
-        tokenizer, pipeline = PromptTokenizer(path, variant.checkpoint.context_length), Pipeline(variant, call)
-        preprocess = CpuPreprocessor(variant.resolution, stack.enter_context(ThreadPoolExecutor(variant.max_batch)))
+        tokenizer, pipeline = (
+            PromptTokenizer(tokenizer_file, variant.checkpoint.context_length),
+            Pipeline(variant, call),
+        )
+        preprocess = CpuPreprocessor(variant.resolution, pool)
 
         def answer(cases: Iterable[Case]) -> Answers:
             for batch in batches(cases, variant.max_batch):

@@ -78,7 +78,7 @@ def test_plain_data_round_trip():
         ({"resolution": 0}, r"multiple of 14, got 0; nearest: 14"),
         ({"resolution": -14}, r"multiple of 14, got -14"),
         ({"queries": 300}, r"queries must be 1 to 200 .*got 300"),
-        ({"precision": "fp64"}, r"precision must be one of fp32, fp16, int8, fp8, got 'fp64'"),
+        ({"precision": "fp64"}, r"precision must be one of fp32, fp16, int8, int8_fp16, fp8, got 'fp64'"),
         ({"max_pairs": 0}, r"max_pairs must be at least 1, got 0"),
     ],
 )

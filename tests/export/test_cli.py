@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,12 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
         pytest.param("--engine vino", "one of tensorrt, tensorrt_rtx, onnxruntime, aoti, got 'vino'", id="no engine"),
         pytest.param("--precision int4", "makes fp32, fp16 or int8, got precision 'int4'", id="unknown precision"),
         pytest.param("--precision fp8", "engine onnxruntime makes fp32, fp16 or int8, got", id="fp8 without a GPU"),
-        pytest.param("--calibration-frames .", "expected --precision fp8 beside --calibration-frames", id="no fp8"),
+        pytest.param("--calibration-frames .", "or fp8 beside --calibration-frames, got fp32 of engine", id="no fp8"),
+        pytest.param(
+            "--precision int8 --calibration entropy",
+            "expected --precision int8 for a GPU beside --calibration, got int8 of engine onnxruntime: leave one out",
+            id="calibration for a processor",
+        ),
         pytest.param("--max-batch 0", "max_batch must be at least 1", id="no batch"),
         pytest.param("--frame-count 0", "the gate always runs", id="no frames"),
         pytest.param("--checkpoint /nowhere/sam3", "which is no folder", id="missing folder"),
@@ -47,6 +53,43 @@ def test_refusals_say_what_would_work(folder, tmp_path, capsys, options, sentenc
     assert result["ok"] is False
     assert sentence in result["error"]
     assert not (tmp_path / "repository").exists()
+
+
+@pytest.fixture
+def cards(tmp_path, capsys):
+    """What `sam3-export --engine tensorrt_rtx --precision int8` refuses with; nothing is written."""
+    pytest.importorskip("tensorrt_rtx_bindings", reason='needs pip install "sam3-triton[rtx]"')
+
+    def refused(checkpoint, *argv: str) -> str:
+        options = ["--engine", "tensorrt_rtx", "--compute-capability", "86", "--precision", "int8", *argv]
+        target = tmp_path / "repository"
+        where = ["--checkpoint", str(checkpoint), "--repository", str(target), "--resolution", "112"]
+        status, result = run(capsys, *where, *options)
+        assert (status, target.exists()) == (2, False)
+        return result["error"]
+
+    return refused
+
+
+def test_what_int8_of_a_gpu_cannot_be_calibrated_on(folder, tmp_path, cards):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    given = ["--calibration-frames", str(pictures)]
+    assert "got none; name what your cameras look for" in cards(folder, *given)
+    assert "got 'car' ''; name what" in cards(folder, *given, "--calibration-prompts", "car", "")
+    assert "got none; name what" in cards(folder, *given, "--calibration-prompts")
+    assert "expected --calibration-frames beside" in cards(folder, "--calibration-prompts", "car")
+    given += ["--calibration-prompts", "car"]
+    assert "expected at least 4 images" in cards(folder, *given)
+    for n in range(4):
+        (pictures / f"{n}.jpg").write_bytes(b"no image")
+    assert f"expected an image to calibrate on, {pictures}/0.jpg cannot be read" in cards(folder, *given)
+
+
+def test_int8_of_another_checkpoint_needs_frames(folder, source, cards, monkeypatch):
+    larger = replace(source.record, image_size=1008)
+    monkeypatch.setattr(type(source), "record", property(lambda _: larger))
+    assert "got none: drawn scenes do not show what it sees; name a folder" in cards(folder)
 
 
 def test_file_in_place_of_the_repository_is_refused(folder, tmp_path, capsys):

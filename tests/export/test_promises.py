@@ -14,7 +14,12 @@ from export.engines.engine import EngineError
 from export.engines.registry import ready
 
 PROMISED = [(e.name, precision) for e in ENGINES.values() for precision in e.precisions]
-OTHERS = [(name, p) for name, engine in ENGINES.items() for p in FLOAT_DTYPES if p not in engine.precisions]
+OTHERS = [
+    (name, p)
+    for name, engine in ENGINES.items()
+    for p in FLOAT_DTYPES
+    if engine.exact(p) not in map(engine.exact, engine.precisions)
+]
 
 
 def test_every_engine_that_is_promised_can_export_and_promises_its_own_default():
@@ -40,7 +45,8 @@ def test_what_is_promised_is_accepted_or_the_machine_is_to_blame(engine, precisi
     said = refusal(engine, precision)
     assert " makes " not in said
     assert engine != "onnxruntime" or not said, "it runs everywhere"
-    assert Variant(252, precision=precision).float_dtype == FLOAT_DTYPES[precision]
+    exact = ENGINES[engine].exact(precision)
+    assert Variant(252, precision=exact).float_dtype == FLOAT_DTYPES[exact]
 
 
 @pytest.mark.parametrize(("engine", "precision"), OTHERS)

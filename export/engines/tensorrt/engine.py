@@ -11,6 +11,7 @@ from torch import nn
 from ensemble.records import ModelSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.engine import Engine, EngineError, Tool
+from export.engines.int8_calibrated import CODE, in_int8
 from export.engines.tensorrt.host import build_plan, open_plan
 from export.engines.tensorrt.network import PlanError
 from export.engines.tensorrt.settings import TensorRT
@@ -32,12 +33,19 @@ def ready(settings: TensorRT) -> Tool:
         return build_plan(module, model, variant, path, settings)
 
     shaping = {"level": settings.level, "workspace_mb": settings.workspace_mb}
-    return Tool(ENGINE, build, lambda path: open_plan(path, settings), about, shaping)
+    refused = {}
+    if about["tensorrt"].startswith("8."):
+        refused["int8_fp16"] = (
+            f"precision int8 needs TensorRT 10 or 11, whose networks have the types of their graph, got"
+            f" {about['tensorrt']}; name another Python with --tensorrt-python, or use --precision fp16"
+        )
+    return Tool(ENGINE, build, lambda path: open_plan(path, settings), about, shaping, refused)
 
 
 ENGINE = Engine(
     ENGINES["tensorrt"],
     Style("chunked", "subpixel", spelled_norms=True),
-    code=("engines/tensorrt",),
+    code=("engines/tensorrt", *CODE),
     ready=ready,
+    in_int8=in_int8,
 )

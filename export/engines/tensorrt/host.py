@@ -34,6 +34,7 @@ def build_plan(module: nn.Module, model: ModelSpec, variant: Variant, path: Path
 
     Raises PlanError where the build fails, with what TensorRT said last.
     """
+    from export.engines.int8_calibrated import quantise_noted
     from export.repository import file_sha256
 
     about, timings = settings.about(), ""
@@ -42,6 +43,7 @@ def build_plan(module: nn.Module, model: ModelSpec, variant: Variant, path: Path
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         onnx = Path(folder) / "model.onnx"
         version_of(about["tensorrt"]).write_graph(module, model, onnx)
+        said = quantise_noted(module, onnx)
         hashes = [file_sha256(file) for file in sorted(onnx.parent.glob("model.onnx*"))]  # weights may lie beside it
         info = settings.ask(
             *("build", "--onnx", str(onnx), "--plan", str(path), "--part", model.part),
@@ -49,7 +51,7 @@ def build_plan(module: nn.Module, model: ModelSpec, variant: Variant, path: Path
             *("--level", str(settings.level), "--timing-cache", timings),
         )
     shaping = {"level": settings.level, "workspace_mb": settings.workspace_mb}
-    return {**info, "onnx_sha256": hashes, "settings": shaping}
+    return {**info, "onnx_sha256": hashes, "settings": shaping, **said}
 
 
 class PlanProcess:

@@ -21,6 +21,7 @@ from ensemble.gate.measure import on_host
 from ensemble.records import ModelSpec
 from ensemble.spec import ENGINES, Variant
 from export.engines.engine import Engine, EngineError, Tool
+from export.engines.int8_calibrated import CODE, in_int8, quantise_noted
 from export.engines.onnx import export_onnx
 from export.engines.quantised_graph import quantise_products
 from export.engines.tensorrt.engine import ENGINE as TENSORRT
@@ -108,17 +109,19 @@ def build_plan(
         export_onnx(module, model, onnx)
         if maxima := getattr(module, MAXIMA, None):
             quantise_products(onnx, maxima, model.name)
+        said = quantise_noted(module, onnx)
         hashes = [file_sha256(file) for file in sorted(onnx.parent.glob("model.onnx*"))]  # weights may lie beside it
         command = [sys.executable, "-m", "export.engines.tensorrt_rtx.build", "--onnx", str(onnx), "--plan", str(path)]
         told = ["--part", model.part, "--variant", json.dumps(variant.to_dict())]
         info = answer_of([*command, *told, "--compute-capability", *map(str, capabilities)])
-    return {**info, "onnx_sha256": hashes}
+    return {**info, "onnx_sha256": hashes, **said}
 
 
 ENGINE = Engine(
     ENGINES["tensorrt_rtx"],
     TENSORRT.style,  # what is built here without a GPU is what the container builds
-    code=("engines/tensorrt", "engines/tensorrt_rtx", "engines/quantised_graph.py", "slim/fp8.py"),
+    code=("engines/tensorrt", "engines/tensorrt_rtx", *CODE, "slim/fp8.py"),
     ready=ready,
+    in_int8=in_int8,
     in_fp8=in_fp8,
 )

@@ -31,8 +31,9 @@ from export.tiny.predictor import TorchPredictor, load_model
 from perf import record
 from perf.bench.weights import rows as table
 from perf.bench.weights.exported import rows_of_exported
+from perf.bench.weights.graphs import rows_of_graphs
 from perf.bench.weights.probe import least_cosine, measured
-from perf.bench.weights.schemes import EXPORTED, MADE, PREDICTORS, Made, fp8_size_mb, make, size_mb
+from perf.bench.weights.schemes import EXPORTED, GRAPHS, MADE, PREDICTORS, Made, fp8_size_mb, make, size_mb
 from perf.console import make_parser, refuse
 
 Row = dict[str, Any]
@@ -40,6 +41,7 @@ FAILURES = (CheckpointError, EngineError, GateError, ValueError, RuntimeError, O
 """What a scheme that cannot be made or measured says; the others go on."""
 BESIDE = {"int8": "onnxruntime fp32"}
 """Schemes whose speed is told beside another one's than that of fp32 in PyTorch."""
+SCHEMES = (*MADE, *EXPORTED, GRAPHS)
 EMULATED = "E4M3 is rounded in PyTorch here; load time, memory and speed are those of a compiled package"
 EXAMPLES = """examples:
   sam3-perf bench weights --scenes 100
@@ -50,7 +52,7 @@ EXAMPLES = """examples:
 def parser() -> argparse.ArgumentParser:
     p = make_parser("bench weights", __doc__, EXAMPLES)
     add = p.add_argument
-    add("--scheme", nargs="*", choices=(*MADE, *EXPORTED), default=[*MADE, *EXPORTED], help="default: all of them")
+    add("--scheme", nargs="*", choices=SCHEMES, default=list(SCHEMES), help="default: all of them")
     add("--checkpoint", action="append", default=[], metavar="NAME=FOLDER", help="another scheme; several times")
     add("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="pixels a side; default %(default)s")
     add("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     disable_progress_bar()
     try:
-        given = named(options.checkpoint, {*MADE, *EXPORTED})
+        given = named(options.checkpoint, set(SCHEMES))
         for resolution in options.resolution:
             check_resolution(resolution)
         if options.scenes < 1 or options.processes < 1:
@@ -123,9 +125,10 @@ def measure(options: argparse.Namespace, given: dict[str, Path], work: Path) -> 
             yield about(row["scheme"], made, row["resolution"], options.device) | row
         except FAILURES as error:
             yield from errors(row["scheme"], [row["resolution"]], error)
-    for scheme in (scheme for scheme in EXPORTED if scheme in options.scheme):
+    for scheme in (scheme for scheme in (*EXPORTED, GRAPHS) if scheme in options.scheme):
+        rows_of = rows_of_graphs if scheme == GRAPHS else rows_of_exported
         try:
-            yield from rows_of_exported(scheme, options.resolution, options.scenes, options.device, work)
+            yield from rows_of(scheme, options.resolution, options.scenes, options.device, work)
         except FAILURES as error:
             yield from errors(scheme, options.resolution, error)
 

@@ -22,6 +22,8 @@ MADE = ("fp32", "stripped", "half fp16", "half bf16", "fp8")
 """Schemes that are made here of one checkpoint, and that PyTorch computes; the first is what others are beside."""
 EXPORTED = {"onnxruntime fp32": "fp32", "int8": "int8"}
 """Schemes that an exported repository computes -> its precision."""
+GRAPHS = "int8, calibrated"
+"""The scheme that the graphs of a GPU's plans compute."""
 TRAINING = "last.ckpt"
 
 
