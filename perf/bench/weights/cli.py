@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--scheme", nargs="*", choices=SCHEMES, default=list(SCHEMES), help="default: all of them")
     add("--checkpoint", action="append", default=[], metavar="NAME=FOLDER", help="another scheme; several times")
     add("--resolution", type=int, nargs="+", default=list(RESOLUTIONS), help="pixels a side; default %(default)s")
-    add("--scenes", type=int, default=500, help="held-out scenes, always the same; default %(default)s")
+    add("--scenes", type=int, default=500, help="held-out scenes, always the same; 0 for no accuracy; default 500")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default %(default)s")
     add("--processes", type=int, default=1, help="versions evaluated side by side; default %(default)s")
     record.add_output(p)
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = named(options.checkpoint, set(SCHEMES))
         for resolution in options.resolution:
             check_resolution(resolution)
-        if options.scenes < 1 or options.processes < 1:
-            raise ValueError(f"scenes and processes must be 1 or more, got {options.scenes} and {options.processes}")
+        if options.scenes < 0 or options.processes < 1:
+            raise ValueError(f"scenes must be 0 or more and processes 1, got {options.scenes} and {options.processes}")
         before = table.there(options.output)
     except (ValueError, RuntimeError) as error:
         return refuse(p.prog, error)
@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = head | {"rows": before}
     with tempfile.TemporaryDirectory() as work:
         for row in measure(options, given, Path(work)):
-            found = table.merged(found, [row | gpu | {"measured": head}])
+            of = {"measured": head} if "box_ap" in row or "error" in row else {"timed": head}
+            found = table.merged(found, [row | gpu | of])
             data = head | {"rows": table.with_speedups(table.merged(before, found), BESIDE)}
             record.write(options.output, data)  # what is there when this is interrupted is kept
     record.publish(options.output, data, f"{options.scenes} held-out scenes", table.shown(data["rows"]))
@@ -116,10 +117,13 @@ def measure(options: argparse.Namespace, given: dict[str, Path], work: Path) -> 
         except FAILURES as error:
             yield from errors(scheme, options.resolution, error)
     folders = {scheme: made[scheme].folder for scheme in (*options.scheme, *given) if scheme in made}
-    precise = []
-    for row in figures.each(folders, options.resolution, options.scenes, options.device, options.processes, PREDICTORS):
-        precise.append(row)
-        yield row
+    precise: list[Row] = [{"scheme": scheme, "resolution": r} for r in options.resolution for scheme in folders]
+    if options.scenes:
+        how = options.scenes, options.device, options.processes, PREDICTORS
+        precise = []
+        for row in figures.each(folders, options.resolution, *how):
+            precise.append(row)
+            yield row
     for row in precise:
         try:
             yield about(row["scheme"], made, row["resolution"], options.device) | row

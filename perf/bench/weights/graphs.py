@@ -42,6 +42,8 @@ def rows_of_graphs(
     """A row for each resolution, as they come. Raises ValueError where the device is no processor."""
     if device != "cpu":
         raise ValueError(f"expected --device cpu for {scheme}, whose graphs ONNX Runtime runs, got {device}")
+    if not scenes:
+        raise ValueError(f"expected --scenes 1 or more for {scheme}, of which accuracy is all that is measured, got 0")
     source = load(str(CHECKPOINT))
     for resolution in resolutions:
         variant = Variant(resolution, source.record.num_queries, "int8_fp16", checkpoint=source.record)

@@ -32,8 +32,11 @@ def key(row: Mapping[str, Any]) -> tuple[str, int, str]:
 
 
 def merged(before: Sequence[Row], after: Sequence[Row]) -> list[Row]:
-    """`before` with `after`, which replaces rows of the same scheme, resolution and kind of machine."""
-    found = {key(row): row for row in before} | {key(row): row for row in after}
+    """`before` with `after`, which replaces rows of the same scheme, resolution and kind of machine; a row without
+    average precision (`--scenes 0`) leaves that of an earlier one there."""
+    found = {key(row): row for row in before}
+    for row in after:
+        found[key(row)] = row if "box_ap" in row else found.get(key(row), {}) | row
     return list(found.values())
 
 
@@ -55,7 +58,8 @@ def with_speedups(rows: Sequence[Row], base: Mapping[str, str]) -> list[Row]:
     same resolution, on the same machine."""
 
     def place(row: Row) -> tuple[int, str]:
-        return row["resolution"], json.dumps(row.get("measured", {}).get("machine"), sort_keys=True)
+        head = row.get("timed") or row.get("measured") or {}
+        return row["resolution"], json.dumps(head.get("machine"), sort_keys=True)
 
     times = {(row["scheme"], *place(row)): row["cpu_ms"] for row in rows if row.get("cpu_ms")}
     found = []

@@ -26,6 +26,13 @@ def test_rows_of_the_same_scheme_resolution_and_machine_are_replaced():
     assert rows.merged(old, new) == [new[0], old[1], old[2], new[1]]
 
 
+def test_a_row_without_accuracy_leaves_an_earlier_ones_there():
+    old = {"scheme": "fp32", "resolution": 252, "box_ap": 0.7, "cpu_ms": 9.0, "measured": {"date": "a"}}
+    new = {"scheme": "fp32", "resolution": 252, "cpu_ms": 8.0, "timed": {"date": "b"}}
+    assert rows.merged([old], [new]) == [old | new]
+    assert rows.merged([], [new]) == [new]
+
+
 def test_speed_ups_are_beside_the_same_runtime_at_the_same_resolution():
     base = {"fp32": 8, "half fp16": 4, "onnxruntime fp32": 6, "int8": 3}
     times = [{"scheme": n, "resolution": r, "cpu_ms": t * r} for r in (1, 2) for n, t in base.items()]
@@ -41,7 +48,7 @@ def test_speed_ups_are_beside_the_same_runtime_at_the_same_resolution():
         (["--checkpoint", "folder"], "expected NAME=FOLDER with a name of its own, got 'folder'"),
         (["--checkpoint", "fp32=folder"], "with a name of its own, got 'fp32=folder'"),
         (["--checkpoint", "fast=nowhere"], "found none in nowhere; write one with sam3-slim"),
-        (["--scenes", "0"], "scenes and processes must be 1 or more, got 0 and 1"),
+        (["--scenes", "-1"], "scenes must be 0 or more and processes 1, got -1 and 1"),
         (["--resolution", "250"], "resolution must be a multiple of 14, got 250"),
     ],
 )
