@@ -19,6 +19,7 @@ KINDS = ("plain", "leave", "occluder", "twins", "camera")
 SIZES = (0.1, 0.36)  # diameters of tracked objects over sqrt(width * height)
 OCCLUDER = (0.4, 0.6)
 PEAK_SPEED = 0.05  # fraction of the frame's side a frame; faster objects leave their own place within two frames
+LEAST_SEEN = 24  # pixels of an object in a map at 8p, so that it is tracked from there on
 TELLING = 0.75  # share of the training clips in which some object is hidden for a time
 HIDDEN = 0.5  # an object counts as hidden while less than this share of what else is seen of it can be seen
 MARGIN = 1.25  # side of the canvas over that of the frame where the camera sways
@@ -205,8 +206,19 @@ def draw_clips(seeds: list[int], frames: int, resolution: int, objects: int) -> 
             pixels[b, t] = to_square(frame, resolution)
             maps[b, t] = map_to_square(index_map, side)
             moment += int(rng.choice((1, 2, 3), p=(0.5, 0.3, 0.2)))
-        areas = np.bincount(maps[b, 0].ravel(), minlength=len(clip.scene.objects) + 1)[1:]
-        seen = np.flatnonzero(areas >= 24) + 1
-        picked = rng.permutation(seen)[:objects]
-        chosen[b, : len(picked)] = picked
+        chosen[b] = picked(rng, maps[b, 0], objects)
     return ClipBatch(pixels, maps, chosen)
+
+
+def picked(rng: np.random.Generator, index_map: np.ndarray, objects: int) -> np.ndarray:
+    """Up to `objects` values uint8 [objects] of what a map uint8 [m, m] shows enough of; 0 where it has fewer."""
+    areas = np.bincount(index_map.ravel(), minlength=2)
+    seen = rng.permutation(np.flatnonzero(areas[1:] >= LEAST_SEEN) + 1)[:objects]
+    return np.pad(seen, (0, objects - len(seen))).astype(np.uint8)
+
+
+def reversed_clips(batch: ClipBatch, rng: np.random.Generator) -> ClipBatch:
+    """The same clips from their ends to their beginnings, in a mirror; other clips to a tracker."""
+    frames, maps = (np.ascontiguousarray(part[:, ::-1, :, ::-1]) for part in (batch.frames, batch.maps))
+    chosen = np.stack([picked(rng, clip[0], batch.objects.shape[1]) for clip in maps])
+    return ClipBatch(frames, maps, chosen)

@@ -46,12 +46,12 @@ class Memory:
         maps = [e for e in self.entries if e.frame in self.kept or frame - e.frame <= self.recent]
         points = [e for e in self.entries if e.frame in self.kept or frame - e.frame <= self.pointers]
         ages = [torch.where(e.given, 0, min(frame - e.frame, RECENT_MAPS)) for e in maps]
-        since = torch.tensor([float(frame - e.frame) for e in points], device=ages[0].device)
+        since = [e.pointer.new_full((len(e.pointer),), frame - e.frame, dtype=torch.float32) for e in points]
         return (
             torch.stack([e.memory for e in maps], 1),
             torch.stack(ages, 1),
             torch.stack([e.pointer for e in points], 1),
-            since.expand(len(ages[0]), -1),
+            torch.stack(since, 1),
         )
 
 

@@ -1,8 +1,8 @@
 """The training of the small tracker on drawn clips, on the small checkpoint's frozen trunk.
 
-Loader processes draw clips without end; each is seen once. Clips grow from 3 to 8 frames, so that the first steps,
-which learn what a memory is, are many; a run that goes on from another one takes longer clips, in which what has been
-mistaken once is remembered (`--stages`). A slow average of the weights is saved every minute.
+Loader processes draw clips without end; each is seen once, and once backwards in a mirror. Clips grow from 3 to 8
+frames, so that the first steps, which learn what a memory is, are many; a run that goes on from another one takes
+longer clips (`--stages`). A slow average of the weights is saved every minute.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing import Value
@@ -27,10 +27,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import Sam3VideoModel
 
+from ensemble.tracker_interfaces import RECENT_MAPS
 from export.tiny import CHECKPOINT
 from export.tiny.configuration import RESOLUTIONS
 from export.tiny.random_scene import training_seeds
-from export.tiny.video.clips import draw_clips
+from export.tiny.video.captured import CapturedSteps, Plan, passes
+from export.tiny.video.clips import draw_clips, reversed_clips
 from export.tiny.video.configuration import WEIGHTS_FILE, load_tracker_weights, random_video_model, tracker_weights
 from export.tiny.video.losses import Losses, losses, visible
 from export.tiny.video.network import Features, TrackerNetwork
@@ -97,7 +99,8 @@ class ClipBatches(IterableDataset):
             frames = self.frames.value
             drawn = [next(seeds) for _ in range(self.recipe.clips_of(frames))]
             batch = draw_clips(drawn, frames, resolution, self.recipe.objects)
-            yield tuple(torch.from_numpy(part) for part in (batch.frames, batch.maps, batch.objects))  # type: ignore
+            for way in (batch, reversed_clips(batch, rng)):
+                yield tuple(torch.from_numpy(part) for part in (way.frames, way.maps, way.objects))  # type: ignore
 
 
 def roughened(masks: Tensor, share: float) -> Tensor:
@@ -108,9 +111,11 @@ def roughened(masks: Tensor, share: float) -> Tensor:
     grown, shrunk = F.max_pool2d(x, 3, 1, 1), -F.max_pool2d(-x, 3, 1, 1)
     noise = F.interpolate(torch.rand(n, 1, 12, 12, device=device), size=x.shape[-2:], mode="bilinear")
     level = torch.rand(n, 1, 1, 1, device=device)
-    uneven = torch.where(noise > 0.3 + 0.4 * level, grown, shrunk)
-    moved = torch.roll(uneven, (int(torch.randint(-1, 2, ())), int(torch.randint(-1, 2, ()))), (2, 3))
-    rough = torch.where(torch.rand(n, 1, 1, 1, device=device) < 0.5, uneven, moved)
+    rough = torch.where(noise > 0.3 + 0.4 * level, grown, shrunk)
+    for axis in (2, 3):
+        way = torch.rand(n, 1, 1, 1, device=device)
+        moved = torch.where(way < 0.5, rough.roll(1, axis), rough.roll(-1, axis))
+        rough = torch.where((way < 0.2) | (way > 0.8), moved, rough)
     chosen = (torch.rand(n, 1, 1, 1, device=device) < share) & (rough.flatten(1).sum(1) > 0)[:, None, None, None]
     return torch.where(chosen, rough, x)[:, 0]
 
@@ -118,7 +123,9 @@ def roughened(masks: Tensor, share: float) -> Tensor:
 class Trainer:
     """The tracker, its average and its optimiser; `step` learns from one batch."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, start_from: Path | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, start_from: Path | None = None, captured: bool = False
+    ) -> None:
         self.recipe, self.device, self.steps = recipe, device, 0
         self.knows = start_from is not None
         self.model: Sam3VideoModel = random_video_model(CHECKPOINT, seed=recipe.seed)
@@ -132,16 +139,20 @@ class Trainer:
         betas = (0.9, 0.98)
         self.optimiser = torch.optim.AdamW(self.parameters, 0.0, betas, weight_decay=recipe.weight_decay, fused=fused)
         self.rng = np.random.default_rng((9, recipe.seed))
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.gradients: Callable[[Sequence[Tensor], Plan], Losses] = (
+            CapturedSteps(self._rollout, self.parameters)
+            if captured
+            else lambda batch, plan: passes(self._rollout, batch, plan, self.parameters)
+        )
 
     def step(self, batch: Sequence[Tensor], progress: float) -> Losses:
         """Learns from a batch on the device; `progress` in 0..1 sets the learning rate (warm-up, then a cosine)."""
         rate = self.recipe.learning_rate * min(1.0, (self.steps + 1) / self.recipe.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
-        frames, maps, objects = batch
-        told = self._rollout(frames, maps, objects, trust=self.knows or progress > 0.3)
-        self.optimiser.zero_grad(set_to_none=True)
-        told.total.backward()
+        told = self.gradients(batch, self._plan(batch[0].shape[1], trust=self.knows or progress > 0.3))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
         self.steps += 1
         if not torch.isfinite(norm):
@@ -153,8 +164,17 @@ class Trainer:
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
         return told
 
-    def _rollout(self, frames: Tensor, maps: Tensor, objects: Tensor, trust: bool) -> Losses:
+    def _plan(self, frames: int, trust: bool) -> Plan:
+        again = frames > 2 and self.rng.random() < self.recipe.seed_again
+        if isinstance(self.gradients, CapturedSteps):  # few plans, since each is captured by itself
+            return Plan(3, frames // 2, trust) if again else Plan(RECENT_MAPS, None, trust)
+        when = int(self.rng.integers(1, frames)) if again else None
+        return Plan(int(self.rng.integers(1, RECENT_MAPS + 1)), when, trust)
+
+    def _rollout(self, batch: Sequence[Tensor], plan: Plan) -> Losses:
         """All frames of a batch in order; without `trust`, memory is told whether objects are there."""
+        frames, maps, objects = batch
+        trust, again = plan.trust, plan.again
         b, t = frames.shape[:2]
         self.network.at(frames.shape[2])
         clip = torch.arange(b, device=self.device).repeat_interleave(objects.shape[1])
@@ -162,8 +182,7 @@ class Trainer:
         real = objects.flatten() > 0
         truth &= real[:, None, None, None]
         shown, small = visible(truth), reduced(truth)
-        again = int(self.rng.integers(1, t)) if t > 2 and self.rng.random() < self.recipe.seed_again else None
-        memory = Memory(recent=int(self.rng.integers(1, 7)))
+        memory = Memory(recent=plan.recent)
         steps = []
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             every = self.network.features(self.network.see(frames.flatten(0, 1)))
@@ -220,7 +239,7 @@ def train(recipe: Recipe, options: argparse.Namespace) -> dict:
         how |= dict(prefetch_factor=2, multiprocessing_context="fork")
     batches = iter(DataLoader(ClipBatches(recipe, frames), batch_size=None, **how))  # drawing starts before the model
     waiting = 0.0
-    trainer = Trainer(recipe, device, options.start_from)
+    trainer = Trainer(recipe, device, options.start_from, options.captured)
     values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     curve: dict = {"recipe": {**values, "device": where, "torch": torch.__version__}, "points": []}
@@ -258,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, required=True, help="folder for the tracker's weights and its curve")
     parser.add_argument("--start-from", type=Path, help="folder of an earlier run, to go on with a fresh optimiser")
     parser.add_argument("--start-at", type=float, default=0.0, help="share of the schedule to begin at, 0 to 1")
+    parser.add_argument("--captured", action="store_true", help="steps as CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(0, (os.cpu_count() or 1) - 2), help="drawing processes")
     parser.add_argument("--clips", type=int, default=Recipe().clips, help=f"clips a batch, of {SHORT} frames")

@@ -14,9 +14,9 @@ from export.tiny.video.train import roughened
 def test_a_run_can_be_continued(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "RESOLUTION_WEIGHTS", (0, 0, 0, 1))
     monkeypatch.setattr(train, "STAGES", ((0.5, 2), (1.0, 3)))
-    short = ["--steps", "2", "--clips", "1", "--workers", "0", "--device", "cpu"]
+    short = ["--steps", "3", "--clips", "1", "--workers", "0", "--device", "cpu"]
     curve = train.main([*short, "--output", str(tmp_path / "first")])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["last"]["step"] == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["last"]["step"] == 3
     assert curve["points"][-1]["frames"] == 3
     first = load_file(tmp_path / "first" / WEIGHTS_FILE)
     assert all(value.dtype == torch.float16 and value.isfinite().all() for value in first.values())
