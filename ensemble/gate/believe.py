@@ -16,8 +16,9 @@ from pathlib import Path
 
 from ensemble.gate import truths
 from ensemble.gate.machine import conditions
-from ensemble.gate.record import Record, why_measure
+from ensemble.gate.record import Record, why_measure, why_unfit
 from ensemble.server.gpu import Gpu
+from ensemble.server.plans_check import ENGINE as PLANS
 from ensemble.server.repository import Artifact, Served, build_command
 from ensemble.server.requirements import ServerError
 
@@ -61,28 +62,31 @@ def believe(repository: Path, served: Sequence[Served], cards: Cards) -> None:
 
 
 def doubts(served: Sequence[Served], cards: Cards, record: Record) -> Iterator[Doubt]:
-    """What is not believed, each artifact once for each kind of GPU. Raises ServerError for what was never run anywhere
-    and has no truths to be measured by. Repositories of before there were truths are not looked at."""
+    """What is not believed, each artifact once for each kind of GPU. Raises ServerError where there are no truths to
+    measure by what was never run anywhere, or is not the file that passed. Artifacts of before there was a gate, whose
+    manifests have no word of it, are not looked at; plans of TensorRT for RTX all have one."""
     seen: set[tuple[str, str]] = set()
     for one in served:
         path = one.folder / truths.FILE
         made_from = truths.made_from(path) if path.is_file() else None
         for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
             manifest = artifact.manifest
-            if "gate" not in manifest or (made_from is None and manifest["gate"]):
+            if "gate" not in manifest and artifact.engine != PLANS:
                 continue
+            digests = record.digests(artifact.path.parent)
             if made_from is None:
-                raise ServerError(
-                    f"{artifact.model} was built on a machine that could not run it, and has never been measured:"
-                    f" expected truths to measure it by in {path}; write the repository again with\n"
-                    f"{build_command([one], one.folder.parent, force=False)}"
-                )
+                if why := why_unfit(manifest, digests):
+                    raise ServerError(
+                        f"{artifact.model} is not served: {why}; expected truths to measure it by in {path}, found none"
+                        " that can be read. Write the repository again with\n"
+                        f"{build_command([one], one.folder.parent, force=False)}"
+                    )
+                continue
             for number, card in cards.items() if artifact.on_gpu else [(None, None)]:
                 on = conditions(artifact.engine, card)
                 if (artifact.model, json.dumps(on)) in seen:
                     continue
                 seen.add((artifact.model, json.dumps(on)))
-                digests = record.digests(artifact.path.parent)
                 why = why_measure(manifest, digests, on, made_from, record.entry(artifact.model, on))
                 if why:
                     yield Doubt(one, model.part, artifact, number, why)

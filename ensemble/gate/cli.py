@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.engines import SubModel, open_sub_model
+from ensemble.engines.device import release_memory
 from ensemble.gate import truths
 from ensemble.gate.compare import GateError, OutputCheck
 from ensemble.gate.limits import limits_of
@@ -115,12 +116,13 @@ def _measure(
         run = open_sub_model(artifact.engine, artifact.path, number if artifact.on_gpu else None)
         checks = measure(run, part, artifact.model, held, limits)
         more = _told(run)
-        del run
+        del run  # and below with it the GPU's memory: the next may need all that there is
     except GateError as error:
         return [], [f"{artifact.model}: {error}"], {}
     except Exception as error:  # of whatever library opens and runs it: this sub-model cannot be served
         return [], [f"{artifact.model} cannot be run here: {type(error).__name__}: {error}"], {}
     gc.collect()
+    release_memory()
     for check in checks:
         log.info("%s: %s: cosine %.7f, relative error %.1e", artifact.model, check.output, check.cosine, check.relative)
     return checks, failures(checks, limits), more

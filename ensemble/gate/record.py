@@ -116,14 +116,22 @@ def why_measure(
     """
     if entry and entry["files"] == dict(digests) and entry["truths"] == truths:
         return None
-    gate = manifest.get("gate")
-    if not gate:
+    why = why_unfit(manifest, digests)
+    if why is None and not manifest.get("files"):
+        return "its manifest does not name its file"
+    made_on = None if why else manifest["gate"].get("on")
+    if made_on not in (None, dict(on)):
+        return f"it was measured on {said(made_on)}, and this is {said(dict(on))}"
+    return why
+
+
+def why_unfit(manifest: Mapping[str, Any], digests: Mapping[str, str]) -> str | None:
+    """Why an artifact cannot be believed on any machine by its manifest, as the end of a sentence; None where it passed
+    when it was exported, and its files are still those, if the manifest names them."""
+    if not manifest.get("gate"):
         return "it was built on a machine that could not run it"
-    named = manifest.get("files", {})
-    if not named or any(digests.get(name) != digest for name, digest in named.items()):
+    if any(digests.get(name) != digest for name, digest in (manifest.get("files") or {}).items()):
         return "its file is not the one that its manifest names"
-    if gate.get("on") not in (None, dict(on)):
-        return f"it was measured on {said(gate['on'])}, and this is {said(dict(on))}"
     return None
 
 

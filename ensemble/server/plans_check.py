@@ -25,8 +25,8 @@ def check_plans(artifacts: Sequence[Artifact], card: Gpu | None) -> None:
     if why:
         raise ServerError(why)
     for plan in plans:
-        built_for = plan.manifest.get("built_for", {}).get("compute_capability", "")
-        why = why_not_built_for(plan.model, built_for, card.compute_capability) if card else None
+        built_for = (plan.manifest.get("built_for") or {}).get("compute_capability", "")
+        why = why_not_built_for(plan.model, built_for, card.name, card.compute_capability) if card else None
         if why:
             raise ServerError(why)
         try:

@@ -39,18 +39,18 @@ def why_not_here(name: str, compute_capability: str) -> str | None:
             " serve on the CPU with sam3-export --engine onnxruntime"
         )
     return (
-        f"TensorRT for RTX has no kernels for {name} (compute capability {compute_capability}), a card for data"
+        f"TensorRT for RTX has no kernels for {name} (compute capability {compute_capability}), as for cards of data"
         f" centres; it knows {known}. Export with --engine aoti, or serve plans in the container (docker compose up)"
     )
 
 
-def why_not_built_for(model: str, built_for: str, compute_capability: str) -> str | None:
-    """Why a plan that was built for these compute capabilities ("8.6 8.9") is not for this card; None where it is."""
+def why_not_built_for(model: str, built_for: str, card: str, compute_capability: str) -> str | None:
+    """Why a plan that was built for these compute capabilities ("8.6 8.9") is not for that card; None where it is."""
     if not built_for or compute_capability in built_for.split():
-        return None
+        return None  # a manifest that does not say: TensorRT for RTX looks when the plan is opened
     number = compute_capability.replace(".", "")
     return (
-        f"{model} was built for cards of compute capability {', '.join(built_for.split())}, this one has"
+        f"{model} was built for cards of compute capability {', '.join(built_for.split())}, {card} has"
         f" {compute_capability}; export again with --compute-capability {number}"
     )
 

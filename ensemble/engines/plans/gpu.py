@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
+from weakref import WeakMethod
 
 import cupy
 
 from ensemble.engines.device import use_gpu
+from ensemble.spec import MB
 
 
 class SharedGpu:
@@ -32,7 +34,7 @@ class SharedGpu:
         self._turn = threading.RLock()
         self._scratch: Any = None
         self._size = 0
-        self._users: list[Callable[[int, int], None]] = []
+        self._users: list[WeakMethod[Callable[[int, int], None]]] = []
 
     @contextmanager
     def working(self) -> Iterator[Any]:
@@ -43,27 +45,45 @@ class SharedGpu:
             self.stream.wait_event(self._come)
             yield self.stream
 
+    @property
+    def free_mb(self) -> float:
+        """Megabytes that no process has taken; what CuPy keeps for its next calls counts as taken."""
+        with self.device:
+            return cupy.cuda.runtime.memGetInfo()[0] / MB
+
     def share(self, size: int, user: Callable[[int, int], None]) -> None:
-        """Gives `user` address and bytes of the memory that all compute in, at least `size`; and again when another
-        needs more. Raises MemoryError, saying how much, where there is no room."""
+        """Gives the method `user` address and bytes of the memory that all compute in, at least `size`; and again when
+        another needs more, as long as its object is in use. Raises MemoryError, saying how much, where there is no
+        room; the others then go on in what they had."""
         with self.working() as stream:
-            self._users.append(user)
             if size > self._size:
                 stream.synchronize()
-                self._scratch = None  # before the larger one is taken
+                before, self._scratch = self._size, None  # given back before the larger one is taken
                 try:
-                    self._scratch = cupy.cuda.alloc(size)
+                    self._take(size)
                 except cupy.cuda.memory.OutOfMemoryError as error:
+                    free = self.free_mb
+                    self._take(before)
                     raise MemoryError(
-                        f"expected {size / 2**20:,.0f} MB of free GPU memory for plans to compute in, there is less;"
-                        " serve a lower resolution, or export with a lower --max-batch or --max-pairs"
+                        f"expected {size / MB:,.0f} MB of GPU memory for plans to compute in, there are {free:,.0f} MB"
+                        " free; free some, serve a lower resolution, or export with a lower --max-batch or --max-pairs"
                     ) from error
-                self._size = size
-                told = self._users
-            else:
-                told = [user]
-            for each in told:
-                each(self._scratch.ptr if self._scratch else 0, self._size)
+            user(self._address, self._size)
+            self._users.append(WeakMethod(user))
+
+    @property
+    def _address(self) -> int:
+        return self._scratch.ptr if self._scratch else 0
+
+    def _take(self, size: int) -> None:
+        """Memory of that size for all users that there are."""
+        self._size = 0
+        self._scratch = cupy.cuda.alloc(size) if size else None
+        self._size = size
+        self._users = [user for user in self._users if user() is not None]
+        for user in self._users:
+            if (told := user()) is not None:
+                told(self._address, self._size)
 
 
 @cache

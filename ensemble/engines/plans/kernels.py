@@ -1,17 +1,22 @@
 """Kernels that TensorRT for RTX has finished for this card, kept beside the repository from start to start.
 
-A file for each sub-model and kind of card. It is only ever a saving of time: where it cannot be read it is thrown away,
-and where it cannot be written kernels are finished at each start. Standard library only.
+A file for each sub-model and kind of card: a SHA-256 of the rest and of which plan it is for, then what TensorRT wrote.
+It is only ever a saving of time: where it cannot be read, is damaged or of another plan it is thrown away, and where it
+cannot be written kernels are finished at each start. Standard library only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+HEAD_BYTES = hashlib.sha256().digest_size
 
 
 def file_for(plan: Path, card: str) -> Path:
@@ -23,9 +28,10 @@ def file_for(plan: Path, card: str) -> Path:
     return repository.parent / f"{repository.name}.here" / f"{plan.parents[1].name}.{slug}.kernels"
 
 
-def load(path: Path, accept: Callable[[bytes], bool]) -> bool:
+def load(plan: Path, card: str, accept: Callable[[bytes], bool]) -> bool:
     """Hands what is kept to `accept`, which says whether it can be used. Returns whether it was; throws away what
     cannot."""
+    path = file_for(plan, card)
     try:
         kept = path.read_bytes()
     except FileNotFoundError:
@@ -33,10 +39,11 @@ def load(path: Path, accept: Callable[[bytes], bool]) -> bool:
     except OSError as error:
         log.warning("kept kernels in %s cannot be read (%s); they are finished anew", path, error.strerror)
         return False
-    if kept and accept(kept):
+    kernels = kept[HEAD_BYTES:]
+    if kernels and kept[:HEAD_BYTES] == _head(plan, kernels) and accept(kernels):
         return True
     log.warning(
-        "kept kernels in %s are damaged, or of another card or version: they are thrown away and made anew", path
+        "kept kernels in %s are damaged, or of another plan, card or version: they are thrown away and made anew", path
     )
     try:
         path.unlink()
@@ -45,17 +52,30 @@ def load(path: Path, accept: Callable[[bytes], bool]) -> bool:
     return False
 
 
-def store(path: Path, kernels: bytes) -> bool:
+def store(plan: Path, card: str, kernels: bytes) -> bool:
     """Writes them at once or not at all. Returns whether; where not, the log says what that means."""
+    path = file_for(plan, card)
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # processes on several GPUs write at the same time
     try:
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(kernels)
+        partial.write_bytes(_head(plan, kernels) + kernels)
         partial.replace(path)
         return True
     except OSError as error:
         log.warning(
-            "finished kernels cannot be kept in %s (%s): they are finished again at each start; make %s writable",
-            *(path.parent, error.strerror, path.parent.parent),
+            "finished kernels cannot be kept in %s (%s): they are finished again at each start; make %s writable, with"
+            " room for %.0f MB",
+            *(path.parent, error.strerror, path.parent.parent, len(kernels) / 1e6),
         )
-        return False
+    try:
+        partial.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", partial, error.strerror)
+    return False
+
+
+def _head(plan: Path, kernels: bytes) -> bytes:
+    """Differs when a byte of the kernels does, or when the plan was written again: by its size and time, since it may
+    have gigabytes."""
+    stat = plan.stat()
+    return hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns} ".encode() + kernels).digest()

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ensemble.engines.plans import kernels, plan_file
 from ensemble.engines.plans.cards import INSTALL, diagnosis, why_not_here
 from ensemble.engines.plans.ways import Profile, Way
+from ensemble.spec import MB
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 """TensorRT's names -> NumPy's."""
@@ -48,8 +53,21 @@ def open_library(engine: str) -> Library:
     try:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:
-        raise PlanError(f"engine {engine} cannot be loaded: {error}; install it again") from error
-    return RtxLibrary(trt) if engine == "tensorrt_rtx" else Library(trt)
+        again = INSTALL.replace("install", "install --force-reinstall", 1) if engine == "tensorrt_rtx" else "install it"
+        raise PlanError(f"engine {engine} cannot be loaded: {error}; {again}") from error
+    try:
+        return RtxLibrary(trt) if engine == "tensorrt_rtx" else Library(trt)
+    except (RuntimeError, TypeError) as error:  # a constructor that returns nothing is a TypeError
+        raise PlanError(
+            f"engine {engine}, version {trt.__version__}, cannot be started: {error}; see whether nvidia-smi shows the"
+            " card and whether its driver is new enough for this version"
+        ) from error
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    """The one of this process: TensorRT keeps the first that it is given, and warns of others."""
+    return trt.Logger(trt.Logger.WARNING)
 
 
 class Library:
@@ -58,17 +76,19 @@ class Library:
     def __init__(self, trt: Any) -> None:
         self.trt = trt
         self.version = str(trt.__version__)
-        self._logger = trt.Logger(trt.Logger.WARNING)
-        self._runtime = trt.Runtime(self._logger)
+        self._runtime = trt.Runtime(_logger(trt))
 
-    def deserialize(self, path: Path, card: str, compute_capability: str) -> Any:
-        """The plan on the calling thread's GPU. Raises PlanError with what is wrong with it."""
+    def deserialize(self, path: Path, card: str, compute_capability: str, free_mb: float) -> Any:
+        """The plan on the calling thread's GPU. Raises PlanError with what is wrong with it, MemoryError where the card
+        has less memory free than the plan has bytes."""
         engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if engine is None:
+            _check_room(path, card, free_mb)
             raise PlanError(
                 f"{path} cannot be opened by TensorRT {self.version} on {card} (compute capability"
-                f" {compute_capability}): it was built by another version or for another card, or there is too little"
-                " memory; TensorRT's reason is in the log. Build it here with sam3-export --engine tensorrt --force"
+                f" {compute_capability}, {free_mb:,.0f} MB free): it was built by another version or for another card,"
+                " or there is too little memory; TensorRT's reason is in the log. Build it here with sam3-export"
+                " --engine tensorrt --force"
             )
         return engine
 
@@ -103,8 +123,11 @@ class Library:
         return Profile(*({name: tuple(triple[i]) for name, triple in triples.items()} for i in range(3)))
 
     def dtype(self, engine: Any, name: str) -> str:
-        """NumPy's name of a tensor's type."""
-        return DTYPES[str(engine.get_tensor_dtype(name)).removeprefix("DataType.")]
+        """NumPy's name of a tensor's type. Raises PlanError for one that no sub-model has."""
+        told = str(engine.get_tensor_dtype(name)).removeprefix("DataType.")
+        if told not in DTYPES:
+            raise PlanError(f"expected {name} of type {', '.join(DTYPES)}, the plan has {told}; export it again")
+        return DTYPES[told]
 
     def finishes(self, engine: Any, plan: Path, card: str) -> bool:
         """Whether kernels have to be finished for this card and are not kept from an earlier start."""
@@ -120,8 +143,9 @@ class RtxLibrary(Library):
     def __init__(self, trt: Any) -> None:
         super().__init__(trt)
         self._cache: Any = None
+        self._kept: list[Any] = []
 
-    def deserialize(self, path: Path, card: str, compute_capability: str) -> Any:
+    def deserialize(self, path: Path, card: str, compute_capability: str, free_mb: float) -> Any:
         why = why_not_here(card, compute_capability)
         if why:
             raise PlanError(why)
@@ -135,8 +159,10 @@ class RtxLibrary(Library):
             raise PlanError(f"{path} cannot be run on {card}: {diagnosis(int(bits))}")
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
+            _check_room(path, card, free_mb)
             raise PlanError(
-                f"{path} cannot be opened on {card}: TensorRT's reason is in the log; is there memory left?"
+                f"{path} cannot be opened on {card} ({free_mb:,.0f} MB free): TensorRT's reason is in the log; where it"
+                " speaks of memory, free some or serve a lower resolution, otherwise export it again with --force"
             )
         return engine
 
@@ -150,13 +176,38 @@ class RtxLibrary(Library):
         graphs = trt.CudaGraphStrategy
         config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if way.graph else graphs.DISABLED
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._cache is not None:
-            config.set_runtime_cache(self._cache)
+        if self._cache is not None and not config.set_runtime_cache(self._cache):
+            log.warning("TensorRT for RTX takes no kept kernels: they are finished again at each start")
+        self._kept.append(config)
         return engine.create_execution_context(config)
 
     def finishes(self, engine: Any, plan: Path, card: str) -> bool:
-        self._cache = engine.create_runtime_config().create_runtime_cache()
-        return not kernels.load(kernels.file_for(plan, card), lambda kept: bool(self._cache.deserialize(kept)))
+        config = engine.create_runtime_config()
+        self._cache = config.create_runtime_cache()
+        self._kept = [config]
+        return not kernels.load(plan, card, self._accepts)
 
     def keep_kernels(self, plan: Path, card: str) -> None:
-        kernels.store(kernels.file_for(plan, card), bytes(self._cache.serialize()))
+        finished = self._cache.serialize()
+        if finished is None:
+            log.warning("TensorRT for RTX hands out no finished kernels: they are finished again at each start")
+        else:
+            kernels.store(plan, card, bytes(finished))
+
+    def _accepts(self, kept: bytes) -> bool:
+        """Whether kept kernels are of this version, card and driver; TensorRT compares them."""
+        try:
+            return bool(self._cache.deserialize(kept))
+        except RuntimeError as error:
+            log.warning("TensorRT for RTX cannot read kept kernels: %s", error)
+            return False
+
+
+def _check_room(path: Path, card: str, free_mb: float) -> None:
+    """Raises MemoryError where there is less room than a plan's weights take."""
+    size = path.stat().st_size / MB
+    if free_mb < size:
+        raise MemoryError(
+            f"{path}: expected {size:,.0f} MB of free GPU memory for it, {card} has {free_mb:,.0f} MB free; free some,"
+            " serve a lower resolution, or leave the text encoder to the CPU with --text-encoder cpu"
+        )

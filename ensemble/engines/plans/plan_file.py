@@ -21,9 +21,16 @@ class PlanFileError(ValueError):
 
 
 def version_of(path: Path) -> str:
-    """The version that wrote the plan. Raises PlanFileError for a file that is no plan, or not a whole one."""
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
+    """The version that wrote the plan. Raises PlanFileError for a file that is no plan, is not a whole one, or cannot
+    be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise PlanFileError(
+            f"{path}: expected a plan of TensorRT for RTX, it cannot be read ({error.strerror}); make it readable for"
+            f" this user, or {AGAIN}"
+        ) from error
     if len(head) < HEAD_BYTES or not head.startswith(LETTERS):
         raise PlanFileError(f"{path}: expected a plan of TensorRT for RTX, got something else; {AGAIN}")
     _, length, *version = HEAD.unpack_from(head)

@@ -23,6 +23,8 @@ ON_GPU = frozenset(t.name for model in (*_ALL.sub_models, *_ALL.tracker_parts) f
 """Outputs that stay on the GPU, in every variant."""
 MAX_GRAPHS = 8
 """Sizes of one sub-model whose calls keep their inputs and outputs in place, as a graph needs it."""
+ALIGNED = 256
+"""Bytes; CuPy's own memory is, and TensorRT may choose kernels that need it."""
 log = logging.getLogger(__name__)
 Tensors = dict[str, Any]
 
@@ -37,8 +39,9 @@ class PlanRunner:
         self._name = path.resolve().parents[1].name
         self._gpu = shared_gpu(device_id)
         self._library = library = open_library(engine)
-        with self._gpu.working():
-            self._plan = library.deserialize(path, self._gpu.name, self._gpu.compute_capability)
+        gpu = self._gpu
+        with gpu.working():
+            self._plan = library.deserialize(path, gpu.name, gpu.compute_capability, gpu.free_mb)
         names = [self._plan.get_tensor_name(i) for i in range(self._plan.num_io_tensors)]
         mode = library.trt.TensorIOMode.INPUT
         self.inputs = [name for name in names if self._plan.get_tensor_mode(name) == mode]
@@ -57,6 +60,9 @@ class PlanRunner:
         """`SubModel` of `ensemble/engines`: NumPy arrays of the outputs that the pipeline reads, finished; of the
         others CuPy arrays, which may still be under way on the plans' stream. Where a graph is replayed, those are
         valid until the next call of the same sizes."""
+        missing = [name for name in self.inputs if name not in inputs]
+        if missing:
+            raise PlanError(f"{self._name}: the plan asks for {', '.join(missing)} too; export it again")
         with self._gpu.working() as stream:
             given = {name: self._on_gpu(name, inputs[name], stream) for name in self.inputs}
             made = self._run(given, stream)
@@ -71,7 +77,7 @@ class PlanRunner:
         if outside:
             raise PlanError(f"{self._name}: {outside}; export it with larger limits")
         way = self._library.way(way_of(shapes, self._profile))
-        context = self._context(way)
+        context = self._context(way, stream)
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise PlanError(f"{self._name}: TensorRT refuses {name} of {list(shape)}; its reason is in the log")
@@ -80,13 +86,22 @@ class PlanRunner:
         else:
             made = self._allocate(context)
         for name, tensor in {**given, **made}.items():
-            context.set_tensor_address(name, tensor.data.ptr)
+            if not context.set_tensor_address(name, tensor.data.ptr):
+                raise PlanError(f"{self._name}: TensorRT refuses the address of {name}; its reason is in the log")
         if not context.execute_async_v3(stream.ptr):
-            raise PlanError(f"{self._name}: the plan did not run; TensorRT's reason is in the log")
+            sizes = ", ".join(f"{name} of {list(shape)}" for name, shape in shapes.items())
+            raise PlanError(
+                f"{self._name}: TensorRT did not run the plan for {sizes}; its reason is in the log. Where it speaks of"
+                " memory, serve a lower resolution; otherwise build the plan again with sam3-export --force"
+            )
         return made
 
     def _allocate(self, context: Any) -> Tensors:
-        return {name: cupy.empty(tuple(context.get_tensor_shape(name)), self._dtypes[name]) for name in self.outputs}
+        shapes = {name: tuple(context.get_tensor_shape(name)) for name in self.outputs}
+        unknown = [name for name, shape in shapes.items() if min(shape, default=0) < 0]
+        if unknown:
+            raise PlanError(f"{self._name}: the plan gives no size for {', '.join(unknown)}; export it again")
+        return {name: cupy.empty(shape, self._dtypes[name]) for name, shape in shapes.items()}
 
     def _in_place(self, given: Tensors, context: Any) -> tuple[Tensors, Tensors]:
         """Copies inputs to where the graph of their sizes reads them; returns those and its outputs."""
@@ -101,23 +116,34 @@ class PlanRunner:
             inputs[name][...] = tensor
         return inputs, outputs
 
-    def _context(self, way: Way) -> Any:
+    def _context(self, way: Way, stream: Any) -> Any:
         if way not in self._contexts:
             context = self._library.context(self._plan, way)
             if context is None:
-                raise MemoryError(f"{self._name}: out of memory for another context; serve with less on this GPU")
+                raise MemoryError(
+                    f"{self._name}: out of memory for another context, {self._gpu.free_mb:,.0f} MB are free; serve"
+                    " fewer resolutions or a lower one on this GPU"
+                )
             self._library.set_scratch(context, *self._scratch)
+            # TensorRT up to 8.6 chooses the only profile for the first context of a plan alone.
+            if context.active_optimization_profile != 0 and not context.set_optimization_profile_async(0, stream.ptr):
+                raise PlanError(f"{self._name}: TensorRT refuses the plan's profile; its reason is in the log")
             self._contexts[way] = context
         return self._contexts[way]
 
     def _set_scratch(self, address: int, size: int) -> None:
+        """Takes effect at the next call. Contexts that have captured graphs, which read the old memory, are made
+        again."""
         self._scratch = address, size
+        self._contexts = {way: context for way, context in self._contexts.items() if not way.graph}
         for context in self._contexts.values():
             self._library.set_scratch(context, address, size)
 
     def _finish(self, path: Path) -> None:
         """Runs the sizes of the profile once: TensorRT for RTX makes its kernels then, which the next start finds."""
-        if not self._library.finishes(self._plan, path, self._gpu.name):
+        with self._gpu.working():  # kept kernels are compared with the calling thread's GPU
+            finished = not self._library.finishes(self._plan, path, self._gpu.name)
+        if finished:
             return
         start, sizes = time.perf_counter(), self._profile.all
         for number, shapes in enumerate(sizes, 1):
@@ -126,7 +152,8 @@ class PlanRunner:
                 *(self._name, self._gpu.name, number, len(sizes)),
             )
             self._try(shapes)
-        self._library.keep_kernels(path, self._gpu.name)
+        with self._gpu.working():
+            self._library.keep_kernels(path, self._gpu.name)
         log.warning("%s: kernels finished in %.0f s", self._name, time.perf_counter() - start)
 
     def _try(self, shapes: Shapes) -> None:
@@ -135,13 +162,15 @@ class PlanRunner:
             stream.synchronize()
 
     def _on_gpu(self, name: str, value: Any, stream: Any) -> Any:
-        """The tensor on this GPU in C order. Raises PlanError for another dtype than the plan's."""
+        """The tensor on this GPU in C order, aligned. Raises PlanError for another dtype than the plan's."""
         if isinstance(value, np.ndarray):
             held = np.ascontiguousarray(value)
             tensor = cupy.empty(held.shape, held.dtype)
             tensor.set(held, stream=stream)  # pageable memory is read before this returns
         else:
             tensor = cupy.ascontiguousarray(value if isinstance(value, cupy.ndarray) else cupy.from_dlpack(value))
+            if tensor.data.ptr % ALIGNED:  # as frames from the middle of a batch may be
+                tensor = tensor.copy()
         if tensor.dtype != self._dtypes[name]:
             raise PlanError(f"{self._name}: expected {name} as {self._dtypes[name]}, got {tensor.dtype}")
         return tensor

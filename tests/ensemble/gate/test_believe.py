@@ -109,7 +109,7 @@ def test_what_nobody_ran_cannot_be_served_without_truths(copied, gone):
     believe.believe(copied, placement.read(copied), {})  # it passed at its export, wherever that was
     manifest = copied / "sam3_vision_encoder_r140" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"gate": None}))
-    with pytest.raises(ServerError, match=r"sam3_vision_encoder_r140 was built on a machine that could not run it"):
+    with pytest.raises(ServerError, match=r"sam3_vision_encoder_r140 is not served: it was built on a machine"):
         believe.believe(copied, placement.read(copied), {})
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from ensemble.engines.plans import kernels
@@ -24,24 +27,73 @@ def test_they_lie_beside_the_repository_by_model_and_card(plan, tmp_path):
 
 
 def test_what_was_stored_is_loaded(plan):
-    path, taken = kernels.file_for(plan, "card"), []
-    assert not kernels.load(path, lambda kept: True), "there is none at the first start"
-    assert kernels.store(path, b"kernels")
-    assert kernels.load(path, lambda kept: not taken.append(kept))
+    taken = []
+    assert not kernels.load(plan, "card", lambda kept: True), "there is none at the first start"
+    assert kernels.store(plan, "card", b"kernels")
+    assert kernels.load(plan, "card", lambda kept: not taken.append(kept))
     assert taken == [b"kernels"]
+    assert not kernels.load(plan, "another card", lambda kept: True)
 
 
-@pytest.mark.parametrize("kept", [b"", b"damaged"], ids=["empty", "damaged"])
-def test_what_is_not_accepted_is_thrown_away_with_a_sentence(plan, caplog, kept):
+def damaged(kept: bytes, place: int) -> bytes:
+    return kept[:place] + bytes([kept[place] ^ 1]) + kept[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda kept: b"", id="empty"),
+        pytest.param(lambda kept: kept[: kernels.HEAD_BYTES], id="head alone"),
+        pytest.param(lambda kept: kept[:-3], id="cut off"),
+        pytest.param(lambda kept: damaged(kept, 5), id="a bit of the head"),
+        pytest.param(lambda kept: damaged(kept, -2), id="a bit of the kernels"),
+    ],
+)
+def test_what_is_damaged_is_thrown_away_and_never_handed_on(plan, caplog, spoil):
+    """Whatever the package would have said of it: a kernel with a wrong bit may compute."""
     path = kernels.file_for(plan, "card")
-    kernels.store(path, kept)
-    assert not kernels.load(path, lambda kept: False)
+    kernels.store(plan, "card", b"kernels")
+    path.write_bytes(spoil(path.read_bytes()))
+    assert not kernels.load(plan, "card", lambda kept: pytest.fail(f"handed on {kept!r}"))
     assert not path.exists()
     assert "thrown away and made anew" in caplog.text
+
+
+def test_what_the_package_does_not_take_is_thrown_away_too(plan, caplog):
+    """As that of another driver."""
+    kernels.store(plan, "card", b"kernels")
+    assert not kernels.load(plan, "card", lambda kept: False)
+    assert not kernels.file_for(plan, "card").exists()
+    assert "of another plan, card or version" in caplog.text
+
+
+def test_kernels_of_a_plan_that_was_written_again_are_thrown_away(plan):
+    """The package would take them, and finish the new plan's in the middle of calls, at every start."""
+    kernels.store(plan, "card", b"kernels")
+    stat = plan.stat()
+    os.utime(plan, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert not kernels.load(plan, "card", lambda kept: True)
 
 
 def test_where_nothing_can_be_written_the_sentence_says_what_it_costs(plan, tmp_path, caplog):
     """A file in the folder's place: root, as whom tests may run, writes to read-only folders."""
     (tmp_path / "repository.here").write_text("")
-    assert not kernels.store(kernels.file_for(plan, "card"), b"kernels")
+    assert not kernels.store(plan, "card", b"kernels")
     assert "finished again at each start" in caplog.text
+    assert f"make {tmp_path} writable" in caplog.text
+
+
+def test_where_it_cannot_be_written_whole_nothing_stays(plan, tmp_path, caplog, monkeypatch):
+    def full(path, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert not kernels.store(plan, "card", b"kernels")
+    assert "No space left on device" in caplog.text
+    assert list((tmp_path / "repository.here").iterdir()) == []
+
+
+def test_what_cannot_be_read_costs_time_alone(plan, caplog):
+    kernels.file_for(plan, "card").mkdir(parents=True)
+    assert not kernels.load(plan, "card", lambda kept: True)
+    assert "cannot be read (Is a directory); they are finished anew" in caplog.text

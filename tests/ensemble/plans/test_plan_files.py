@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,25 @@ def test_without_a_gpu_a_plan_cannot_be_opened(plan, rtx):
     """Neither to be looked at nor to be run: TensorRT for RTX asks the driver first, and finds no fault with the
     file."""
     with pytest.raises(PlanError, match=r"cannot be run on RTX 4090: "):
-        rtx.deserialize(plan, "RTX 4090", "8.9")
+        rtx.deserialize(plan, "RTX 4090", "8.9", 1000.0)
+
+
+@installed
+@pytest.mark.parametrize(
+    ("card", "spoil", "sentence"),
+    [
+        pytest.param("8.9", lambda data: data[:-1], "it was not written whole; .*--force", id="half written"),
+        pytest.param("8.9", lambda data: data[:24] + bytes(4) + data[28:], "got one of 0.0.0.0", id="another version"),
+        pytest.param("9.0", bytes, "no kernels for a card", id="Hopper"),
+        pytest.param("6.1", bytes, "a card .* is too old", id="too old"),
+    ],
+)
+def test_an_engine_process_looks_before_it_opens(plan, rtx, tmp_path, card, spoil, sentence):
+    """It may be on another GPU than the one that the start looked at."""
+    path = tmp_path / "model.rtx"
+    path.write_bytes(spoil(plan.read_bytes()))
+    with pytest.raises(PlanError, match=sentence):
+        rtx.deserialize(path, "a card", card, 1000.0)
 
 
 @installed
@@ -100,9 +119,12 @@ def test_the_package_has_every_call_that_only_it_has(rtx):
     config = ("create_runtime_cache", "set_runtime_cache", "set_execution_context_allocation_strategy")
     config += ("cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy")
     assert all(hasattr(trt.IRuntimeConfig, name) for name in config)
-    assert hasattr(trt.ICudaEngine, "device_memory_size_v2")
-    assert hasattr(trt.ICudaEngine, "create_runtime_config")
-    assert hasattr(trt.IExecutionContext, "set_device_memory")
+    plans = ("device_memory_size_v2", "create_runtime_config", "create_execution_context", "num_io_tensors")
+    plans += ("get_tensor_name", "get_tensor_mode", "get_tensor_dtype", "get_tensor_shape", "get_tensor_profile_shape")
+    assert all(hasattr(trt.ICudaEngine, name) for name in plans)
+    contexts = ("set_device_memory", "active_optimization_profile", "set_optimization_profile_async")
+    contexts += ("set_input_shape", "get_tensor_shape", "set_tensor_address", "execute_async_v3")
+    assert all(hasattr(trt.IExecutionContext, name) for name in contexts)
     assert all(hasattr(trt.IRuntimeCache, name) for name in ("serialize", "deserialize"))
     assert {"EAGER", "LAZY"} <= set(trt.DynamicShapesKernelSpecializationStrategy.__members__)
     assert {"WHOLE_GRAPH_CAPTURE", "DISABLED"} <= set(trt.CudaGraphStrategy.__members__)
@@ -116,7 +138,7 @@ def test_the_package_has_every_call_that_only_it_has(rtx):
         pytest.param(("NVIDIA GeForce RTX 4060", "8.9"), None, id="Ada"),
         pytest.param(("NVIDIA GeForce RTX 5090", "12.0"), None, id="Blackwell"),
         pytest.param(("NVIDIA H100 80GB HBM3", "9.0"), "--engine aoti, or serve plans in the container", id="Hopper"),
-        pytest.param(("NVIDIA B200", "10.0"), "a card for data centres", id="data-centre Blackwell"),
+        pytest.param(("NVIDIA B200", "10.0"), "as for cards of data centres", id="data-centre Blackwell"),
         pytest.param(("NVIDIA GeForce GTX 1080", "6.1"), "too old for TensorRT for RTX", id="Pascal"),
     ],
 )
@@ -127,27 +149,68 @@ def test_which_cards_it_runs_on(card, sentence):
     assert sentence is None or card[0] in why
 
 
+def test_a_plan_that_cannot_be_read_is_refused(tmp_path):
+    """A folder in its place: root, as whom tests may run, reads everything."""
+    with pytest.raises(PlanFileError, match=r"cannot be read \(Is a directory\); make it readable"):
+        plan_file.check(tmp_path, "1.7.1.116")
+
+
 PLAN_OF = {"tensorrt_rtx": "1.7.1.116", "compute_capability": "8.6 8.9"}
+RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", 24_000, 23_000)
 RTX_5090 = Gpu("NVIDIA GeForce RTX 5090", "12.0", 32_000, 31_000)
+GTX_1080 = Gpu("NVIDIA GeForce GTX 1080", "6.1", 8_000, 7_000)
 H100 = Gpu("NVIDIA H100", "9.0", 81_000, 80_000)
+
+
+def older(data: bytes) -> bytes:
+    return data[:24] + bytes([1, 6, 0, 9]) + data[28:]
 
 
 @installed
 @pytest.mark.parametrize(
-    ("card", "cupy", "sentence"),
+    ("card", "spoil", "sentence"),
     [
-        pytest.param(RTX_5090, True, r"8\.6, 8\.9, this one has 12\.0; export again with --compute-capability 120"),
-        pytest.param(H100, True, "no kernels for NVIDIA H100"),
-        pytest.param(None, True, "got something else"),  # the files of this repository are holes
-        pytest.param(None, False, r"expected CuPy .*sam3-triton\[gpu\]"),
+        pytest.param(RTX_4090, bytes, None, id="a card that it is for"),
+        pytest.param(None, bytes, None, id="the card is not known"),
+        pytest.param(
+            RTX_5090,
+            bytes,
+            r"8\.6, 8\.9, NVIDIA GeForce RTX 5090 has 12\.0; export again with --compute-capability 120",
+            id="the one of several cards that was not named",
+        ),
+        pytest.param(H100, bytes, "no kernels for NVIDIA H100 .*--engine aoti", id="Hopper"),
+        pytest.param(GTX_1080, bytes, "GTX 1080 .* is too old .*--engine onnxruntime", id="too old"),
+        pytest.param(
+            RTX_4090, older, r"expected a plan .* 1\.7\.1\.116.*got one of 1\.6\.0\.9; .*--force", id="another version"
+        ),
+        pytest.param(RTX_4090, lambda data: data[:-1], "it was not written whole; .*--force", id="half written"),
+        pytest.param(RTX_4090, lambda data: b"", "got something else; .*--force", id="empty"),
     ],
-    ids=["another card", "Hopper", "damaged files", "no CuPy"],
 )
-def test_a_server_does_not_start_on_plans_that_cannot_run(tmp_path, monkeypatch, card, cupy, sentence):
+def test_a_server_does_not_start_on_plans_that_cannot_run(tmp_path, monkeypatch, plan, card, spoil, sentence):
     found = read(write(tmp_path, [672], "tensorrt_rtx", built_for=PLAN_OF))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if cupy or name != "cupy" else None)
-    with pytest.raises(ServerError, match=sentence):
+    for artifact in found[0].artifacts:
+        artifact.path.write_bytes(plan.read_bytes())
+    found[0].artifacts[-1].path.write_bytes(spoil(plan.read_bytes()))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # CuPy too
+    with pytest.raises(ServerError, match=sentence) if sentence else nullcontext():
         check_plans(found[0].artifacts, card)
+
+
+@installed
+def test_without_cupy_it_does_not_start_either(tmp_path, monkeypatch):
+    found = read(write(tmp_path, [672], "tensorrt_rtx", built_for=PLAN_OF))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "cupy" else object())
+    with pytest.raises(ServerError, match=r"expected CuPy .*sam3-triton\[gpu\]"):
+        check_plans(found[0].artifacts, None)
+
+
+@pytest.mark.parametrize("built_for", [None, {}], ids=["no manifest", "it does not say"])
+def test_a_manifest_that_does_not_say_leaves_it_to_the_runtime(tmp_path, monkeypatch, built_for):
+    found = read(write(tmp_path, [672], "tensorrt_rtx", built_for=built_for))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ServerError, match="got something else"):  # the files of this repository are holes
+        check_plans(found[0].artifacts, RTX_5090)
 
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
