@@ -156,8 +156,8 @@ def about(scheme: str, made: dict[str, Made], resolution: int, device: str) -> R
     if isinstance(predict, Fp8Predictor):
         return row | {"size_mb": round(fp8_size_mb(predict), 2), "note": EMULATED}
     figures_of = measured(scheme, one.folder, resolution, device)
-    times = {"cpu_ms" if device == "cpu" else "ms_per_frame": figures_of.pop("ms")}
-    return row | figures_of | times
+    wall = {"cpu_ms" if device == "cpu" else "ms_per_frame": figures_of.pop("ms")} if "ms" in figures_of else {}
+    return row | wall | figures_of
 
 
 def errors(scheme: str, resolutions: Sequence[int], error: Exception) -> list[Row]:

@@ -53,7 +53,7 @@ def _row(scheme: str, served: Served, root: Path, scenes: int) -> dict[str, Any]
         "resolution": resolution,
         "size_mb": round(sum(artifact.path.stat().st_size for artifact in served.artifacts) / MB, 2),
         "cosine": min(check["cosine"] for check in features),
-        "cpu_ms": seen.pop("ms"),
+        **({"cpu_ms": seen.pop("ms")} if "ms" in seen else {}),
         **seen,
     }
     return row | precise

@@ -1,7 +1,7 @@
 """Load time, memory and speed of one scheme, measured in a process of its own; `measured` starts it.
 
-The last line of the process's standard output is JSON: {"load_s", "memory_mb", "ms", "load"}, the last
-one the machine's load in the minute before.
+The last line of the process's standard output is JSON: {"load_s", "memory_mb", "ms", "core_ms", "load"}, the last one
+the machine's load in the minute before.
 """
 
 from __future__ import annotations
@@ -23,21 +23,26 @@ from export.tiny.evaluate import held_out
 from export.tiny.predictor import TorchPredictor, load_model
 from perf.bench.weights.schemes import EXPORTED, PREDICTORS
 
-FRAMES, ROUNDS = 5, 4
+FRAMES, ROUNDS = 4, 3
 """Drawn frames that are timed, after one that is not, and how often; the figure is the mean of each frame's fastest
 time, since other work on the machine only ever takes time away."""
 
 
 def measured(scheme: str, folder: Path, resolution: int, device: str) -> dict[str, float]:
     """Seconds to load the scheme, MB of this machine's memory (on a GPU, of the GPU's) that it then takes beside what
-    the process took before, milliseconds a frame with its five questions, and the machine's load. Raises RuntimeError
-    where the process fails."""
+    the process took before, milliseconds a frame with its five questions (`ms`, and `core_ms` of all its threads'
+    processor time, which other work on the machine hardly changes), and the machine's load. Where that is more than its
+    cores, there is no `ms`. Raises RuntimeError where the process fails."""
     command = [sys.executable, "-m", "perf.bench.weights.probe", scheme, str(folder), str(resolution), device]
-    done = subprocess.run(command, capture_output=True, text=True)
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin while they wait would count as at work
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | waiting)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise RuntimeError(f"expected figures of {scheme} at {resolution}, its process ended with {last}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    found = dict(json.loads(done.stdout.splitlines()[-1]))
+    if device == "cpu" and found["load"] > len(os.sched_getaffinity(0)):
+        del found["ms"]
+    return found
 
 
 def main() -> None:
@@ -48,7 +53,7 @@ def main() -> None:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.zeros(1, device=device)  # the context is the process's, not the model's
     before, start = memory_mb(device), time.perf_counter()
-    times: dict[int, list[float]] = {}
+    times: dict[int, list[tuple[float, float]]] = {}
     turns = [0, *(list(range(1, FRAMES + 1)) * ROUNDS)]
     if scheme in EXPORTED:
         from perf.bench.in_process import opened
@@ -57,21 +62,33 @@ def main() -> None:
         with opened(served) as answer:
             load_s, memory = time.perf_counter() - start, memory_mb(device) - before
             for n in turns:
-                start = time.perf_counter()
+                begun = clocks()
                 list(answer([cases[n]]))
-                times.setdefault(n, []).append(time.perf_counter() - start)
+                times.setdefault(n, []).append(since(begun))
     else:
         loaded = load_model(folder, resolution, device)
         load_s, memory = time.perf_counter() - start, memory_mb(device) - before
         predict = PREDICTORS.get(scheme, TorchPredictor)(*loaded, resolution)
         asked = [(case.rendering.frame, [question.prompt for question in case.questions]) for case in cases]
         for n in turns:
-            start = time.perf_counter()
+            begun = clocks()
             predict(*asked[n])
-            times.setdefault(n, []).append(time.perf_counter() - start)  # the answers are numpy's: nothing is under way
-    ms = 1e3 * statistics.mean(min(times[n]) for n in range(1, FRAMES + 1))
+            times.setdefault(n, []).append(since(begun))  # the answers are numpy's: nothing is under way
+    ms, core_ms = (1e3 * statistics.mean(min(t[i] for t in times[n]) for n in range(1, FRAMES + 1)) for i in (0, 1))
     found = {"load_s": round(load_s, 3), "memory_mb": round(memory, 1), "ms": round(ms, 2)}
+    if device == "cpu":
+        found["core_ms"] = round(core_ms, 1)
     print(json.dumps(found | {"load": round(os.getloadavg()[0], 1)}))
+
+
+def clocks() -> tuple[float, float]:
+    """Seconds, and seconds of this process' threads at work."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(begun: tuple[float, float]) -> tuple[float, float]:
+    now = clocks()
+    return now[0] - begun[0], now[1] - begun[1]
 
 
 def memory_mb(device: str) -> float:

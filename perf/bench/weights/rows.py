@@ -11,7 +11,7 @@ from perf import results
 
 Row = dict[str, Any]
 SHOWN = (
-    *("scheme", "resolution", "size_mb", "load_s", "memory_mb", "cpu_ms", "cpu_speedup", "ms_per_frame"),
+    *("scheme", "resolution", "size_mb", "load_s", "memory_mb", "cpu_ms", "core_ms", "cpu_speedup", "ms_per_frame"),
     *("cosine", "box_ap", "mask_ap"),
 )
 
@@ -54,16 +54,16 @@ def there(path: Path) -> list[Row]:
 
 
 def with_speedups(rows: Sequence[Row], base: Mapping[str, str]) -> list[Row]:
-    """Rows with `cpu_speedup`: how many times faster than the row of the scheme `base` (fp32 where not named) at the
-    same resolution, on the same machine."""
+    """Rows with `cpu_speedup`: how many times less processor time than the row of the scheme `base` (fp32 where not
+    named) takes at the same resolution, on the same machine."""
 
     def place(row: Row) -> tuple[int, str]:
         head = row.get("timed") or row.get("measured") or {}
         return row["resolution"], json.dumps(head.get("machine"), sort_keys=True)
 
-    times = {(row["scheme"], *place(row)): row["cpu_ms"] for row in rows if row.get("cpu_ms")}
+    times = {(row["scheme"], *place(row)): row["core_ms"] for row in rows if row.get("core_ms")}
     found = []
     for row in rows:
-        plain, own = times.get((base.get(row["scheme"], "fp32"), *place(row))), row.get("cpu_ms")
+        plain, own = times.get((base.get(row["scheme"], "fp32"), *place(row))), row.get("core_ms")
         found.append(row | ({"cpu_speedup": round(plain / own, 2)} if plain and own else {}))
     return found

@@ -4,6 +4,7 @@ sentence."""
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from export.slim import figures
 from export.tiny.evaluate import cases_of
 from export.tiny.predictor import Detections
-from perf.bench.weights import cli, rows
+from perf.bench.weights import cli, probe, rows
 from perf.bench.weights.exported import rows_of_exported
 from perf.bench.weights.schemes import size_mb
 
@@ -33,11 +34,19 @@ def test_a_row_without_accuracy_leaves_an_earlier_ones_there():
     assert rows.merged([], [new]) == [new]
 
 
+def test_time_on_a_busy_machine_is_processor_time(monkeypatch, tmp_path):
+    answer = json.dumps({"load_s": 1.0, "memory_mb": 2.0, "ms": 900.0, "core_ms": 300.0, "load": 999.0})
+    monkeypatch.setattr(probe.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=answer))
+    found = probe.measured("fp32", tmp_path, 252, "cpu")
+    assert found == {"load_s": 1.0, "memory_mb": 2.0, "core_ms": 300.0, "load": 999.0}
+    assert probe.measured("fp32", tmp_path, 252, "cuda")["ms"] == 900.0
+
+
 def test_speed_ups_are_beside_the_same_runtime_at_the_same_resolution():
     base = {"fp32": 8, "half fp16": 4, "onnxruntime fp32": 6, "int8": 3}
-    times = [{"scheme": n, "resolution": r, "cpu_ms": t * r} for r in (1, 2) for n, t in base.items()]
+    times = [{"scheme": n, "resolution": r, "core_ms": t * r} for r in (1, 2) for n, t in base.items()]
     times.append({"scheme": "fp8", "resolution": 1})
-    times.append({"scheme": "stripped", "resolution": 1, "cpu_ms": 4, "measured": {"machine": {"cores": 64}}})
+    times.append({"scheme": "stripped", "resolution": 1, "core_ms": 4, "measured": {"machine": {"cores": 64}}})
     found = rows.with_speedups(times, {"int8": "onnxruntime fp32"})
     assert [row.get("cpu_speedup") for row in found] == [1.0, 2.0, 1.33, 2.0] * 2 + [None] * 2
 
