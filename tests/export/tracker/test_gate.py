@@ -27,10 +27,11 @@ def test_all_outputs_of_one_to_eight_objects_with_one_to_ten_maps(resolution, ca
     assert max(check.relative for check in report.outputs) <= RELATIVE
 
 
-@pytest.mark.parametrize("resolution", RESOLUTIONS[:2])
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_half_precision(resolution, case, runs, variant):
     own, of = case(resolution), variant(resolution, "fp16")
-    report = verify_tracker(runs(own.tracker, of), of, own.truths)
+    truths = own.truths if resolution == RESOLUTIONS[0] else own.truths[:2]  # a processor takes its time in fp16
+    report = verify_tracker(runs(own.tracker, of), of, truths)
     assert report.failures == ()
     assert min(check.cosine for check in report.outputs) >= 0.999
 
