@@ -1,0 +1,105 @@
+import pytest
+
+from ensemble.request import RequestError
+from ensemble.video.follow import Rules
+from ensemble.video.request import Asked
+from ensemble.video.sessions import Sessions
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def sessions(clock):
+    return Sessions("sam3_video_r28", slots=10, slot_bytes=2**20, clock=clock)
+
+
+def begin(sessions, number, most=4):
+    return sessions.begin(Asked(number, start=True, max_objects=most), Rules(max_objects=most))
+
+
+def test_a_session_has_all_its_slots_from_the_start(sessions):
+    first, second = begin(sessions, 1), begin(sessions, 2)
+    assert len(first.slots) == len(second.slots) == 4
+    assert not set(first.slots) & set(second.slots)
+    assert (sessions.used_slots, len(sessions)) == (8, 2)
+
+
+def test_a_full_bank_is_refused_with_figures(sessions):
+    begin(sessions, 1)
+    begin(sessions, 2)
+    with pytest.raises(
+        RequestError, match=r"holds 2 sessions of 4 objects in 10 MB and has room for 2 .*--video-memory"
+    ):
+        begin(sessions, 3)
+    assert begin(sessions, 4, most=2).slots
+    assert sessions.over["refused"] == 1
+
+
+def test_slots_of_objects_are_those_of_their_session(sessions):
+    session = begin(sessions, 1)
+    taken = [session.take(n) for n in (11, 12, 13, 14)]
+    assert sorted(taken) == sorted(session.slots)
+    assert session.take(12) == taken[1]
+    del session.taken[13]
+    assert session.take(15) == taken[2]
+
+
+@pytest.mark.parametrize("again", ["end", "begin"])
+def test_slots_come_back(sessions, again):
+    begin(sessions, 1, most=10)
+    if again == "end":
+        sessions.end(1)
+        assert sessions.over == {"ended": 1}
+    assert begin(sessions, 1, most=10).slots
+    assert sessions.over["restarted"] == (again == "begin")
+
+
+def test_an_idle_session_is_over_by_its_own_clock(sessions, clock):
+    begin(sessions, 1)
+    clock.now = 59.0
+    assert sessions.find(1).number == 1
+    clock.now = 119.5
+    with pytest.raises(RequestError, match="sent no frame for 60 s and is over; begin it anew"):
+        sessions.find(1)
+    assert (sessions.used_slots, dict(sessions.over)) == (0, {"expired": 1})
+
+
+def test_a_thousand_abandoned_sessions_leave_every_slot_free(sessions, clock):
+    for number in range(1, 1001):
+        clock.now += 100.0
+        begin(sessions, number, most=10)
+    clock.now += 100.0
+    sessions.sweep()
+    assert (sessions.used_slots, len(sessions), sessions.over["expired"]) == (0, 0, 1000)
+    assert sorted(begin(sessions, 5000, most=10).slots) == list(range(10))
+
+
+def test_an_unknown_session_is_told_what_to_do(sessions):
+    with pytest.raises(RequestError, match=r"knows none of id 99.*start flag, and with the last masks as seed_masks"):
+        sessions.find(99)
+
+
+def test_ending_what_is_not_there_does_nothing(sessions):
+    sessions.end(99)
+    assert not sessions.over
+
+
+def test_what_failed_is_undone(sessions):
+    session = begin(sessions, 1)
+    session.take(1)
+    before = session.snapshot()
+    session.take(2)
+    session.follower.rules = Rules(max_objects=1)
+    session.names = (b"x",)
+    session.restore(before)
+    assert (list(session.taken), session.names, session.follower.rules.max_objects) == ([1], (), 4)
