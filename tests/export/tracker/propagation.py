@@ -46,9 +46,13 @@ class Remembered:
         return memory, memory_age, told, pointer_age
 
 
-def ours(runs: Mapping[str, Run], variant: Variant, hidden: np.ndarray, given: Given) -> Seen:
-    """By the sub-models, all objects of a frame in one call."""
+def ours(
+    runs: Mapping[str, Run], variant: Variant, hidden: np.ndarray, given: Given, kept: torch.dtype = torch.float32
+) -> Seen:
+    """By the sub-models, all objects of a frame in one call; memory maps are `kept` in that dtype."""
     known: dict[int, Remembered] = {}
+    whole = runs["memory_encoder"]
+    runs = {**runs, "memory_encoder": lambda feed: {"memory": rounded(whole(feed)["memory"], kept)}}
     seen: Seen = []
     for now, tokens in enumerate(hidden):
         fresh, frame = given.get(now, {}), call(runs, variant, "tracker_neck", {"hidden": tokens[None]})
@@ -75,6 +79,10 @@ def ours(runs: Mapping[str, Run], variant: Variant, hidden: np.ndarray, given: G
             answers |= {n: (seed["mask_logits"][i] > 0, 10.0) for i, n in enumerate(fresh)}
         seen.append(answers)
     return seen
+
+
+def rounded(maps: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    return torch.from_numpy(maps).to(dtype).float().numpy()
 
 
 def remember(runs, variant, feed, now, objects, known, answer):
