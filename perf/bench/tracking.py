@@ -92,8 +92,8 @@ def by_bytetrack(video: Video, names: Sequence[str], predictor: TorchPredictor) 
 def measure(
     numbers: Sequence[int], resolution: int, tracker_resolution: int, every: Sequence[int], frames: int = FRAMES
 ) -> list[dict]:
-    """A row for each k of `every`: the tracker's figures over all videos, and ByteTrack's beside them; `hard` counts
-    switches in videos with occluders and crossing twins alone."""
+    """A row for each k of `every`: the tracker's figures over all videos, and ByteTrack's beside them; `_hard` are
+    those of videos with occluders and crossing twins, `_easy` those of the others."""
     network = load_tracker(CHECKPOINT, (tracker_resolution,))
     predictor = TorchPredictor(*load_model(CHECKPOINT, resolution), resolution)
     counts: dict[object, list[tuple[str, Identity]]] = {}
@@ -114,15 +114,16 @@ def measure(
 
 
 def figures(counted: Sequence[tuple[str, Identity]]) -> dict[str, Any]:
-    """HOTA, IDF1 and switches over videos, and the switches in the hard kinds."""
-    total = reduce(add, (counts for _, counts in counted))
-    hard = sum(counts.switches for kind, counts in counted if kind in HARD)
-    return {
-        "hota": round(total.hota, 4),
-        "idf1": round(total.idf1, 4),
-        "id_switches": total.switches,
-        "id_switches_hard": hard,
-    }
+    """HOTA, IDF1 and switches over videos, and the same over the hard kinds and over the others (`_easy`); None where
+    there is no such video."""
+    told: dict[str, Any] = {}
+    for suffix, kinds in (("", (True, False)), ("_hard", (True,)), ("_easy", (False,))):
+        part = [counts for kind, counts in counted if (kind in HARD) in kinds]
+        total = reduce(add, part) if part else None
+        told[f"hota{suffix}"] = round(total.hota, 4) if total else None
+        told[f"idf1{suffix}"] = round(total.idf1, 4) if total else None
+        told[f"id_switches{suffix}"] = total.switches if total else None
+    return told
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,10 @@
 """Ids of the tracker and of ByteTrack on the same drawn video."""
 
+import numpy as np
+
 from export.tiny.video.evaluate import held_out_video
-from perf.bench.tracking import measure, names_of
+from export.tiny.video.identity import FrameOverlap, identity
+from perf.bench.tracking import figures, measure, names_of
 
 
 def test_a_row_holds_both():
@@ -11,6 +14,8 @@ def test_a_row_holds_both():
         assert 0.2 < row[name] <= 1
         assert 0.2 < row[f"bytetrack_{name}"] <= 1
     assert row["id_switches"] >= 0
+    assert row["hota"] == row["hota_easy"]
+    assert row["hota_hard"] is None
 
 
 def test_occluders_are_asked_for_by_no_name():
@@ -19,3 +24,10 @@ def test_occluders_are_asked_for_by_no_name():
     assert video.names[-1].startswith("grey")
     assert names_of(video)
     assert not any(name.startswith("grey") for name in names_of(video))
+
+
+def test_hard_kinds_have_figures_of_their_own():
+    same, other = (FrameOverlap((1,), (track,), np.ones((1, 1))) for track in (1, 2))
+    told = figures([("twins", identity([same, other])), ("plain", identity([same, same]))])
+    assert (told["id_switches"], told["id_switches_hard"], told["id_switches_easy"]) == (1, 1, 0)
+    assert (told["idf1"], told["idf1_hard"], told["idf1_easy"]) == (0.75, 0.5, 1.0)
