@@ -30,6 +30,7 @@ STAND_INS = {
     "build/repository": "{repository}",
     "sam3_r1008": "sam3_r252",
     "sam3_r672": "sam3_r140",
+    "sam3_video_r672": "sam3_video_r140",
     "resolution: 1008": "resolution: 252",
     "resolution: 672": "resolution: 140",
     "rtsp://user:password@192.0.2.10/stream1": "video.mp4",
@@ -38,6 +39,9 @@ STAND_INS = {
     "deadline_ms: 1000": "deadline_ms: 60000",  # however busy the machine is
 }
 """What a page says -> what the test says in its place, the longest first."""
+
+VIDEO_WORDS = (".session(", "sam3-video ")
+"""What examples of videos have and others have not."""
 
 STAY = ("sam3-serve", "sam3-dashboard")
 """Commands that run until they are interrupted."""
@@ -65,12 +69,16 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def adapt(server, repository):
-    """A page's text with `STAND_INS` in place of what it says."""
+def adapt(request, server, repository):
+    """A page's text with `STAND_INS` in place of what it says; examples of videos get a server of videos."""
 
     def adapt(text: str) -> str:
+        of_videos = any(word in text for word in VIDEO_WORDS)
+        url = (request.getfixturevalue("video_server") if of_videos else server).grpc_url
+        if of_videos:
+            text = text.replace('Client("localhost:8001")', 'Client("{grpc}")').replace("{grpc}", url)
         for old in sorted(STAND_INS, key=len, reverse=True):
-            text = text.replace(old, STAND_INS[old].format(grpc=server.grpc_url, repository=repository))
+            text = text.replace(old, STAND_INS[old].format(grpc=url, repository=repository))
         return text
 
     return adapt
