@@ -101,7 +101,7 @@ class VideoVariant:
                 TensorSpec("track_ids", "INT64", (objects,)),  # the same for one object in all frames
                 TensorSpec("track_scores", "FP32", (objects,)),  # probability that the object is in the frame
                 TensorSpec("track_states", "INT32", (objects,)),  # NEW, TRACKED or CONFIRMED
-                TensorSpec("hidden_ids", "INT64", (many,)),  # objects that are followed and cannot be seen
+                TensorSpec("hidden_ids", "INT64", (many,)),  # followed and not shown: hidden, or doubted
                 TensorSpec("frame_index", "INT32", (1,)),  # frames of this session before this one
                 TensorSpec("dropped_objects", "INT32", (1,)),  # new objects of this frame that had no room
                 TensorSpec("session_bytes", "INT64", (1,)),  # what the session's objects may take of the memory
