@@ -58,9 +58,15 @@ def text_encoder(exported) -> Path:
     return exported(112).root / "sam3_text_encoder" / "1" / "model.onnx"
 
 
-@pytest.fixture
-def process(text_encoder):
-    with PlanProcess([sys.executable, "-c", STAND_IN, str(ROOT), str(text_encoder)]) as process:
+@pytest.fixture(scope="module")
+def command(text_encoder) -> list[str]:
+    return [sys.executable, "-c", STAND_IN, str(ROOT), str(text_encoder)]
+
+
+@pytest.fixture(scope="module")
+def process(command):
+    """One for all tests that leave it as it was: its start takes seconds."""
+    with PlanProcess(command) as process:
         yield process
 
 
@@ -80,8 +86,11 @@ def test_a_refused_request_is_an_error_and_the_next_is_answered(process):
     assert process({"input_ids": np.ones((1, 32), np.int32)})["text_features"].shape[:2] == (1, 32)
 
 
-def test_a_process_that_ends_is_an_error_with_its_last_lines(process):
-    with pytest.raises(PlanError, match="ended with status 1; it said last: out of memory"):
+def test_a_process_that_ends_is_an_error_with_its_last_lines(command):
+    with (
+        PlanProcess(command) as process,
+        pytest.raises(PlanError, match="ended with status 1; it said last: out of memory"),
+    ):
         process({"input_ids": np.full((1, 32), 7, np.int32)})
 
 
