@@ -39,8 +39,8 @@ from perf.console import make_parser, refuse
 Row = dict[str, Any]
 FAILURES = (CheckpointError, EngineError, GateError, ValueError, RuntimeError, OSError)
 """What a scheme that cannot be made or measured says; the others go on."""
-BESIDE = {"int8": "onnxruntime fp32"}
-"""Schemes whose speed is told beside another one's than that of fp32 in PyTorch."""
+BESIDE = dict.fromkeys(EXPORTED, "onnxruntime fp32")
+"""Schemes whose speed is told beside another one's than that of fp32 in PyTorch: the same runtime's."""
 SCHEMES = (*MADE, *EXPORTED, GRAPHS)
 EMULATED = "E4M3 is rounded in PyTorch here; load time, memory and speed are those of a compiled package"
 EXAMPLES = """examples:
