@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ensemble": set(),
     "export": {
         *("ensemble.spec", "ensemble.records", "ensemble.tracker_interfaces", "ensemble.pbtxt"),
-        *("ensemble.engines", "ensemble.gate"),
+        *("ensemble.engines", "ensemble.gate", "ensemble.video.follow"),
     },
     "clients": {
         *("ensemble.spec", "ensemble.records", "ensemble.loopback", "ensemble.boxes", "ensemble.pictures"),

@@ -257,8 +257,9 @@ class EmbeddedServer:
         return {number: there[number] if there else None for number in self._gpus}
 
     def _check(self, served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
+        videos = self._videos(served)
         for card in cards.values() or (None,):
-            host = start_check.Host(card, stated_mb=self._gpu_memory_mb)
+            host = start_check.Host(card, stated_mb=self._gpu_memory_mb, videos_mb=sum(v.mb for v in videos))
             start_check.check(self.repository, served, host, self._pool if self._sub_models else None)
 
     def _pool(self, variants: Sequence[Variant]) -> float:

@@ -42,11 +42,12 @@ model holds the sub-models, which hand over nothing."""
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the models are going to run on: the one GPU, if there is one. A stated amount of memory, in MB, is taken in
-    place of what is free on it."""
+    place of what is free on it. `videos_mb` is what videos take beside the models for pictures."""
 
     card: gpu.Gpu | None
     tensorrt: str | None = None
     stated_mb: float | None = None
+    videos_mb: float = 0.0
 
     @classmethod
     def here(cls, stated_mb: float | None = None) -> Host:
@@ -167,6 +168,8 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool | None) -> Non
     else:
         log.warning("memory is not checked: the models are placed on a GPU, and NVML shows none here")
         return
+    if host.videos_mb:
+        free, have = free - host.videos_mb, f"{have}; videos take {host.videos_mb:,.0f} MB of them (--video-memory)"
     wanted = need_of(served, pool)
     if wanted.total <= free:
         return

@@ -28,6 +28,15 @@ class VideoServed:
     slots: int
 
     @property
+    def mb(self) -> float:
+        """Megabytes beside the detector's: the tracker's files, and what is remembered. What the tracker computes with
+        is not reckoned."""
+        files = [a.path for a in self.tracking.tracker]
+        if not self.variant.shares_trunk:
+            files.append(self.tracking.artifacts[0].path)
+        return (sum(file.stat().st_size for file in files) + self.slots * slot_bytes(self.tracking.variant)) / MB
+
+    @property
     def engines(self) -> dict[str, str]:
         """Of each sub-model by part."""
         own = {artifact_part(a): a.engine for a in self.tracking.tracker}

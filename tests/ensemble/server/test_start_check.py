@@ -94,6 +94,12 @@ def test_a_stated_amount_is_taken_in_place_of_what_is_free(check, tmp_path):
         check(tmp_path, Host(H200, stated_mb=9_000))
 
 
+def test_what_videos_take_is_not_there_for_the_models(check, tmp_path):
+    write(tmp_path, [1008])
+    with pytest.raises(ServerError, match=r"as stated; videos take 3,000 MB of them \(--video-memory\)"):
+        check(tmp_path, Host(CARD, stated_mb=11_000, videos_mb=3_000))
+
+
 @pytest.mark.parametrize(
     ("cards", "refused"),
     [
