@@ -38,7 +38,6 @@ class Rules:
     refresh_share: float = 0.8
     reach: float = 2.0  # a new detection within so many sizes of where a hidden object was is that object
     reach_frames: int = 30  # if it has been hidden for at most so long
-    astray: int = 3  # looks in a row that see an object without confirming it, and it counts as hidden for this
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +155,9 @@ class Follower:
         over = {known.object_id for known in objects if self._is_over(known)}
         step.seeds = [seed for seed in step.seeds if seed.object_id not in over]
         step.ended = sorted(over)
-        given = {seed.object_id: seed.bits for seed in step.seeds}
         for known, mask, score in zip(objects, bits, propagated.scores, strict=True):
             if known.object_id not in over:
-                shown = given.get(known.object_id, mask if mask.any() else confirmed.get(known.object_id, mask))
+                shown = confirmed.get(known.object_id, mask) if not mask.any() else mask
                 if known.misses >= rules.hesitation:
                     shown = np.zeros_like(mask)
                 state = CONFIRMED if known.object_id in confirmed else TRACKED
@@ -233,13 +231,11 @@ class Follower:
     def _hidden_at(
         self, class_id: int, place: tuple[np.ndarray, float], confirmed: Mapping[int, np.ndarray]
     ) -> Object | None:
-        """The object of that class, hidden for a while at most or gone astray, that was nearest to that place and about
-        as large."""
+        """The object of that class, hidden for a while at most, that was nearest to that place and about as large."""
         centre, size = place
         near: list[tuple[float, Object]] = []
         for known in self.objects:
-            away = known.hidden > 0 or known.misses >= self.rules.astray
-            if not away or known.hidden > self.rules.reach_frames or known.suppressed:
+            if not 0 < known.hidden <= self.rules.reach_frames or known.suppressed:
                 continue
             if known.class_id != class_id or known.object_id in confirmed:
                 continue

@@ -213,24 +213,6 @@ def test_an_object_that_the_detector_does_not_see_any_more_is_kept_and_not_shown
     assert (ids(step), states(step)) == ([1], {1: CONFIRMED})
 
 
-def test_an_object_that_the_tracker_has_led_astray_is_found_again_nearby():
-    follower, _ = begun((0, 0.9, mask(0, 0)))
-    frame = proven(follower, mask(0, 0))
-    for n in range(2):
-        follower.frame(frame + n, seen(mask(0, 0)), found())
-    step = follower.frame(frame + 2, seen(mask(0, 0)), found((0, 0.9, mask(10, 0))))
-    assert (ids(step), states(step)) == ([1], {1: CONFIRMED})
-    assert [seed.object_id for seed in step.seeds] == [1]
-    assert (step.shown[0].bits == mask(10, 0)).all()
-
-
-def test_an_object_that_was_missed_once_is_not_taken_for_a_newcomer():
-    follower, _ = begun((0, 0.9, mask(0, 0)))
-    frame = proven(follower, mask(0, 0))
-    step = follower.frame(frame, seen(mask(0, 0)), found((0, 0.9, mask(10, 0))))
-    assert states(step) == {1: TRACKED, 2: NEW}
-
-
 def test_an_object_that_is_lost_ends_and_its_place_is_free():
     follower, _ = begun((0, 0.9, mask(0, 0)), lost=5, max_objects=1)
     steps = [follower.frame(frame, seen(EMPTY), None) for frame in range(1, 6)]
