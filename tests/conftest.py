@@ -4,7 +4,6 @@ it."""
 from __future__ import annotations
 
 import fcntl
-import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,17 +15,6 @@ from ensemble.server.embedded import EmbeddedServer
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "export" / "tiny" / "checkpoint"
-RARELY = (50_000, 10, 10)
-"""Thresholds of Python's garbage collector. Tracing a sub-model makes millions of small objects that live until its
-end; looking through all of them as often as Python does by itself is an eighth of the time."""
-RARE_EXPORT = f"import gc, sys; gc.set_threshold(*{RARELY}); from export.cli import main; sys.exit(main())"
-
-
-def pytest_collection_finish() -> None:
-    """What the modules hold is not looked through again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*RARELY)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +40,7 @@ def video_repository() -> Path:
 def exported(name: str, options: str) -> Path:
     """The repository of that name below build/. The export skips what is up to date."""
     folder = ROOT / "build" / name
-    command = [sys.executable, "-c", RARE_EXPORT, "--checkpoint", str(CHECKPOINT), "--repository", str(folder)]
+    command = [sys.executable, "-m", "export.cli", "--checkpoint", str(CHECKPOINT), "--repository", str(folder)]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f"{name}.lock").open("w") as lock:  # one session exports, others then find it done
         fcntl.flock(lock, fcntl.LOCK_EX)
