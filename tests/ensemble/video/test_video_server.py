@@ -165,3 +165,30 @@ def answered(session, frame):
 def test_a_repository_without_a_tracker_says_so(server):
     with Client(server.grpc_url) as client, pytest.raises(ModelNotFound, match=r"serves no videos; export .* --video"):
         client.session(["red circle"]).frame(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_frames_may_change_their_size(client, film):
+    video = film(3)
+    small = np.ascontiguousarray(video.frames[1][::2, ::2])
+    with client.session(names_of(video)) as session:
+        before, after = session.frame(video.frames[0]), session.frame(small)
+    assert after.frame_size == small.shape[:2]
+    assert set(before.track_ids.tolist()) <= {*after.track_ids.tolist(), *after.hidden_ids.tolist()}
+
+
+def test_the_same_frame_twice_is_the_next_frame(client, film):
+    video = film(3)
+    with client.session(names_of(video)) as session:
+        answers = [session.frame(video.frames[0]) for _ in range(2)]
+    assert [answer.frame_index for answer in answers] == [0, 1]
+    assert sorted(answers[0].track_ids) == sorted(answers[1].track_ids)
+
+
+def test_a_session_that_starts_twice_begins_anew(client, film):
+    video = film(3)
+    with client.session(names_of(video)) as session:
+        session.frame(video.frames[0])
+        request, sequence = session._talk.request(video.frames[1])
+        again = client.infer_in_sequence(MODEL, request, **{**sequence, "sequence_start": True})
+        assert again.as_numpy("frame_index").item() == 0
+        assert session.frame(video.frames[2]).frame_index == 1
