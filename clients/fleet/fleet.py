@@ -78,11 +78,17 @@ async def watch(
     keep: bool = False,
 ) -> dict[str, Any]:
     """`run_fleet` for a command: SIGINT and SIGTERM stop it, and so does the end of `seconds`; with `status` it logs a
-    line now and then. Both signals are left alone from then on, so that nothing interrupts the account."""
+    line now and then. Both signals do nothing else from then on, also when this has returned, so that nothing
+    interrupts the account."""
     loop = asyncio.get_running_loop()
+
+    def stop_soon(*_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the account is being written
+            loop.call_soon_threadsafe(stop.set)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError, RuntimeError):  # on Windows, outside the main thread
-            loop.add_signal_handler(number, stop.set)
+        with contextlib.suppress(ValueError):  # outside the main thread
+            signal.signal(number, stop_soon)  # a handler of the loop would end with it
     if seconds is not None:
         loop.call_later(seconds, stop.set)
 

@@ -146,3 +146,20 @@ def test_a_page_on_ipv6(film, tmp_path, closed_port):
     assert address.startswith("http://[::1]:")
     program.wait_for(lambda: figures(address)["name"] == "yard")
     assert program.end(signal.SIGINT)[0] == 0
+
+
+AFTERWARDS = """
+import asyncio, os, signal
+from clients.fleet.config import FleetConfig
+from clients.fleet.fleet import open_pool, watch
+
+asyncio.run(watch([], open_pool(FleetConfig((), ("127.0.0.1:1",))), print, asyncio.Event(), status=False))
+os.kill(os.getpid(), signal.{name})
+print("account")
+"""
+
+
+@SIGNALS
+def test_a_signal_after_the_cameras_does_not_take_the_account(number):
+    done = subprocess.run([sys.executable, "-c", AFTERWARDS.format(name=number.name)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "account\n"), done.stderr
