@@ -28,7 +28,9 @@ _PER_TRACK = ("track_ids", "track_scores", "track_states")
 
 class SessionOptions(TypedDict, total=False):
     """The options of a session. `model` is a video front model's name; `max_objects` how many objects are followed at a
-    time; the detector looks at each `detect_every`-th frame; the others are as in `clients.message.build_request`."""
+    time; the detector looks at each `detect_every`-th frame; `objects` are those of an earlier session, or whatever
+    else has ids and masks of this model's size, with which it begins; the others are as in
+    `clients.message.build_request`."""
 
     model: str | None
     max_objects: int
@@ -36,6 +38,7 @@ class SessionOptions(TypedDict, total=False):
     threshold: float | None
     mask_format: str
     max_detections: int | None
+    objects: Tracks | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,6 +81,7 @@ class Conversation:
         threshold: float | None = None,
         mask_format: str = "bits",
         max_detections: int | None = None,
+        objects: Tracks | None = None,
     ) -> None:
         if isinstance(classes, (str, bytes)):
             raise InvalidRequest(
@@ -95,8 +99,8 @@ class Conversation:
         self.number = 0
         """The sequence id; 0 before the first frame."""
         self.begins = True
-        self._last: Tracks | None = None
-        self._first_id = 1
+        self._last = objects
+        self._first_id = 1 if objects is None else after(objects)
 
     def lost(self) -> None:
         """The server does not know the session any more: the next frame begins another with what is known."""
@@ -144,8 +148,7 @@ class Conversation:
         more |= {name: int(arrays[name][0]) for name in ("frame_index", "dropped_objects", "session_bytes")}
         tracks = Tracks(**told, **more, restarts=self.restarts)
         self.begins, self._last = False, tracks
-        everyone = [*tracks.track_ids.tolist(), *tracks.hidden_ids.tolist()]
-        self._first_id = max([self._first_id, *(number + 1 for number in everyone)])
+        self._first_id = max(self._first_id, after(tracks))
         return tracks
 
     def _seeds(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -156,6 +159,11 @@ class Conversation:
         most = int(self._settings["max_objects"][0])
         bits = last.mask_bits if len(last.mask_bits) else np.packbits(last.masks, axis=-1)
         return last.track_ids[:most], last.class_ids[:most], bits[:most]
+
+
+def after(tracks: Tracks) -> int:
+    """The least id that none of these objects has."""
+    return max([0, *tracks.track_ids.tolist(), *tracks.hidden_ids.tolist()]) + 1
 
 
 def forget(talk: Conversation, error: Sam3ServerError) -> bool:

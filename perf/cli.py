@@ -30,6 +30,7 @@ BENCH = {
     "peers": ("perf.bench.peers", "transformers' model and this server on the same frames"),
     "overhead": ("perf.bench.overhead", "what a frame costs outside the sub-models"),
     "soak": ("perf.bench.soak", "many cameras for a long time: memory, lost frames, fairness"),
+    "video": ("perf.bench.video.cli", "videos on a GPU: what an object costs, and what a server carries"),
     "video-soak": ("perf.bench.video_soak", "videos for a long time: memory, frames in order, the cap of objects"),
     "hard-soak": ("perf.bench.hard_soak", "an hour of cameras that misbehave on servers that fail"),
     "tracking": ("perf.bench.tracking", "ids through occlusions: the tracker's masks beside ByteTrack's boxes"),
