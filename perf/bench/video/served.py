@@ -13,7 +13,7 @@ import numpy as np
 from clients.connection import Client
 from clients.conversation import SessionOptions, Tracks
 from ensemble.video.variant import STAGES, VideoVariant
-from perf.bench.video.flow import NAME, seeded
+from perf.bench.video.flow import names_of, seeded
 from perf.sweep import inputs
 
 SIZE = (1920, 1080)
@@ -43,8 +43,8 @@ def beginning(variant: VideoVariant, objects: int) -> Tracks:
         boxes=np.zeros((objects, 4), np.float32),
         scores=np.ones(objects, np.float32),
         class_ids=seeds.class_ids,
-        classes=(NAME,),
-        presence=np.ones(1, np.float32),
+        classes=names_of(objects),
+        presence=np.ones(objects, np.float32),
         frame_size=(SIZE[1], SIZE[0]),
         stage_ms={},
         batch=1,
@@ -59,11 +59,11 @@ def play(url: str, variant: VideoVariant, first: int, objects: int, detect_every
     """One camera: videos one after the other, until `stop`."""
     files = [picture.jpeg for picture in inputs.pictures(inputs.FRAMES, *SIZE)]
     begin, number = beginning(variant, objects), first
+    options = SessionOptions(model=variant.front_name, max_objects=objects, detect_every=detect_every, objects=begin)
     try:
         with Client(url, timeout=120) as client:
             while not seen.stop.is_set():
-                options: SessionOptions = {"max_objects": objects, "detect_every": detect_every, "objects": begin}
-                with client.session([NAME], model=variant.front_name, **options) as session:
+                with client.session(begin.classes, **options) as session:
                     for _ in range(FILM):
                         if seen.stop.is_set():
                             break
