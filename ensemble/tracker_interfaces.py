@@ -82,9 +82,9 @@ def tracker_step(v: Variant) -> ModelSpec:
         ),
         outputs=(
             _mask_logits(v, n),
-            _packed("mask_bits", v, n),
-            TensorSpec("track_score", "FP32", (n,)),
-            TensorSpec("track_iou", "FP32", (n,)),
+            _packed("mask_bits", v, n, host=False),  # read by the pipeline, of all calls of a batch at once
+            TensorSpec("track_score", "FP32", (n,), host=False),
+            TensorSpec("track_iou", "FP32", (n,), host=False),
             TensorSpec("pointer", f, (n, c), host=False),
         ),
     )
@@ -143,5 +143,5 @@ def _mask_logits(v: Variant, objects: Axis) -> TensorSpec:
     return TensorSpec("mask_logits", v.float_dtype, (objects, v.mask_size, v.mask_size), host=False)
 
 
-def _packed(name: str, v: Variant, objects: Axis) -> TensorSpec:
-    return TensorSpec(name, "UINT8", (objects, v.mask_size, v.mask_row_bytes))
+def _packed(name: str, v: Variant, objects: Axis, host: bool = True) -> TensorSpec:
+    return TensorSpec(name, "UINT8", (objects, v.mask_size, v.mask_row_bytes), host=host)

@@ -43,10 +43,10 @@ class Bank:
 
     def __init__(self, variant: Variant, slots: int, arrays: Arrays = HOST) -> None:
         dtype, width = NUMPY_DTYPES[variant.float_dtype], sizes(variant).hidden_size
-        self._arrays = arrays
+        self.arrays = arrays
         with arrays.working():
-            self._memory = arrays.zeros((slots, MAPS, variant.patches**2, MEMORY_WIDTH), dtype)
-            self._pointers = arrays.zeros((slots, POINTERS, width), dtype)
+            self._memory = arrays.zeros((slots * MAPS, variant.patches**2, MEMORY_WIDTH), dtype)
+            self._pointers = arrays.zeros((slots * POINTERS, width), dtype)
         self._map_frames = np.full((slots, MAPS), NEVER)
         self._pointer_frames = np.full((slots, POINTERS), NEVER)
         self.nbytes = slots * slot_bytes(variant)
@@ -67,9 +67,11 @@ class Bank:
         else:
             at_map = CONDITIONING_MAPS + frame % RECENT_MAPS
             at_pointer = CONDITIONING_MAPS + frame % RECENT_POINTERS
-        with self._arrays.working():
-            self._memory[slot.tolist(), at_map.tolist()] = memory[rows]
-            self._pointers[slot.tolist(), at_pointer.tolist()] = pointers[rows]
+        index = self.arrays.indices
+        with self.arrays.working():
+            chosen = index(np.array(rows))
+            self._memory[index(slot * MAPS + at_map)] = memory[chosen]
+            self._pointers[index(slot * POINTERS + at_pointer)] = pointers[chosen]
         self._map_frames[slot, at_map], self._pointer_frames[slot, at_pointer] = frame, frame
 
     def read(self, slots: Sequence[int], frames: Sequence[int]) -> Remembered:
@@ -80,9 +82,10 @@ class Bank:
         pointers = _ages(now, self._pointer_frames[slot], RECENT_POINTERS)
         at_map, at_pointer = _filled_first(maps), _filled_first(pointers)
         maps[:, :CONDITIONING_MAPS] = np.minimum(maps[:, :CONDITIONING_MAPS], 0)  # a given mask does not grow old
-        rows = slot[:, None].tolist()
-        with self._arrays.working():
-            memory, told = self._memory[rows, at_map.tolist()], self._pointers[rows, at_pointer.tolist()]
+        index, rows = self.arrays.indices, slot[:, None]
+        with self.arrays.working():
+            memory = self._memory[index(rows * MAPS + at_map)]
+            told = self._pointers[index(rows * POINTERS + at_pointer)]
         memory_age, pointer_age = np.take_along_axis(maps, at_map, 1), np.take_along_axis(pointers, at_pointer, 1)
         return Remembered(memory, memory_age.astype(np.int32), told, pointer_age.astype(np.float32))
 

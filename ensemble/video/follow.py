@@ -7,6 +7,7 @@ number is bounded. No pixel is decoded and no model is called: everything is dec
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -80,16 +81,17 @@ class Shown:
 
 @dataclass(slots=True)
 class Object:
-    """One object that is followed: `score` is that of the last detection on it; `hits` are looks that confirmed it,
-    `misses` the last looks in a row that did not although it was seen; `hidden` and `suppressed` are frames in a row;
-    `given` is its last conditioning frame, `occluded` the last frame without it; `place` where it was seen last."""
+    """One object that is followed: `score` is that of the last detection on it, `seen` the last mask that was not
+    empty; `hits` are looks that confirmed it, `misses` the last looks in a row that did not although it was seen;
+    `hidden` and `suppressed` are frames in a row; `given` is its last conditioning frame, `occluded` the last frame
+    without it."""
 
     object_id: int
     class_id: int
     score: float
     born: int
     given: int
-    place: tuple[np.ndarray, float]
+    seen: np.ndarray
     hits: int = 1
     misses: int = 0
     hidden: int = 0
@@ -118,11 +120,16 @@ class Follower:
         self.objects: list[Object] = []
         self._next = first_id
 
+    def copied(self) -> Follower:
+        """The same objects, which the original's next frame leaves as they are."""
+        other = copy.copy(self)
+        other.objects = [copy.copy(known) for known in self.objects]
+        return other
+
     def seed(self, frame: int, ids: np.ndarray, class_ids: np.ndarray, bits: np.ndarray) -> None:
         """Begins with objects of an earlier session, which keep their ids; new ones get greater ids."""
         for object_id, class_id, mask in zip(ids.tolist(), class_ids.tolist(), bits, strict=True):
-            place = overlap.centre_and_size(mask)
-            self.objects.append(Object(object_id, class_id, 1.0, frame, frame, place, hits=self.rules.proof))
+            self.objects.append(Object(object_id, class_id, 1.0, frame, frame, mask, hits=self.rules.proof))
             self._next = max(self._next, object_id + 1)
 
     def close_classes(self, renamed: Mapping[int, int]) -> None:
@@ -136,8 +143,8 @@ class Follower:
         rules, objects = self.rules, self.objects
         bits = propagated.bits.copy()
         bits[propagated.scores <= 0] = 0
-        self._suppress(bits, frame)
         class_ids = np.array([known.class_id for known in objects], np.int64)
+        self._suppress(bits, class_ids)
         keep = overlap.apart(bits, propagated.scores, class_ids)
         before, after = overlap.areas(bits), overlap.areas(keep)
         keep[after < rules.shrunk * before] = 0
@@ -145,7 +152,7 @@ class Follower:
         for known, mask, area in zip(objects, bits, before, strict=True):
             known.hidden = 0 if area else known.hidden + 1
             if area:
-                known.place = overlap.centre_and_size(mask)
+                known.seen = mask
             else:
                 known.occluded = frame
         confirmed: dict[int, np.ndarray] = {}
@@ -155,9 +162,9 @@ class Follower:
         over = {known.object_id for known in objects if self._is_over(known)}
         step.seeds = [seed for seed in step.seeds if seed.object_id not in over]
         step.ended = sorted(over)
-        for known, mask, score in zip(objects, bits, propagated.scores, strict=True):
+        for known, mask, area, score in zip(objects, bits, before, propagated.scores, strict=True):
             if known.object_id not in over:
-                shown = confirmed.get(known.object_id, mask) if not mask.any() else mask
+                shown = mask if area else confirmed.get(known.object_id, mask)
                 if known.misses >= rules.hesitation:
                     shown = np.zeros_like(mask)
                 state = CONFIRMED if known.object_id in confirmed else TRACKED
@@ -166,26 +173,21 @@ class Follower:
         self._begin(newcomers, found, step)
         return step
 
-    def _suppress(self, bits: np.ndarray, frame: int) -> None:
+    def _suppress(self, bits: np.ndarray, class_ids: np.ndarray) -> None:
         """Of two objects of a class on one thing, empties the mask of the one that was hidden more recently, of others
         the younger."""
-        shares = overlap.iou(bits, bits)
-        for n, known in enumerate(self.objects):
-            known.suppressed = known.suppressed + 1 if self._is_double(n, shares) else 0
-        for n, known in enumerate(self.objects):
+        objects = self.objects
+        others_of_class = (class_ids[:, None] == class_ids[None]) & ~np.eye(len(bits), dtype=bool)
+        shares = overlap.iou(bits, bits, others_of_class)
+        doubles = set()
+        for n, k in np.argwhere(shares >= self.rules.double).tolist():
+            mine, others = ((o.occluded, o.born, o.object_id) for o in (objects[n], objects[k]))
+            if others < mine:
+                doubles.add(n)
+        for n, known in enumerate(objects):
+            known.suppressed = known.suppressed + 1 if n in doubles else 0
             if known.suppressed:
                 bits[n] = 0
-
-    def _is_double(self, n: int, shares: np.ndarray) -> bool:
-        known = self.objects[n]
-        mine = (known.occluded, known.born, known.object_id)
-        return any(
-            shares[n, k] >= self.rules.double
-            and other.class_id == known.class_id
-            and (other.occluded, other.born, other.object_id) < mine
-            for k, other in enumerate(self.objects)
-            if k != n
-        )
 
     def _meet(
         self,
@@ -201,7 +203,7 @@ class Follower:
         chosen = overlap.without_doubles(found.bits, found.scores, found.class_ids, rules.nms)
         chosen = chosen[overlap.areas(found.bits[chosen]) > 0]
         same_class = found.class_ids[chosen][:, None] == np.array([o.class_id for o in objects], np.int64)[None]
-        shares = overlap.iou(found.bits[chosen], bits) * same_class
+        shares = overlap.iou(found.bits[chosen], bits, same_class)
         for n, known in enumerate(objects):
             best = int(shares[:, n].argmax()) if len(chosen) else -1
             if best >= 0 and shares[best, n] >= rules.confirming:
@@ -217,30 +219,30 @@ class Follower:
         for row, n in enumerate(chosen):
             if found.scores[n] < rules.new_score or (len(objects) and shares[row].max() >= rules.same):
                 continue
-            place = overlap.centre_and_size(found.bits[n])
-            hidden = self._hidden_at(int(found.class_ids[n]), place, confirmed)
+            mask = found.bits[n]
+            hidden = self._hidden_at(int(found.class_ids[n]), mask, confirmed)
             if hidden is not None:
                 hidden.hits, hidden.misses, hidden.hidden = hidden.hits + 1, 0, 0
-                hidden.score, hidden.place = float(found.scores[n]), place
-                confirmed[hidden.object_id] = found.bits[n]
-                self._give(hidden, found.bits[n], frame, step)
+                hidden.score, hidden.seen = float(found.scores[n]), mask
+                confirmed[hidden.object_id] = mask
+                self._give(hidden, mask, frame, step)
             else:
-                newcomers.append(Object(int(n), int(found.class_ids[n]), float(found.scores[n]), frame, frame, place))
+                newcomers.append(Object(int(n), int(found.class_ids[n]), float(found.scores[n]), frame, frame, mask))
         return newcomers
 
-    def _hidden_at(
-        self, class_id: int, place: tuple[np.ndarray, float], confirmed: Mapping[int, np.ndarray]
-    ) -> Object | None:
-        """The object of that class, hidden for a while at most, that was nearest to that place and about as large."""
-        centre, size = place
+    def _hidden_at(self, class_id: int, mask: np.ndarray, confirmed: Mapping[int, np.ndarray]) -> Object | None:
+        """The object of that class, hidden for a while at most, that was seen nearest to that mask and about as
+        large."""
+        centre, size = overlap.centre_and_size(mask)
         near: list[tuple[float, Object]] = []
         for known in self.objects:
             if not 0 < known.hidden <= self.rules.reach_frames or known.suppressed:
                 continue
             if known.class_id != class_id or known.object_id in confirmed:
                 continue
-            distance = float(np.hypot(*(centre - known.place[0]))) / max(size, known.place[1])
-            if distance <= self.rules.reach and 0.5 <= size / known.place[1] <= 2:
+            place, side = overlap.centre_and_size(known.seen)
+            distance = float(np.hypot(*(centre - place))) / max(size, side)
+            if distance <= self.rules.reach and 0.5 <= size / side <= 2:
                 near.append((distance, known))
         return min(near, key=lambda pair: pair[0])[1] if near else None
 

@@ -6,27 +6,49 @@ import numpy as np
 
 _SET = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1).astype(np.uint8)
 """Set bits of each byte."""
+PAIRS = 512
+"""Pairs of masks that are compared at once."""
 
 
 def areas(bits: np.ndarray) -> np.ndarray:
     """Pixels set, int64 [N], of masks uint8 [N,S,ceil(S/8)]."""
-    return _SET[bits].sum((1, 2), dtype=np.int64)
+    return np.take(_SET, bits.reshape(len(bits), bits.shape[1] * bits.shape[2])).sum(1, dtype=np.int64)
 
 
-def iou(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Intersection over union, float32 [N,K], of masks [N,S,ceil(S/8)] with [K,S,ceil(S/8)]; 0 where both are empty."""
-    flat = (mask.reshape(len(mask), mask.shape[1] * mask.shape[2]) for mask in (one, other))
-    first, second = (np.unpackbits(mask, axis=1).astype(np.float32) for mask in flat)
-    common = first @ second.T  # exact: less than 2**24 pixels
-    union = first.sum(1)[:, None] + second.sum(1)[None] - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+def extents(bits: np.ndarray) -> np.ndarray:
+    """Where masks [N,S,ceil(S/8)] lie: first row, row behind the last, first column, column behind the last, int64
+    [N,4]; all 0 for an empty one."""
+    found = np.zeros((len(bits), 4), np.int64)
+    across = np.unpackbits(np.bitwise_or.reduce(bits, axis=1), axis=-1) if len(bits) else bits[:, 0]
+    for low, line in ((0, bits.any(2)), (2, across.astype(bool))):
+        found[:, low] = line.argmax(1)
+        found[:, low + 1] = (line.shape[1] - line[:, ::-1].argmax(1)) * line.any(1)
+    return found
+
+
+def iou(one: np.ndarray, other: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Intersection over union, float32 [N,K], of masks [N,S,ceil(S/8)] with [K,S,ceil(S/8)] for the pairs that are
+    `wanted`, bool [N,K]; 0 for the others, and where both are empty."""
+    shares = np.zeros((len(one), len(other)), np.float32)
+    if not wanted.any():
+        return shares
+    first, second = extents(one)[:, None], extents(other)[None]
+    near = (first[..., ::2] < second[..., 1::2]) & (second[..., ::2] < first[..., 1::2])  # most do not even meet
+    rows, columns = np.nonzero(wanted & near.all(-1))
+    own, others = (areas(masks) if len(rows) else columns for masks in (one, other))
+    for start in range(0, len(rows), PAIRS):
+        n, k = rows[start : start + PAIRS], columns[start : start + PAIRS]
+        common = areas(one[n] & other[k])
+        shares[n, k] = common / (own[n] + others[k] - common)
+    return shares
 
 
 def apart(bits: np.ndarray, strength: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """What each mask keeps where masks of one group overlap: a pixel stays with the one of the greatest `strength` [N],
     of equal ones with the first."""
     kept = bits.copy()
-    for group in np.unique(groups):
+    several, counts = np.unique(groups, return_counts=True)
+    for group in several[counts > 1]:
         taken = np.zeros_like(bits[:1][0])
         for n in sorted(np.flatnonzero(groups == group), key=lambda n: (-strength[n], n)):
             kept[n] &= ~taken
@@ -37,7 +59,7 @@ def apart(bits: np.ndarray, strength: np.ndarray, groups: np.ndarray) -> np.ndar
 def without_doubles(bits: np.ndarray, scores: np.ndarray, class_ids: np.ndarray, most: float) -> np.ndarray:
     """Indices, best first, of detections that no better one of their class overlaps by an IoU above `most` (NMS)."""
     order = np.argsort(-scores, kind="stable")
-    shares = iou(bits[order], bits[order]) * (class_ids[order][:, None] == class_ids[order][None])
+    shares = iou(bits[order], bits[order], class_ids[order][:, None] == class_ids[order][None])
     kept: list[int] = []
     for n in range(len(order)):
         if not kept or shares[n, kept].max() <= most:

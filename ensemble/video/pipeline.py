@@ -9,7 +9,6 @@ As in `ensemble/pipeline.py`, `call` is handed in, and the flow knows neither Tr
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 from ensemble.pipeline import FEATURES, Job, Pipeline
 from ensemble.postprocess import Detections, sigmoid
 from ensemble.preprocess.cpu import attempt
+from ensemble.tracker_interfaces import sizes
 from ensemble.video import squares
 from ensemble.video.arrays import copied
 from ensemble.video.bank import Bank
@@ -28,7 +28,6 @@ from ensemble.video.squares import Smaller
 from ensemble.video.turns import Begun, Row, Stepped, Tracks, Turn, VideoJob
 from ensemble.video.variant import VideoVariant
 
-log = logging.getLogger(__name__)
 SURE = 10.0
 """Score logit of an object whose mask was given."""
 ALL = np.uint8(255)
@@ -45,7 +44,7 @@ class VideoPipeline:
         self.dropped = 0
         """New objects so far that had no room in their session."""
         self._run = pipeline.run_sub_model
-        self._most = max(1, variant.tracking.tracker.max_objects if variant.tracking.tracker else 1)
+        self._most = sizes(variant.tracking).max_objects
 
     # ---- first half
     def begin(self, jobs: Sequence[VideoJob], pixel_values: Any) -> Begun:
@@ -69,7 +68,7 @@ class VideoPipeline:
         asked = job.asked
         names = tuple(ids.tobytes() for ids, _ in job.tokens)
         if asked.start:
-            session = self.sessions.begin(asked, self._rules(job))
+            session = self.sessions.begin(asked, Rules(max_objects=asked.max_objects))
         else:
             session = self.sessions.find(asked.session)
         before = session.snapshot()
@@ -85,10 +84,6 @@ class VideoPipeline:
         nothing = not session.follower.objects
         turn.due = changed or nothing or bool(turn.given) or frame % asked.detect_every == 0
         return turn
-
-    @staticmethod
-    def _rules(job: VideoJob) -> Rules:
-        return Rules(max_objects=job.asked.max_objects)
 
     def _vision(self, pixel_values: Any, wanted: Sequence[str]) -> dict[str, Any]:
         """Features of the frames, at both resolutions where they differ."""
@@ -143,21 +138,25 @@ class VideoPipeline:
                     turn.propagated[known.object_id] = turn.given[known.object_id], SURE
                 else:
                     rows.append(Row(turn, known.object_id, turn.session.taken[known.object_id]))
-        stepped = []
+        stepped, told = [], []
         for start in range(0, len(rows), self._most):
             part = rows[start : start + self._most]
-            told = self.bank.read([row.slot for row in part], [row.turn.frame for row in part])
+            remembered = self.bank.read([row.slot for row in part], [row.turn.frame for row in part])
             inputs = {name: neck[name] for name in ("track_0", "track_1", "track_x")}
             made = self._run(
                 self.variant.tracking.tracker_step,
-                {**inputs, "image_index": _images(part), **told._asdict()},
-                ("mask_logits", "mask_bits", "track_score", "pointer"),
+                {**inputs, "image_index": _images(part), **remembered._asdict()},
+                _STEPPED,
             )
-            for row, bits, score in zip(part, made["mask_bits"], made["track_score"], strict=True):
-                row.turn.propagated[row.object_id] = bits, float(score)
-            last = start + self._most >= len(rows)
-            logits, pointer = (made[n] if last else copied(made[n]) for n in ("mask_logits", "pointer"))
-            stepped.append(Stepped(part, logits, pointer))
+            if start + self._most < len(rows):  # the next call's outputs may lie where these do
+                with self.bank.arrays.working():
+                    made = {name: copied(made[name]) for name in _STEPPED}
+            stepped.append(Stepped(part, made["mask_logits"], made["pointer"]))
+            told += [made["mask_bits"], made["track_score"]]
+        told = self.bank.arrays.host(told)  # all calls are under way before the first is waited for
+        for call, bits, scores in zip(stepped, told[::2], told[1::2], strict=True):
+            for row, mask, score in zip(call.rows, bits, scores.tolist(), strict=True):
+                row.turn.propagated[row.object_id] = mask, score
         return stepped
 
     def _follow(self, turn: Turn, found: Detections | None) -> Step:
@@ -240,8 +239,9 @@ class VideoPipeline:
     def _answer(self, turn: Turn, step: Step) -> Tracks:
         """What is shown of a frame, in the caller's order and number."""
         variant, request = self.variant.tracking, turn.job.request
-        shown = sorted((s for s in step.shown if s.bits.any()), key=lambda s: -s.score)
-        hidden = [s.object_id for s in step.shown if not s.bits.any()]
+        seen = [bool(s.bits.any()) for s in step.shown]
+        hidden = [s.object_id for s, there in zip(step.shown, seen, strict=True) if not there]
+        shown = sorted((s for s, there in zip(step.shown, seen, strict=True) if there), key=lambda s: -s.score)
         shown = shown[: request.max_detections]
         bits = (
             np.stack([s.bits for s in shown])
@@ -270,6 +270,7 @@ class VideoPipeline:
                 turn.session.restore(turn.before)
 
 
+_STEPPED = ("mask_logits", "mask_bits", "track_score", "pointer")
 _TRACK = ("track_0", "track_1", "track_2", "track_x")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -71,11 +71,6 @@ def parse(arrays: Mapping[str, np.ndarray], variant: VideoVariant) -> VideoReque
     if seeds is not None and not start:
         raise RequestError("seed_ids: expected objects with a session's first frame alone, got some in its course")
     return VideoRequest(Asked(session, bool(start), bool(end), every, most, first_id, seeds), frame)
-
-
-def without_picture(frame: FrameRequest) -> FrameRequest:
-    """The request without its pixels, which a session need not keep."""
-    return replace(frame, image=None, frame=None)
 
 
 def _given(values: Mapping[str, np.ndarray], name: str) -> bool:

@@ -50,7 +50,7 @@ class Session:
     def snapshot(self) -> Session:
         """What `restore` goes back to when a frame fails: who was followed, and in which slots."""
         kept = copy.copy(self)
-        kept.follower, kept.taken = copy.deepcopy(self.follower), dict(self.taken)
+        kept.follower, kept.taken = self.follower.copied(), dict(self.taken)
         return kept
 
     def restore(self, earlier: Session) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.fused.layers import operation
 from export.sub_models.attention import Form, attend, joined_projection
 from export.sub_models.positions import halves_order
 from export.sub_models.precision import layer_norm
@@ -39,7 +40,7 @@ class SelfAttention(nn.Module):
 class MemoryAttention(nn.Module):
     """Attention of a frame's tokens to memory maps, which have rotary positions, and to pointers, which have none."""
 
-    def __init__(self, layer: nn.Module, form: Form) -> None:
+    def __init__(self, layer: nn.Module, form: Form, kernels: bool = False) -> None:
         super().__init__()
         source = layer.cross_attn_image
         order = halves_order(source.head_dim)
@@ -48,7 +49,7 @@ class MemoryAttention(nn.Module):
         value, output = source.v_proj, source.o_proj
         weight = output.weight.detach() @ value.weight.detach()  # [C,64]
         self.output = _linear(weight, output.weight.detach() @ value.bias.detach() + output.bias.detach())
-        self.norm, self.form = layer.layer_norm2, form
+        self.norm, self.form, self.kernels = layer.layer_norm2, form, kernels
 
     def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Tokens [N,p*p,C] -> scaled and rotated queries [N,p*p,C]"""
@@ -61,6 +62,8 @@ class MemoryAttention(nn.Module):
         [N,M*p*p+P,64] without, `bias` fp32 [N,1,M*p*p+P] -> [N,p*p,C]"""
         rotated = rotate(self.key(maps), cos, sin).flatten(1, 2)  # every map has the same positions
         keys = torch.cat([rotated, self.key(points)], 1)  # [N,M*p*p+P,C]
+        if self.kernels:
+            return self.output(operation("memory_attention", "gpu")(q, keys, values, bias.squeeze(1)))
         return self.output(attend_to_memory(q, keys, values, bias, self.form))
 
 
