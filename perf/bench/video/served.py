@@ -28,7 +28,6 @@ class Seen:
 
     latencies: list[float] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
-    batches: list[int] = field(default_factory=list)
     fewest: int = 2**31
     errors: list[str] = field(default_factory=list)
     counts: threading.Event = field(default_factory=threading.Event)
@@ -74,7 +73,6 @@ def play(url: str, variant: VideoVariant, first: int, objects: int, detect_every
                             if seen.counts.is_set():
                                 seen.latencies.append(tracks.latency_ms)
                                 seen.stages.update(tracks.stage_ms)
-                                seen.batches.append(tracks.batch)
     except Exception as error:
         seen.errors.append(str(error))
         seen.stop.set()
@@ -107,6 +105,5 @@ def measure(
         "fps": round(len(seen.latencies) / spent, 2),
         "p50_ms": round(float(p50), 1),
         "p95_ms": round(float(p95), 1),
-        "mean_batch": round(float(np.mean(seen.batches)), 2),
         "stage_ms": {name: round(seen.stages[name] / count, 2) for name in STAGES},
     }
