@@ -38,11 +38,6 @@ def attention(
     return out.to(q.dtype) if inverse is None else eight_bits(out.flatten(0, 1) * inverse[0])
 
 
-def memory_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    query, key, value = (x.float().unsqueeze(1) for x in (q, k, v))
-    return attend(query, key, value, bias[:, None, None], "fused").to(q.dtype)
-
-
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor, windows: Tensor, _: int
 ) -> Tensor:

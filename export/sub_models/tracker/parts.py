@@ -29,8 +29,7 @@ def make_tracker_part(
     part: str, model: Sam3TrackerVideoModel, neck: Sam3VisionNeck, style: Style, precision: str
 ) -> nn.Module:
     """One of `TRACKER_PARTS` at the model's resolution, in eval mode; the model's own modules stay as they are."""
-    kernels = {"kernels": True} if part == "tracker_step" and style.kernels and precision == "fp16" else {}
-    module: nn.Module = BUILDERS[part](model, neck, style.attention, **kernels)
+    module: nn.Module = BUILDERS[part](model, neck, style.attention)
     if precision == "fp32" and style.attention == "fused":
         module = copy.deepcopy(module)  # this form goes to a GPU, and the checkpoint's weights must stay where they are
     return in_precision(module.eval(), precision)

@@ -25,21 +25,18 @@ class TrackerStep(nn.Module):
     `mask_bits` uint8 [N,4p,ceil(4p/8)], `track_score` fp32 [N], `track_iou` fp32 [N], `pointer` [N,C].
 
     Ages are as in `ensemble/tracker_interfaces.py`. What of the first layer depends on the frame alone is computed once
-    a frame: its self-attention in the neck, its queries here. With `kernels` the attention to the memory is this
-    project's own, on a GPU.
+    a frame: its self-attention in the neck, its queries here.
     """
 
     fp32_islands = ("ages", "decoder.iou_head", "decoder.score_head")
 
-    def __init__(
-        self, model: Sam3TrackerVideoModel, neck: Sam3VisionNeck, form: Form = "explicit", kernels: bool = False
-    ) -> None:
+    def __init__(self, model: Sam3TrackerVideoModel, neck: Sam3VisionNeck, form: Form = "explicit") -> None:
         super().__init__()
         self.decoder = MaskDecoder(model, form)
         patches = self.decoder.patches
         layers = model.memory_attention.layers
         self.self_attentions = nn.ModuleList(SelfAttention(layer, form) for layer in layers[1:])
-        self.memory_attentions = nn.ModuleList(MemoryAttention(layer, form, kernels) for layer in layers)
+        self.memory_attentions = nn.ModuleList(MemoryAttention(layer, form) for layer in layers)
         self.feed_forwards = nn.ModuleList(FeedForward(layer) for layer in layers)
         self.norm = model.memory_attention.layer_norm
         cos, sin = rope_tables(model.memory_attention.rotary_emb, patches, patches)

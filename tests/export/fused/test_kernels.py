@@ -36,12 +36,6 @@ def attention_inputs(n: int, tokens: int, keys: int, width: int, bias: bool, rot
     return q, k, v, hidden if bias else None, angles.cos() if rotary else None, angles.sin() if rotary else None
 
 
-def memory_inputs(queries: int, keys: int) -> tuple[Any, ...]:
-    hidden = torch.zeros(2, keys)
-    hidden[1, keys // 3 :] = -1e4
-    return uniform(2, queries, 64), uniform(2, keys, 64), uniform(2, keys, 16), hidden
-
-
 def window_inputs(patches: int, window: int, width: int) -> tuple[Any, ...]:
     from export.sub_models.token_order import TokenOrder
 
@@ -104,9 +98,6 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
         lambda: attention_inputs(3, 130, 41, 16, True, False),
     ),
     "attention, turned queries": ("attention", lambda: attention_inputs(2, 36, 36, 64, False, True)),
-    "memory, a last block of keys": ("memory_attention", lambda: memory_inputs(140, 200)),
-    "memory, keys fill the blocks": ("memory_attention", lambda: memory_inputs(128, 128)),
-    "memory, fewer keys than a block": ("memory_attention", lambda: memory_inputs(9, 13)),
     "windows of 9 on a map of 14 x 14": ("window_attention", lambda: window_inputs(14, 9, 32)),
     "a window larger than the map": ("window_attention", lambda: window_inputs(5, 9, 16)),
     "boxes on a map of 9 x 9": ("box_attention", lambda: box_inputs(9)),
@@ -129,14 +120,7 @@ CASES: dict[str, tuple[str, Callable[[], tuple[Any, ...]]]] = {
     "masks, one pick": ("mask_product", lambda: product_inputs(200, 1)),
     "masks, more picks than a block": ("mask_product", lambda: product_inputs(130, 40)),
 }
-IN_FP32 = {
-    "attention": {3, 6},
-    "memory_attention": {3},
-    "fp8_linear": {0, 1, 3},
-    "fp8_norm": {1, 2},
-    "box_bias": {0, 1},
-    "mask_product": {1, 2},
-}
+IN_FP32 = {"attention": {3, 6}, "fp8_linear": {0, 1, 3}, "fp8_norm": {1, 2}, "box_bias": {0, 1}, "mask_product": {1, 2}}
 """Arguments of an operation that stay as they are whatever the precision: statistics, biases, edges, E4M3."""
 
 
@@ -227,12 +211,6 @@ KERNELS: dict[str, tuple[str, dict[str, str], dict[str, Any], tuple[int, int]]] 
         IMAGE | dict(WIDTH=32, QUERIES=64, KEYS=32, WHOLE=False, KEY_BIAS=True, ROTARY=False),
         (4, 1),
     ),
-    "memory attention": (
-        "memory_attention",
-        half("q", "k", "v", "out", bias_ptr="*fp32", keys="i64"),
-        dict(WIDTH=256, VALUE_WIDTH=64, QUERIES=64, KEYS=64),
-        (8, 2),
-    ),
     "box attention": (
         "box_attention",
         half("q", "k", "v", "out", "rows", "columns"),
@@ -259,16 +237,6 @@ KERNELS: dict[str, tuple[str, dict[str, str], dict[str, Any], tuple[int, int]]] 
         (4, 3),
     ),
 }
-
-
-def test_large_blocks_of_memory_attention_fit_where_they_are_used() -> None:
-    from export.fused.kernels.memory_attention import BLOCKS, LARGE
-
-    file, types, constants, _ = KERNELS["memory attention"]
-    queries, keys, *options = BLOCKS
-    made = compiled(file, types, constants | dict(QUERIES=queries, KEYS=keys), 90, *options)
-    assert made.metadata.shared <= LARGE
-    assert multiplies(90, made.asm["ptx"])
 
 
 @pytest.mark.parametrize(("capability", "most_kib"), GENERATIONS)
