@@ -52,17 +52,16 @@ class VideoPipeline:
         and the others go on; whatever `call` raises passes through."""
         times: dict[str, float] = {}
         turns = [attempt(self._turn, image, job) for image, job in enumerate(jobs)]
-        due = [isinstance(turn, Turn) and turn.due for turn in turns]
-        looked = [_for_detector(job, now) for job, now in zip(jobs, due, strict=True)]
-        wanted = FEATURES if any(due) else ()
+        due = [image for image, turn in enumerate(turns) if isinstance(turn, Turn) and turn.due]
         try:
             with self.pipeline.timed(times, "vision"):
-                features = self._vision(pixel_values, wanted)
-            detector = self.pipeline.begin_with(looked, features, times) if any(due) else None
+                seen, features = self._vision(pixel_values, due)
+            looked = [_for_detector(jobs[image], image in due) for image in seen]
+            detector = self.pipeline.begin_with(looked, features, times) if due else None
         except Exception:
             self._restore(turns)
             raise
-        return Begun(turns, features["hidden"], detector, times)
+        return Begun(turns, features["hidden"], seen, detector, times)
 
     def _turn(self, image: int, job: VideoJob) -> Turn:
         asked = job.asked
@@ -85,16 +84,20 @@ class VideoPipeline:
         turn.due = changed or nothing or bool(turn.given) or frame % asked.detect_every == 0
         return turn
 
-    def _vision(self, pixel_values: Any, wanted: Sequence[str]) -> dict[str, Any]:
-        """Features of the frames, at both resolutions where they differ."""
+    def _vision(self, pixel_values: Any, due: list[int]) -> tuple[list[int], dict[str, Any]]:
+        """Features of the frames for the tracker, and for the detector, with the frames that it gets: all of them where
+        both read the same image transformer, else those where it is due."""
         detector, tracking = self.variant.detector, self.variant.tracking
         if self.variant.shares_trunk:
-            return self._run(detector.vision_encoder, {"pixel_values": pixel_values}, (*wanted, "hidden"))
+            wanted = (*FEATURES, "hidden") if due else ("hidden",)
+            every = list(range(len(pixel_values)))
+            return every, self._run(detector.vision_encoder, {"pixel_values": pixel_values}, wanted)
         small = {"pixel_values": self._smaller(pixel_values)}
-        seen = self._run(tracking.vision_encoder, small, ("hidden",))
-        if wanted:
-            seen |= self._run(detector.vision_encoder, {"pixel_values": pixel_values}, wanted)
-        return seen
+        features = self._run(tracking.vision_encoder, small, ("hidden",))
+        if due:
+            looked = pixel_values if len(due) == len(pixel_values) else pixel_values[due]
+            features |= self._run(detector.vision_encoder, {"pixel_values": looked}, FEATURES)
+        return due, features
 
     # ---- second half
     def complete(self, begun: Begun) -> list[Tracks | Exception]:
@@ -116,9 +119,10 @@ class VideoPipeline:
         with self.pipeline.timed(times, "track"):
             neck = self._run(self.variant.tracking.tracker_neck, {"hidden": begun.hidden}, _TRACK)
             stepped = self._step(turns, neck)
-        found = self.pipeline.complete(begun.detector) if begun.detector else [None] * len(begun.turns)
+        found = self.pipeline.complete(begun.detector) if begun.detector else [None] * len(begun.seen)
+        by_image = dict(zip(begun.seen, found, strict=True))
         with self.pipeline.timed(times, "follow"):
-            steps = [self._follow(turn, found[turn.image]) for turn in turns]
+            steps = [self._follow(turn, by_image.get(turn.image)) for turn in turns]
         with self.pipeline.timed(times, "memory"):
             self._remember(stepped, {turn.image: step for turn, step in zip(turns, steps, strict=True)}, neck)
             self._seed(turns, steps, neck)

@@ -72,9 +72,11 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A batch whose features are under way: of each job its turn or why it has none."""
+    """A batch whose features are under way: of each job its turn or why it has none. The detector gets the frames
+    `seen`, by their place in the batch."""
 
     turns: list[Turn | Exception]
     hidden: Any
+    seen: list[int]
     detector: DetectorBegun | None
     times: dict[str, float]

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ensemble.request import RequestError
+from ensemble.video.variant import VideoVariant
 
 FILMS = (0, 3, 4)
 
@@ -55,6 +58,24 @@ def test_the_detector_looks_when_it_is_due(flow, film):
         own.answer([own.job(film(3), index, 1, detect_every=3)])
         looked.append("decoder" in calls)
     assert looked == [True, False, False, True, False, False]
+
+
+def test_with_a_tracker_of_another_resolution_the_detector_gets_its_frames_alone(flow, film):
+    own = flow().pipeline
+    own.variant = VideoVariant(replace(own.variant.detector, resolution=168), own.variant.tracking)
+    asked = {}
+
+    def run(model, inputs, outputs):
+        asked[model.name] = len(inputs["pixel_values"])
+        return dict.fromkeys(outputs)
+
+    own._run = run
+    frames = np.zeros((3, 3, 168, 168), np.uint8)
+    assert own._vision(frames, [2])[0] == [2]
+    assert asked == {"sam3_vision_encoder_r140": 3, "sam3_vision_encoder_r168": 1}
+    asked.clear()
+    assert own._vision(frames, [])[0] == []
+    assert asked == {"sam3_vision_encoder_r140": 3}
 
 
 def test_sessions_of_one_batch_look_each_in_their_own_frames(flow, film):
