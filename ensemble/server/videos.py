@@ -39,8 +39,8 @@ class VideoServed:
     @property
     def engines(self) -> dict[str, str]:
         """Of each sub-model by part."""
-        own = {artifact_part(a): a.engine for a in self.tracking.tracker}
-        return {**self.detector.engines, **own}
+        parts = zip(self.tracking.variant.tracker_parts, self.tracking.tracker, strict=True)
+        return {**self.detector.engines, **{model.part: artifact.engine for model, artifact in parts}}
 
     @property
     def artifacts(self) -> tuple[tuple[str, Artifact], ...]:
@@ -50,11 +50,6 @@ class VideoServed:
             pairs.append((self.tracking.variant.vision_encoder, self.tracking.artifacts[0]))
         found = [(model.name, artifact) for model, artifact in pairs]
         return (*found, *((a.model, a) for a in self.tracking.tracker))
-
-
-def artifact_part(artifact: Artifact) -> str:
-    """`tracker_step` of `sam3_tracker_step_r252`."""
-    return artifact.model.removeprefix("sam3_").partition("_r")[0]
 
 
 def videos_of(
