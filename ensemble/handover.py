@@ -25,7 +25,8 @@ class EngineError(RuntimeError):
 
 
 def pack_jobs(front: str, jobs: Sequence[Job], resolution: int) -> dict[str, np.ndarray]:
-    """The engine model's inputs. A job's frame is a JPEG file, or RGB that is scaled to `resolution` already."""
+    """The engine model's inputs; there may be no jobs. A job's frame is a JPEG file, or RGB that is scaled to
+    `resolution` already."""
     files = [np.frombuffer(job.request.image or b"", np.uint8) for job in jobs]
     scaled = [job.request.frame for job in jobs if job.request.frame is not None]
     tokens = [token for job in jobs for token in job.tokens]
@@ -38,13 +39,13 @@ def pack_jobs(front: str, jobs: Sequence[Job], resolution: int) -> dict[str, np.
         first += len(job.tokens)
     return {
         "front": np.array([front.encode()], object),
-        "files": np.concatenate(files),
+        "files": np.concatenate([np.zeros(0, np.uint8), *files]),
         "file_bytes": np.array([len(file) for file in files], np.int32),
         "scaled": np.stack(scaled) if scaled else np.zeros((0, resolution, resolution, 3), np.uint8),
-        "frame_sizes": np.array([job.frame_size or (0, 0) for job in jobs], np.int32),
+        "frame_sizes": np.array([job.frame_size or (0, 0) for job in jobs], np.int32).reshape(-1, 2),
         "names_per_frame": np.array([len(job.tokens) for job in jobs], np.int32),
-        "input_ids": np.stack([ids for ids, _ in tokens]),
-        "token_mask": np.stack([mask for _, mask in tokens]),
+        "input_ids": np.stack([ids for ids, _ in tokens]) if tokens else np.zeros((0, 0), np.int32),
+        "token_mask": np.stack([mask for _, mask in tokens]) if tokens else np.zeros((0, 0), np.int32),
         "threshold": np.array([job.request.threshold for job in jobs], np.float32),
         "max_detections": np.array([job.request.max_detections for job in jobs], np.int32),
         "wants_masks": np.array([job.request.mask_format != "none" for job in jobs], np.uint8),

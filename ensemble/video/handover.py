@@ -41,21 +41,8 @@ def pack_jobs(front: str, jobs: Sequence[VideoJob], variant: VideoVariant) -> di
 
 def pack_closed(front: str, sessions: Sequence[int], variant: VideoVariant) -> dict[str, np.ndarray]:
     """The engine model's inputs where sessions end and there are no frames."""
-    resolution, length = variant.detector.resolution, variant.detector.checkpoint.context_length
-    none = {name: np.zeros(0, np.int32) for name in _PER_FRAME}
-    return {
-        **none,
-        "front": np.array([front.encode()], object),
-        "files": np.zeros(0, np.uint8),
-        "scaled": np.zeros((0, resolution, resolution, 3), np.uint8),
-        "frame_sizes": np.zeros((0, 2), np.int32),
-        "input_ids": np.zeros((0, length), np.int32),
-        "token_mask": np.zeros((0, length), np.int32),
-        "threshold": np.zeros(0, np.float32),
-        "wants_masks": np.zeros(0, np.uint8),
-        "boxes": np.zeros((0, 4), np.float32),
-        "closed": np.array(sessions, np.uint64).view(np.int64),
-    }
+    closed = np.array(sessions, np.uint64).view(np.int64)
+    return {**handover.pack_jobs(front, [], variant.detector.resolution), "closed": closed}
 
 
 def unpack_jobs(arrays: Mapping[str, np.ndarray], variant: VideoVariant) -> list[VideoJob]:
@@ -128,7 +115,6 @@ def unpack_answers(arrays: Mapping[str, np.ndarray], jobs: Sequence[VideoJob]) -
     return answers
 
 
-_PER_FRAME = ("file_bytes", "names_per_frame", "max_detections", "box_labels", "box_names")
 _COUNTS = ("detect_every", "max_objects", "first_id", "seeds_per_frame")
 _SEEDS = ("seed_ids", "seed_classes", "seed_masks")
 _NOTHING = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), np.zeros(0, np.float32))
