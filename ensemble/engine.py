@@ -33,7 +33,7 @@ from ensemble.engines.device import limit_memory, release_memory, use_gpu
 from ensemble.metrics import PipelineMetrics
 from ensemble.pipeline import Call, Job, Pipeline
 from ensemble.postprocess import Detections
-from ensemble.preprocess.cpu import attempt, joined
+from ensemble.preprocess.cpu import Preprocessor, attempt, joined
 from ensemble.preprocess.gpu import open_preprocessor
 from ensemble.prompts import PromptCache
 from ensemble.records import ModelSpec
@@ -238,8 +238,8 @@ def open_fronts(
 ) -> dict[str, Front]:
     """The front models of a server by name, on one device: their sub-models are opened from the links in `folder`.
 
-    `fronts` holds of each its variant and the engine of each of its sub-models, by part. Sub-models that several share,
-    as the text encoder, are opened once.
+    `fronts` holds of each its variant and the engine of each of its sub-models, by part. What several share, as
+    the text encoder, or the pre-processor of a resolution, is opened once.
     """
     opened: dict[str, SubModel] = {}
 
@@ -254,6 +254,7 @@ def open_fronts(
 
     annotate = nvtx_ranges.from_environment()
     prompts: dict[str, PromptCache] = {}
+    preprocessors: dict[int, Preprocessor] = {}
     made: dict[str, Front] = {}
     for name, front in fronts.items():
         variant, video = Variant.from_dict(front["variant"]), front.get("video")
@@ -262,9 +263,11 @@ def open_fronts(
             models = VideoVariant.from_dict(video["variant"]).sub_models
         pipeline = Pipeline(variant, call_of(models, front["engines"]), prompts.get(text_encoder), annotate)
         prompts[text_encoder] = pipeline.prompts
-        preprocess = open_preprocessor(mode, variant.resolution, readers, device_id or 0)
+        resolution = variant.resolution
+        if resolution not in preprocessors:
+            preprocessors[resolution] = open_preprocessor(mode, resolution, readers, device_id or 0)
         empty = np.zeros((0, variant.mask_size, variant.mask_row_bytes), np.uint8)
-        detector = Detector(pipeline, preprocess, release_memory)
+        detector = Detector(pipeline, preprocessors[resolution], release_memory)
         encodes_ahead = device_id is not None and not find_engine(front["engines"]["text_encoder"]).on_gpu
         if video:
             made[name] = open_video_front(name, video, detector, front["engines"], device_id, encodes_ahead)

@@ -85,9 +85,9 @@ class InferenceRequest:
 
 
 class MetricFamily:
-    """Its metrics count what they are told: (family, labels) -> sum."""
+    """Its metrics count what they are told: (family, labels) -> sum, or what a gauge was last set to."""
 
-    HISTOGRAM, COUNTER = "histogram", "counter"
+    HISTOGRAM, COUNTER, GAUGE = "histogram", "counter", "gauge"
     told: ClassVar[dict[tuple, float]] = {}
 
     def __init__(self, name, description, kind):
@@ -99,7 +99,9 @@ class MetricFamily:
         def add(value):
             MetricFamily.told[key] = MetricFamily.told.get(key, 0) + value
 
-        return types.SimpleNamespace(increment=add, observe=add)
+        return types.SimpleNamespace(
+            increment=add, observe=add, set=lambda value: MetricFamily.told.update({key: value})
+        )
 
 
 module = types.ModuleType("triton_python_backend_utils")
