@@ -35,7 +35,8 @@ MAX_SEQUENCES = 1024
 """Sessions of one instance of a video front model that Triton knows. Beyond them a start waits without a word, so the
 model refuses much earlier, for lack of slots."""
 SEQUENCE_IDLE_US = 120_000_000
-"""Triton forgets a sequence then, without telling the model, which has ended it long before (`video/sessions.py`)."""
+"""Triton forgets a sequence then, without telling the model, whose memory others could have long before
+(`video/sessions.py`)."""
 _SEQUENCES = """sequence_batching {{
   max_sequence_idle_microseconds: {idle}
   oldest {{ max_candidate_sequences: {most}, max_queue_delay_microseconds: {delay} }}

@@ -109,6 +109,8 @@ class VideoPipeline:
         except Exception:
             self._restore(turns)
             raise
+        finally:
+            self.sessions.answered(turn.session for turn in turns)
         for turn in turns:
             if turn.job.asked.end:
                 self.sessions.end(turn.session.number)

@@ -2,6 +2,10 @@
 
 A session reserves all its slots when it begins, so nothing can run out while it goes on. Triton does not tell a model
 that a sequence has timed out: whoever has sent no frame for a while is swept by this module's own clock.
+
+How long a frame has waited before it comes here, where others are computed for minutes, nobody says. But frames come in
+turn, and each was sent after the answer to the one before it. So a session's frame shows who was idle at that answer:
+whoever had sent one by then has had his turn.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import copy
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +24,7 @@ from ensemble.video.follow import Follower, Rules
 from ensemble.video.request import Asked
 
 IDLE_S = 60.0
-"""A session without a frame for so long is over. Triton's own limit is twice as long: it never ends one before."""
+"""A session without a frame for so long after its last answer is over. Triton's own limit is twice as long."""
 OUTCOMES = ("ended", "expired", "refused", "restarted")
 """Of sessions, as counted: its client ended it, it was idle, no slots were free, its id began again."""
 
@@ -28,7 +32,8 @@ OUTCOMES = ("ended", "expired", "refused", "restarted")
 @dataclass(slots=True)
 class Session:
     """One video. `slots` are all that it has reserved, `taken` those of its objects by id; `names` are the class names
-    of the last frame, as tokens; `presence` is what the detector last said of each."""
+    of the last frame, as tokens; `presence` is what the detector last said of each; `last_used` is when its last frame
+    was answered, or begun."""
 
     number: int
     max_objects: int
@@ -91,7 +96,8 @@ class Sessions:
         with self._lock:
             if asked.session in self._sessions:
                 self._close(asked.session, "restarted")
-            self._sweep()
+            if len(self._free) < asked.max_objects:
+                self._sweep(self._clock())
             if len(self._free) < asked.max_objects:
                 self.over["refused"] += 1
                 raise RequestError(self._full(asked.max_objects))
@@ -101,9 +107,8 @@ class Sessions:
             return session
 
     def find(self, number: int) -> Session:
-        """The session of a frame in its course. Raises RequestError where there is none, or where it is over."""
+        """The session of a frame in its course. Raises RequestError where there is none, or none any more."""
         with self._lock:
-            self._sweep(but=number)
             session = self._sessions.get(number)
             if session is None:
                 raise RequestError(
@@ -111,14 +116,15 @@ class Sessions:
                     f" {self._idle_s:.0f} s, or the server was started again; begin it anew with the start flag, and"
                     " with the last masks as seed_masks to keep the ids"
                 )
-            if self._clock() - session.last_used > self._idle_s:
-                self._close(number, "expired")
-                raise RequestError(
-                    f"session: that of id {number} sent no frame for {self._idle_s:.0f} s and is over; begin it anew"
-                    " with the start flag, and with the last masks as seed_masks to keep the ids"
-                )
+            self._sweep(session.last_used)
             session.last_used = self._clock()
             return session
+
+    def answered(self, sessions: Iterable[Session]) -> None:
+        """Frames of these sessions have been computed: from now on they may be idle."""
+        with self._lock:
+            for session in sessions:
+                session.last_used = self._clock()
 
     def end(self, number: int) -> None:
         """The client's own end; of a session that is not there nothing happens."""
@@ -126,14 +132,9 @@ class Sessions:
             if number in self._sessions:
                 self._close(number, "ended")
 
-    def sweep(self) -> None:
-        """Ends what has been idle for too long."""
-        with self._lock:
-            self._sweep()
-
-    def _sweep(self, but: int | None = None) -> None:
-        now = self._clock()
-        for number in [n for n, s in self._sessions.items() if now - s.last_used > self._idle_s and n != but]:
+    def _sweep(self, then: float) -> None:
+        """Ends what was idle for too long at that time."""
+        for number in [n for n, s in self._sessions.items() if then - s.last_used > self._idle_s]:
             self._close(number, "expired")
 
     def _close(self, number: int, why: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,9 +71,9 @@ def opened(video_repository):
 
 @pytest.fixture
 def flow(opened) -> Callable[..., Flow]:
-    """Another server's flow; `before(part)` is called before each call of a sub-model."""
+    """Another server's flow; `before(part)` is called before each call of a sub-model, `clock` is its sessions'."""
 
-    def make(before: Callable[[str], None] = lambda part: None) -> Flow:
+    def make(before: Callable[[str], None] = lambda part: None, clock: Callable[[], float] = time.monotonic) -> Flow:
         variant, runs, tokenizer = opened
 
         def call(model, inputs, outputs):
@@ -80,7 +81,7 @@ def flow(opened) -> Callable[..., Flow]:
             return runs[model.name](inputs, outputs)
 
         video = VideoVariant(variant, variant)
-        sessions = Sessions(video.front_name, SLOTS, slot_bytes(variant))
+        sessions = Sessions(video.front_name, SLOTS, slot_bytes(variant), clock=clock)
         smaller = Smaller(variant.resolution, None)
         return Flow(VideoPipeline(video, Pipeline(variant, call), Bank(variant, SLOTS), sessions, smaller), tokenizer)
 

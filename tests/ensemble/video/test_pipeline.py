@@ -118,6 +118,20 @@ def test_a_frame_of_an_unknown_session_fails_alone(flow, film):
     assert len(answers[1].track_ids)
 
 
+def test_frames_that_take_minutes_end_no_session(flow, film):
+    """Two videos in turn on a slow machine: while one is computed, the other's frame waits."""
+    now = [0.0]
+
+    def before(part):
+        now[0] += 100.0 * (part == "vision_encoder")
+
+    own = flow(before, clock=lambda: now[0])
+    for index in range(3):
+        for session in (1, 2):
+            (answer,) = own.answer([own.job(film(3), index, session)])
+            assert answer.frame_index == index
+
+
 def test_a_session_that_ends_gives_its_slots_back(flow, film):
     own = flow()
     own.answer([own.job(film(3), 0, 1, end=True)])

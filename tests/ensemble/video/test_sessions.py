@@ -65,13 +65,34 @@ def test_slots_come_back(sessions, again):
 
 
 def test_an_idle_session_is_over_by_its_own_clock(sessions, clock):
-    begin(sessions, 1)
-    clock.now = 59.0
-    assert sessions.find(1).number == 1
-    clock.now = 119.5
-    with pytest.raises(RequestError, match="sent no frame for 60 s and is over; begin it anew"):
+    """As soon as a frame of another comes that was sent after its time, or somebody needs its slots."""
+    for number in (1, 2, 3):
+        begin(sessions, number, most=3)
+    for now in (30.0, 60.0, 61.0):
+        clock.now = now
+        sessions.answered([sessions.find(3)])
+        assert len(sessions) == 3
+    sessions.find(2)
+    clock.now = 62.0
+    sessions.answered([sessions.find(3)])
+    with pytest.raises(RequestError, match=r"knows none of id 1: it .* sent no frame for 60 s"):
         sessions.find(1)
-    assert (sessions.used_slots, dict(sessions.over)) == (0, {"expired": 1})
+    assert (sessions.used_slots, dict(sessions.over)) == (6, {"expired": 1})
+    clock.now = 130.0
+    assert begin(sessions, 4, most=10).slots
+    assert dict(sessions.over) == {"expired": 3}
+
+
+def test_a_frame_that_takes_long_does_not_end_sessions(sessions, clock):
+    """Neither its own, nor those that were answered with it, nor whoever waits behind it."""
+    first, second, third = (begin(sessions, number, most=2) for number in (1, 2, 3))
+    for _ in range(5):
+        for batch in ((first, second), (third,)):
+            for session in batch:
+                assert sessions.find(session.number) is session
+            clock.now += 100.0
+            sessions.answered(batch)
+    assert not sessions.over
 
 
 def test_a_thousand_abandoned_sessions_leave_every_slot_free(sessions, clock):
@@ -79,9 +100,8 @@ def test_a_thousand_abandoned_sessions_leave_every_slot_free(sessions, clock):
         clock.now += 100.0
         begin(sessions, number, most=10)
     clock.now += 100.0
-    sessions.sweep()
-    assert (sessions.used_slots, len(sessions), sessions.over["expired"]) == (0, 0, 1000)
     assert sorted(begin(sessions, 5000, most=10).slots) == list(range(10))
+    assert (len(sessions), sessions.over["expired"]) == (1, 1000)
 
 
 def test_an_unknown_session_is_told_what_to_do(sessions):
