@@ -52,10 +52,10 @@ def profile_shapes(model: ModelSpec) -> dict[str, Shapes]:
 
 def fix_single_sizes(network: Any, model: ModelSpec) -> None:
     """Tells TensorRT which dynamic dimensions have one size only, as that of frames with `--max-batch 1`: it computes
-    nothing at run time for those, and TensorRT 8.6 builds some graphs in no other way."""
-    ends = [network.get_input(i) for i in range(network.num_inputs)]
-    for tensor in ends:
-        smallest, _, largest = profile_shapes(model).get(tensor.name, ((), (), ()))
+    nothing at run time for those."""
+    shapes = profile_shapes(model)
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        smallest, _, largest = shapes.get(tensor.name, ((), (), ()))
         if smallest:
             tensor.shape = tuple(a if a == b else -1 for a, b in zip(smallest, largest, strict=True))
 
