@@ -18,22 +18,14 @@ from clients.fleet.request import Answer, Exemplar
 from clients.video.reader import CapturedFrame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS
 from tests.clients.dashboard.pages import page
+from tests.clock import Clock
 
 CONFIG = CameraConfig("yard / west", "none", ("blue square", "red circle"), (0.3, 0.6))
 
 
-class Clock:
-    """Seconds that a test sets."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

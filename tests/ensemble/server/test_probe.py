@@ -8,6 +8,7 @@ import pytest
 from ensemble.interfaces import ENGINE_MODEL
 from ensemble.server.requirements import ServerError
 from ensemble.server.supervision import BUSY_SHARE, LONGEST_SILENCE_S, OVERTAKEN, SILENCE_S, Probe
+from tests.clock import Clock
 
 FRONT, OTHER = "sam3_r140", "sam3_r252"
 
@@ -91,10 +92,10 @@ CASES = {
 
 @pytest.mark.parametrize(("happens", "patience"), CASES.values(), ids=CASES)
 def test_when_a_front_model_is_taken_for_hanging(health, happens, patience):
-    now = [1000.0]
-    probe = Probe(health, FRONT, lambda: now[0])
+    clock = Clock(1000.0)
+    probe = Probe(health, FRONT, clock)
     for step in range(1, 200):
-        now[0] += STEP_S
+        clock.now += STEP_S
         happens(health, step)
         if silent := probe.look():
             assert f"{FRONT} does not answer: nothing for" in silent

@@ -5,6 +5,7 @@ import pytest
 
 from ensemble.request import RequestError
 from ensemble.video.variant import VideoVariant
+from tests.clock import Clock
 
 FILMS = (0, 3, 4)
 
@@ -120,12 +121,12 @@ def test_a_frame_of_an_unknown_session_fails_alone(flow, film):
 
 def test_frames_that_take_minutes_end_no_session(flow, film):
     """Two videos in turn on a slow machine: while one is computed, the other's frame waits."""
-    now = [0.0]
+    clock = Clock()
 
     def before(part):
-        now[0] += 100.0 * (part == "vision_encoder")
+        clock.now += 100.0 * (part == "vision_encoder")
 
-    own = flow(before, clock=lambda: now[0])
+    own = flow(before, clock)
     for index in range(3):
         for session in (1, 2):
             (answer,) = own.answer([own.job(film(3), index, session)])

@@ -4,13 +4,7 @@ from ensemble.request import RequestError
 from ensemble.video.follow import Rules
 from ensemble.video.request import Asked
 from ensemble.video.sessions import Sessions
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture

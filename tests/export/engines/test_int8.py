@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from ensemble.gate.compare import compare
 from ensemble.gate.limits import LIMITS, limits_of, part_precision
@@ -18,36 +18,28 @@ from export.engines.onnxruntime import ENGINE, onnx_session
 from export.engines.registry import ready
 from export.gate.frames import drawn_frames
 from export.sub_models.parts import make_part
-
-WIDTH = 32
+from tests.export.engines import two_products
+from tests.export.engines.two_products import file_of, weights_of
 
 
 @pytest.fixture
 def weights() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    found = {name: rng.normal(0, 0.2, (WIDTH, WIDTH)).astype(np.float32) for name in ("even", "odd")}
-    found["even"][0] = 0.0  # does not read the one large value, from which its input's scale comes
-    return found
+    return weights_of(np.float32)
 
 
-def file_of(path: Path, weights: dict[str, np.ndarray]) -> Path:
+def saved(path: Path, weights: dict[str, np.ndarray]) -> Path:
     """x -> x @ even, x @ odd"""
-    nodes = [helper.make_node("MatMul", ["x", name], [f"y_{name}"], name=f"times_{name}") for name in weights]
-    tensor = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH])  # noqa: E731
-    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "two", [tensor("x")], [tensor(f"y_{name}") for name in weights], constants)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    return path
+    return file_of(
+        path, [helper.make_node("MatMul", ["x", n], [f"y_{n}"], name=f"times_{n}") for n in weights], weights
+    )
 
 
-def x_of(outlier: float) -> np.ndarray:
-    x = np.random.default_rng(1).normal(0, 1, (64, WIDTH)).astype(np.float32)
-    x[:, 0] = outlier
-    return x
+def x_of(first: float) -> np.ndarray:
+    return two_products.x_of(first, np.float32)
 
 
 def test_products_are_rounded_and_their_results_stay_near(tmp_path, weights):
-    path, x = file_of(tmp_path / "model.onnx", weights), x_of(1.0)
+    path, x = saved(tmp_path / "model.onnx", weights), x_of(1.0)
     before = onnx_session(path)({"x": x})
     told = quantise(path, [{"x": x}])
     assert (told["products"], told["in_fp32"]) == (2, [])
@@ -63,7 +55,7 @@ def test_products_are_rounded_and_their_results_stay_near(tmp_path, weights):
 def test_a_product_that_rounding_spoils_stays_in_fp32(tmp_path, weights):
     """A value that is a thousand times as large as the others takes all 256 steps: where it is multiplied with zero,
     nothing of the others is left, and where it is most of the result, nothing of them is missed."""
-    path, x = file_of(tmp_path / "model.onnx", weights), x_of(1000.0)
+    path, x = saved(tmp_path / "model.onnx", weights), x_of(1000.0)
     before = onnx_session(path)({"x": x})
     told = quantise(path, [{"x": x_of(1.0)}, {"x": x}])
     assert told["in_fp32"] == ["times_even"]
@@ -73,7 +65,7 @@ def test_a_product_that_rounding_spoils_stays_in_fp32(tmp_path, weights):
 
 
 def test_a_file_that_int8_does_not_suit_is_refused_and_left_alone(tmp_path, weights):
-    path = file_of(tmp_path / "model.onnx", weights)
+    path = saved(tmp_path / "model.onnx", weights)
     held = path.read_bytes()
     with pytest.raises(ValueError, match="all 2 have more; this checkpoint does not suit INT8: use --precision fp32"):
         quantise(path, [{"x": x_of(np.nan)}])

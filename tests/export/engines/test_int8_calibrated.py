@@ -27,11 +27,10 @@ from export.engines.tensorrt_rtx import engine
 from export.gate.frames import drawn_frames
 from export.slim.int8_inputs import calibration_inputs, calibration_scenes, digest
 from export.variant import Job, build_part
+from tests.export.engines import two_products
+from tests.export.engines.two_products import WIDTH, file_of, weights_of
 
-WIDTH = 32
-rng = np.random.default_rng(0)
-WEIGHTS = {name: rng.normal(0, 0.2, (WIDTH, WIDTH)).astype(np.float16) for name in ("even", "odd")}
-WEIGHTS["even"][0] = 0.0  # does not read the one large value
+WEIGHTS = weights_of(np.float16)
 WEIGHTS["odd"][:, 1] *= 100  # one column that lies apart
 
 
@@ -42,18 +41,11 @@ def path(tmp_path: Path) -> Path:
         helper.make_node("MatMul", ["x", "even"], ["y_even"], name="times_even"),
         helper.make_node("Gemm", ["x", "odd"], ["y_odd"], name="times_odd", transB=1),
     ]
-    tensor = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", WIDTH])  # noqa: E731
-    constants = [numpy_helper.from_array(v.T.copy() if n == "odd" else v, n) for n, v in WEIGHTS.items()]
-    graph = helper.make_graph(nodes, "two", [tensor("x")], [tensor("y_even"), tensor("y_odd")], constants)
-    file = tmp_path / "model.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), file)
-    return file
+    return file_of(tmp_path / "model.onnx", nodes, {**WEIGHTS, "odd": WEIGHTS["odd"].T.copy()})
 
 
 def x_of(first: float) -> np.ndarray:
-    x = np.random.default_rng(1).normal(0, 1, (64, WIDTH)).astype(np.float16)
-    x[:, 0] = first
-    return x
+    return two_products.x_of(first, np.float16)
 
 
 @pytest.mark.parametrize("method", METHODS)

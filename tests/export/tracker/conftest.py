@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,12 +118,3 @@ def run_of(module: nn.Module, model: ModelSpec) -> Run:
         return {tensor.name: value.numpy() for tensor, value in zip(model.outputs, found, strict=True)}
 
     return run
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """One object of one frame is too little work to share: a second thread would wait more than it does."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
