@@ -30,8 +30,7 @@ def test_all_outputs_of_one_to_eight_objects_with_one_to_ten_maps(resolution, ca
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 def test_half_precision(resolution, case, runs, variant):
     own, of = case(resolution), variant(resolution, "fp16")
-    truths = own.truths if resolution == RESOLUTIONS[0] else own.truths[:2]  # a processor takes its time in fp16
-    report = verify_tracker(runs(own.tracker, of), of, truths)
+    report = verify_tracker(runs(own.tracker, of), of, own.truths)  # all: fewer scores have a cosine of chance
     assert report.failures == ()
     assert min(check.cosine for check in report.outputs) >= 0.999
 
