@@ -29,15 +29,15 @@ trt = pytest.importorskip("tensorrt_rtx_bindings", reason='needs pip install "sa
 def test_a_graph_that_is_not_one_is_refused_with_the_parsers_words(small, tmp_path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(PlanError, match=r"sam3_text_encoder: TensorRT for RTX .* cannot read model\.onnx: "):
-        compile_onnx(tmp_path / "model.onnx", small(252).text_encoder, tmp_path / "model.rtx", "fp16", (89,))
+        compile_onnx(tmp_path / "model.onnx", small(140).text_encoder, tmp_path / "model.rtx", "fp16", (89,))
 
 
 def test_a_graph_of_another_variant_is_refused(graph, small, tmp_path) -> None:
     with pytest.raises(PlanError, match=r"expected inputs .* export it again"):
-        compile_onnx(graph(252, "text_encoder"), small(252).decoder, tmp_path / "model.rtx", "fp16", (89,))
-    wide = Variant(252, 50, "fp32", checkpoint=small(252).checkpoint)
+        compile_onnx(graph(140, "text_encoder"), small(140).decoder, tmp_path / "model.rtx", "fp16", (89,))
+    wide = Variant(140, 50, "fp32", checkpoint=small(140).checkpoint)
     with pytest.raises(PlanError, match="expected text_features as FP32, the graph has FP16; export it again"):
-        compile_onnx(graph(252, "text_encoder"), wide.text_encoder, tmp_path / "model.rtx", "fp16", (89,))
+        compile_onnx(graph(140, "text_encoder"), wide.text_encoder, tmp_path / "model.rtx", "fp16", (89,))
 
 
 @pytest.mark.parametrize("capability", [61, 70, 90, 100])
@@ -123,7 +123,7 @@ def test_an_export_without_a_gpu_is_marked_as_not_verified(
     them."""
     source = load(str(checkpoint))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    plans = {part: built(252 if part == "text_encoder" else 140, part) for part in PARTS}
+    plans = {part: built(140, part) for part in PARTS}
 
     def copied(module, model, variant, path, cards) -> dict:
         shutil.copy(plans[model.part].plan, path)
