@@ -107,7 +107,7 @@ def test_a_broken_artifact_never_enters_and_what_was_not_at_fault_is_not_built_a
 
     def build(module, model, variant, path):
         built.append(model.name)
-        made.build(module, model, variant, path)
+        shutil.copy(good.root / model.name / "1" / "model.onnx", path)  # what tracing would give again
         if model.part == "decoder":
             perturb(path, "box_head.layer3.bias", factor)
         return {}
