@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.console import make_parser, say
+from clients.conversation import Tracks
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig, read_config
 from clients.fleet.fleet import open_pool, watch
@@ -30,14 +31,18 @@ from clients.video.frames import IMAGE_SUFFIXES
 from clients.video.reader import Reader
 from clients.video.sources import is_address
 from ensemble.spec import DEFAULT_THRESHOLD
+from ensemble.video.variant import DEFAULT_DETECT_EVERY, DEFAULT_OBJECTS
 
 EXAMPLES = """examples:
   sam3-camera --source video.mp4 --classes "red circle" "blue square"
   sam3-camera --source video.mp4 --classes person dog --masks --output annotated.mp4
   sam3-camera --source photos/ --classes "traffic light" --url gpu-host:8001 --output found.jsonl
+  sam3-camera --source yard.mp4 --classes person --track masks --detect-every 4 --output tracks.mp4 tracks.jsonl
   sam3-camera --source photo.jpg --classes cat --protocol http --model sam3_r672 --output cat.png
   sam3-camera --config cameras.yaml --seconds 60
 """
+OF_MASKS = ("detect_every", "max_objects")
+"""Options that only `--track masks` has."""
 
 
 class Failed(Exception):  # noqa: N818 - the name says what happened
@@ -69,9 +74,11 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
         thresholds=(arguments.threshold,) * len(arguments.classes),
         model=arguments.model,
         in_flight=1,
-        masks="bits" if arguments.masks else "none",
+        masks="bits" if arguments.masks or arguments.track == "masks" else "none",
+        track=arguments.track,
         raw=arguments.raw,
         outputs=tuple(arguments.output),
+        **given(arguments, *OF_MASKS),
     )
     address = Server(arguments.url, arguments.protocol, arguments.timeout).address
     pool = open_pool(FleetConfig((config,), (address,), arguments.protocol, arguments.timeout))
@@ -80,12 +87,17 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
     if wrong := await outputs.open():
         raise Failed("; ".join(wrong))
     stop, latencies, errors = asyncio.Event(), [], []
+    model = arguments.model
 
     async def handle(camera: Camera, answer: Answer) -> None:
+        nonlocal model
         start = f"{answer.frame.index:6d} {answer.frame.time_s:8.2f} s"
         if answer.found is not None:
+            model = answer.found.model
             latencies.append(answer.found.latency_ms)
-            say(f"{start} {answer.found.latency_ms:8.1f} ms  {answer.found.summary()}")
+            hidden = len(answer.found.hidden_ids) if isinstance(answer.found, Tracks) else 0
+            told = answer.found.summary() + (f", {hidden} hidden" if hidden else "")
+            say(f"{start} {answer.found.latency_ms:8.1f} ms  {told}")
             await outputs(camera, answer)
         elif answer.outcome == "timeout":
             say(f"{start}  failed: {answer.error}")
@@ -106,7 +118,7 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
     return (
         {
             "source": config.name,
-            "model": pool.endpoints[0].client(config.model).model,
+            "model": model,
             "frames": summary["answered"],
             "failed": summary["failed"],
             "dropped": camera.stats.dropped["replaced"],
@@ -123,10 +135,15 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options that the command line has."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
 def plain_record(camera: Camera, answer: Answer) -> dict[str, Any]:
     """The JSON line of an answered frame where there is only one camera."""
     assert answer.found is not None
-    return frame_record(answer.frame, answer.found)
+    return frame_record(answer.frame, answer.found, answer.tracks)
 
 
 def default_output(source: str) -> Path:
@@ -159,6 +176,21 @@ def parser() -> argparse.ArgumentParser:
         "--threshold", type=float, default=DEFAULT_THRESHOLD, help="lowest score, 0 to 1 (default: %(default)s)"
     )
     p.add_argument("--masks", action="store_true", help="request masks too")
+    p.add_argument(
+        "--track", choices=("boxes", "masks"), help="ids that stay: by matching boxes, or by the server's tracker"
+    )
+    p.add_argument(
+        "--detect-every",
+        type=int,
+        metavar="N",
+        help=f"with --track masks: frames from one detection to the next (default: {DEFAULT_DETECT_EVERY})",
+    )
+    p.add_argument(
+        "--max-objects",
+        type=int,
+        metavar="N",
+        help=f"with --track masks: objects at a time (default: {DEFAULT_OBJECTS})",
+    )
     p.add_argument("--raw", action="store_true", help="send pixels instead of JPEG: exact, and ten times the bytes")
     p.add_argument("--limit", type=int, metavar="N", help="stop after N frames")
     p.add_argument(
@@ -190,10 +222,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.config is not None:
         if arguments.source or arguments.classes:
             p.error("--config names the cameras; leave --source and --classes out")
+        if given(arguments, "track", *OF_MASKS):
+            p.error("with --config the file says which camera tracks what, as `track: masks`; leave --track out")
         about = {"config": str(arguments.config)}
     else:
         if not arguments.source or not arguments.classes:
             p.error("--source and --classes are needed, or --config")
+        if arguments.track != "masks" and (unused := given(arguments, *OF_MASKS)):
+            p.error(f"--{min(unused).replace('_', '-')} is of tracked masks; write --track masks too")
         if arguments.output is None:
             arguments.output = [default_output(arguments.source)]
         if wrong := [str(path) for path in arguments.output if path.suffix not in SUFFIXES]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -83,12 +84,8 @@ class Conversation:
         max_detections: int | None = None,
         objects: Tracks | None = None,
     ) -> None:
-        if isinstance(classes, (str, bytes)):
-            raise InvalidRequest(
-                f"classes must be a list of names, got the single string {classes!r}; write [{classes!r}]"
-            )
-        self.classes, self.model = tuple(classes), model
-        self.restarts = 0
+        self.look_for(classes)
+        self.model, self.restarts = model, 0
         self._settings: dict[str, Any] = {
             "threshold": [DEFAULT_THRESHOLD if threshold is None else threshold],
             "mask_format": [utf8(mask_format)],
@@ -101,6 +98,21 @@ class Conversation:
         self.begins = True
         self._last = objects
         self._first_id = 1 if objects is None else after(objects)
+
+    def look_for(self, classes: Sequence[str]) -> None:
+        """The classes from the next frame on. Raises InvalidRequest for a single string."""
+        if isinstance(classes, (str, bytes)):
+            raise InvalidRequest(
+                f"classes must be a list of names, got the single string {classes!r}; write [{classes!r}]"
+            )
+        self.classes = tuple(classes)
+
+    def moved(self, model: str) -> Conversation:
+        """A conversation with another server, which goes on where this one is."""
+        other = copy.copy(self)
+        other.model = model
+        other.lost()
+        return other
 
     def lost(self) -> None:
         """The server does not know the session any more: the next frame begins another with what is known."""
@@ -158,7 +170,9 @@ class Conversation:
             return np.zeros(0, np.int64), np.zeros(0, np.int32), np.zeros((0, 0, 0), np.uint8)
         most = int(self._settings["max_objects"][0])
         bits = last.mask_bits if len(last.mask_bits) else np.packbits(last.masks, axis=-1)
-        return last.track_ids[:most], last.class_ids[:most], bits[:most]
+        wanted = [i for i, name in enumerate(last.labels) if name in self.classes][:most]  # they may have changed
+        owners = np.array([self.classes.index(last.labels[i]) for i in wanted], np.int32)
+        return last.track_ids[wanted], owners, bits[wanted]
 
 
 def after(tracks: Tracks) -> int:

@@ -7,6 +7,7 @@ session begins anew with the last masks and ids, in the frame that found out, an
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,7 +22,17 @@ if TYPE_CHECKING:
     from clients.connection import AsyncClient, Client
 
 
-class Session:
+class _Told:
+    """What sessions of both kinds may be told between two frames."""
+
+    _talk: Conversation
+
+    def look_for(self, classes: Sequence[str]) -> None:
+        """Other classes from the next frame on: objects of classes that are gone end, the others keep their ids."""
+        self._talk.look_for(classes)
+
+
+class Session(_Told):
     """One video over a `Client`; a context manager, or call `close`. Frames go in order, one at a time."""
 
     def __init__(self, client: Client, classes: Sequence[str], **options: Unpack[SessionOptions]) -> None:
@@ -61,7 +72,7 @@ class Session:
             self._client.infer_in_sequence(self._talk.model, request, **sequence)
 
 
-class AsyncSession:
+class AsyncSession(_Told):
     """The same over an `AsyncClient`."""
 
     def __init__(self, client: AsyncClient, classes: Sequence[str], **options: Unpack[SessionOptions]) -> None:
@@ -98,3 +109,10 @@ class AsyncSession:
         self._talk.begins = True
         with contextlib.suppress(Sam3ServerError):
             await self._client.infer_in_sequence(self._talk.model, request, **sequence)
+
+    def moved(self, client: AsyncClient, model: str) -> AsyncSession:
+        """A session over another client, which goes on with the objects of this one. What still comes of a frame that
+        this one has under way changes nothing of it."""
+        other = copy.copy(self)
+        other._client, other._talk = client, self._talk.moved(model)
+        return other

@@ -4,6 +4,9 @@ A reading thread captures frames, a feeder task sends the newest one as soon as 
 deliverer task hands the answers on in the order of the frames. At most `in_flight` frames are under way. An answer that
 arrives after the deadline is discarded, but waited for: a server that is behind would only fall further behind if its
 cameras sent new frames before it answered. No camera waits for another one.
+
+Whoever the objects are comes from boxes (`tracks.py`), or with `track: masks` from the server's own tracker
+(`following.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from clients.conversation import Tracks
 from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
 from clients.fleet.config import CameraConfig
 from clients.fleet.endpoint import Endpoint
+from clients.fleet.following import Following
 from clients.fleet.pool import Pool
 from clients.fleet.request import Answer, Exemplar, detect
 from clients.fleet.stats import CameraStats
@@ -47,7 +52,8 @@ raises is counted and named in the camera's account, and the camera goes on."""
 
 class Camera:
     """One camera. `config` and `exemplars` may be replaced while it runs: frames that are sent from then on use the new
-    ones, the at most `in_flight` frames under way still the old ones. Each exemplar is of one of `config.classes`.
+    ones, the at most `in_flight` frames under way still the old ones. Each exemplar is of one of `config.classes`; with
+    `track: masks` there are none.
 
     `reader` replaces the one that the configuration describes; `limit` is the most frames that are sent (None: all).
     Raises ImportError where the configuration wants tracks and the package supervision is missing.
@@ -70,8 +76,9 @@ class Camera:
         self._slots = asyncio.Semaphore(config.in_flight)
         self._failures = 0
         self._stopped = asyncio.Event()
-        wants_tracks = config.track or config.zones
-        self._tracker = Tracker(config.fps or USUAL_FPS, config.threshold) if wants_tracks else None
+        self._following = Following() if config.track == "masks" else None
+        matches_boxes = (config.track or config.zones) and self._following is None
+        self._tracker = Tracker(config.fps or USUAL_FPS, config.threshold) if matches_boxes else None
         self._zones = ZoneMonitor(config.zones)
         self._feeder: asyncio.Task[None] | None = None
 
@@ -88,6 +95,8 @@ class Camera:
         await asyncio.wait({deliverer, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         await self._finish(deliverer)
+        if self._following is not None:
+            await self._following.close(GRACE_S)
         self.stats.read, self.stats.skipped = self.reader.read, self.reader.skipped
         for reason, count in (("replaced", self.reader.replaced), ("stopped", left)):
             if count:
@@ -121,7 +130,7 @@ class Camera:
         sent = 0
         while (self.limit is None or sent < self.limit) and await self.reader.available():
             await self._slots.acquire()
-            endpoint = await pool.acquire()
+            endpoint = await pool.acquire(self._following.home if self._following else None)
             frame = self.reader.take()  # after the waiting, not before: this is the newest frame
             if frame is None:
                 pool.release(endpoint)
@@ -143,7 +152,10 @@ class Camera:
             if clock() - frame.captured > config.deadline_s:
                 return Answer.now(frame, "late")
             sent = clock()
-            found = await pool.ask(endpoint, detect(endpoint, config, exemplars, frame))
+            if self._following is None:
+                found = await pool.ask(endpoint, detect(endpoint, config, exemplars, frame))
+            else:
+                found = await self._following.frame(pool, endpoint, config, frame)
             self._failures = 0
             share = (clock() - frame.captured) / config.deadline_s
             endpoint.record(share, sent, pool.in_flight)
@@ -179,11 +191,17 @@ class Camera:
 
     def _tracked(self, answer: Answer) -> Answer:
         """The answer with its tracks and the zones' events; without them where these fail."""
-        if self._tracker is None or answer.found is None or answer.outcome != "answered":
+        found = answer.found
+        if found is None or answer.outcome != "answered":
             return answer
         try:
-            tracks = self._tracker.update(answer.found)
-            events = self._zones.update(answer.found, tracks, answer.frame.time_s)
+            if isinstance(found, Tracks):
+                tracks = found.track_ids
+            elif self._tracker is not None:
+                tracks = self._tracker.update(found)
+            else:
+                return answer
+            events = self._zones.update(found, tracks, answer.frame.time_s)
         except Exception as error:
             self.stats.handler_failed(error)
             return answer
@@ -195,6 +213,9 @@ class Camera:
             stats.answered += 1
             stats.detections += len(answer.found or ())
             stats.latencies_ms.append(answer.latency_ms)
+            if isinstance(answer.found, Tracks):
+                stats.restarts = answer.found.restarts
+                stats.dropped_objects += answer.found.dropped_objects
         elif answer.outcome == "late":
             stats.dropped["late"] += 1
         else:

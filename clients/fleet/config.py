@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clients.fleet.config_parts import read_classes, read_model, read_threshold, read_zone, read_zoom
+from clients.fleet.config_parts import read_classes, read_model, read_threshold, read_track, read_zone, read_zoom
 from clients.fleet.yaml_lines import ConfigError, Entry, load
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
@@ -19,6 +19,13 @@ from clients.outputs.files import SUFFIXES
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.video.sources import is_address
 from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS
+from ensemble.video.variant import (
+    DEFAULT_DETECT_EVERY,
+    DEFAULT_OBJECTS,
+    MAX_DETECT_EVERY,
+    MAX_OBJECTS,
+    is_video_name,
+)
 
 CAMERA_KEYS = {
     "threshold",
@@ -34,6 +41,8 @@ CAMERA_KEYS = {
     "transport",
     "output",
     "track",
+    "detect_every",
+    "max_objects",
     "zones",
     "zoom",
     "webhook",
@@ -47,8 +56,10 @@ class CameraConfig:
     frames per second (None: all of them); `deadline_s` seconds from capture to answer (infinite: none); `in_flight` the
     most frames under way at once. `realtime` plays a file at its own speed, `loop` again and again; `raw` sends pixels
     instead of JPEG; `transport` is what RTSP is asked for (None: TCP, else UDP). `outputs` are files, written as their
-    suffixes say; `track` gives objects ids, and so do `zones`; `zoom` looks at small objects again at a higher
-    resolution; `webhook` is the address to which events are posted.
+    suffixes say; `track` gives objects ids, and so do `zones`: "boxes" matches boxes from frame to frame, with "masks"
+    the server's tracker follows at most `max_objects` objects at a time, and its detector looks at each
+    `detect_every`-th frame. `zoom` looks at small objects again at a higher resolution; `webhook` is the address to
+    which events are posted. Raises ValueError for what does not go together.
     """
 
     name: str
@@ -65,10 +76,33 @@ class CameraConfig:
     raw: bool = False
     transport: str | None = None
     outputs: tuple[Path, ...] = ()
-    track: bool = False
+    track: str | None = None
+    detect_every: int = DEFAULT_DETECT_EVERY
+    max_objects: int = DEFAULT_OBJECTS
     zones: tuple[Zone, ...] = ()
     zoom: Zoom | None = None
     webhook: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.track != "masks":
+            if self.model and is_video_name(self.model):
+                raise ValueError(f"{self.model} follows objects; write `track: masks`, or a model of pictures")
+            return
+        if self.model and not is_video_name(self.model):
+            raise ValueError(
+                f"`track: masks` needs a video front model such as sam3_video_r672, got {self.model}; write"
+                " `resolution` in place of `model`, or neither"
+            )
+        if self.in_flight != 1:
+            raise ValueError(
+                "with `track: masks` frames go in order, so there is one under way at a time; got in_flight"
+                f" {self.in_flight}, write 1"
+            )
+        if self.zoom is not None:
+            raise ValueError(
+                "with `track: masks` the tracker looks at whole frames, so there is no zoom; leave `zoom` out, and give"
+                " the camera a higher `resolution`"
+            )
 
     @property
     def threshold(self) -> float:
@@ -108,6 +142,9 @@ def read_config(path: Path | str) -> FleetConfig:
         skipped = {"model", "resolution"} if {"model", "resolution"} & set(own) else set()
         inherited = {key: value for key, value in defaults.items() if key not in skipped}
         camera = _camera(inherited | own, Path(path).parent)
+        if camera.track != "masks" and (unused := {"detect_every", "max_objects"} & set(own)):
+            key = own[min(unused)]
+            raise ConfigError(f"{key.file}:{key.line}: {key.what}: only with `track: masks`; write that too")
         if camera.name in lines:
             raise ConfigError(
                 f"{own['name'].file}:{own['name'].line}: the name {camera.name!r} is on line {lines[camera.name]}"
@@ -149,7 +186,17 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         options["masks"] = given["masks"].choice(*MASK_FORMATS)
     if "transport" in given:
         options["transport"] = given["transport"].choice("tcp", "udp")
-    for key in ("realtime", "loop", "raw", "track"):
+    if "track" in given:
+        options["track"] = read_track(given["track"])
+    if options.get("track") == "masks":
+        options = {"in_flight": 1, "masks": "bits"} | options
+    if "detect_every" in given:
+        options["detect_every"] = given["detect_every"].whole(
+            1, MAX_DETECT_EVERY, f"frames from 1 to {MAX_DETECT_EVERY}"
+        )
+    if "max_objects" in given:
+        options["max_objects"] = given["max_objects"].whole(1, MAX_OBJECTS, f"objects from 1 to {MAX_OBJECTS}")
+    for key in ("realtime", "loop", "raw"):
         if key in given:
             options[key] = given[key].flag()
     if "zones" in given:
@@ -166,7 +213,10 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         entry = given["output"]
         paths = entry.items("a list of files") if isinstance(entry.value, list) else [entry]
         options["outputs"] = tuple(_output(path, given["name"].text(), home) for path in paths)
-    return CameraConfig(given["name"].text("a name"), source, classes, thresholds, read_model(given), **options)
+    name, model = given["name"].text("a name"), read_model(given, options.get("track") == "masks")
+    said = given.get("track", given.get("model", given["name"]))
+    camera: CameraConfig = said.check(lambda: CameraConfig(name, source, classes, thresholds, model, **options))
+    return camera
 
 
 def _server(entry: Entry, protocol: str) -> str:

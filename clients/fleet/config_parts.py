@@ -7,7 +7,8 @@ from typing import Any
 from clients.fleet.yaml_lines import ConfigError, Entry
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
-from ensemble.spec import Variant
+from ensemble.spec import Tracker, Variant
+from ensemble.video.variant import VideoVariant
 
 
 def read_threshold(entry: Entry) -> float:
@@ -29,13 +30,23 @@ def read_classes(entry: Entry, threshold: float) -> tuple[tuple[str, ...], tuple
     return names, (threshold,) * len(names)
 
 
-def read_model(given: dict[str, Entry]) -> str | None:
-    """The front model's name, from `resolution` or `model`; None where neither is set."""
+def read_model(given: dict[str, Entry], video: bool = False) -> str | None:
+    """The front model's name, from `resolution` or `model`; None where neither is set. With `video` the one of
+    videos."""
     if "resolution" in given:
         entry = given["resolution"]
         side = entry.whole(14, 8192, "pixels, a multiple of 14")
-        return str(entry.check(lambda: Variant(side).front_name))
+        variant: Variant = entry.check(lambda: Variant(side, tracker=Tracker() if video else None))
+        return VideoVariant(variant, variant).front_name if video else variant.front_name
     return given["model"].text("a front model such as sam3_r672") if "model" in given else None
+
+
+def read_track(entry: Entry) -> str | None:
+    """How objects get their ids: None, "boxes" or "masks"."""
+    ways = {False: None, True: "boxes", "boxes": "boxes", "masks": "masks"}
+    if not isinstance(entry.value, (bool, str)) or entry.value not in ways:
+        entry.fail("true, false, boxes or masks")
+    return ways[entry.value]
 
 
 def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clients.connection import AsyncClient
-from clients.errors import RequestTimeout, Sam3ServerError, ServerUnavailable
+from clients.errors import InvalidRequest, RequestTimeout, Sam3ServerError, ServerUnavailable
+from ensemble.video.variant import is_video_name
 
 TOO_LATE, IN_TIME = 0.3, 0.1
 """Shares of late answers above which a server's limit is lowered, and below which it is raised."""
@@ -125,10 +127,20 @@ class Endpoint:
 
     async def answers(self) -> bool:
         """Whether one of its front models answers a frame."""
-        for client in list(self.clients.values()):
+        for model, client in list(self.clients.items()):
             try:
+                if model and is_video_name(model):
+                    return await _follows(client, model)
                 await client.detect(FRAME, ["object"])
                 return True
             except Sam3ServerError:
                 continue
         return not self.clients
+
+
+async def _follows(client: AsyncClient, model: str) -> bool:
+    """True once a video front model answers a session's only frame; that its memory is full is an answer too."""
+    with contextlib.suppress(InvalidRequest):
+        async with client.session(["object"], model=model, max_objects=1, mask_format="none") as session:
+            await session.frame(FRAME)
+    return True

@@ -3,7 +3,7 @@
 Each server has a number of slots: the frames that it processes at once. Slots are given in the order of the requests,
 and a camera requests one for one frame at a time, so under overload every camera gets its share. A server that does not
 answer gets no frames until it answers again; meanwhile the other servers take its share, and where there is no other
-the cameras wait.
+the cameras wait. A camera whose objects one server remembers waits for that one, and changes only where it is away.
 
 A server may also stop answering without closing anything: it froze, its host lost its power, a cable was pulled. One
 that is silent while it has frames is asked whether it is there. Without a reply its frames in flight are given up, and
@@ -49,14 +49,14 @@ class Pool:
         for endpoint in self.endpoints:
             endpoint.limit = float(min(in_flight, FIRST_LIMIT))
         self.in_flight, self._probe_every = in_flight, probe_every
-        self._waiting: deque[asyncio.Future[Endpoint]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Endpoint], Endpoint | None]] = deque()
 
-    async def acquire(self) -> Endpoint:
-        """A slot at the endpoint with the fewest frames in flight, once one is free and all earlier requests have
-        theirs. Give it back with `release`.
+    async def acquire(self, home: Endpoint | None = None) -> Endpoint:
+        """A slot at the endpoint with the fewest frames in flight, or at `home` unless that is away, once one is free
+        and all earlier requests for it have theirs. Give it back with `release`.
         """
         future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting.append((future, home))
         self._assign()
         try:
             return await future
@@ -139,12 +139,16 @@ class Pool:
         self._assign()
 
     def _assign(self) -> None:
-        while self._waiting:
+        waiting, self._waiting = self._waiting, deque()
+        for future, home in waiting:
+            if future.done():  # its camera was stopped
+                continue
             free = [e for e in self.endpoints if not e.away and e.busy < int(e.limit)]
+            if home is not None and not home.away:
+                free = [home] if home in free else []
             if not free:
-                return
-            future = self._waiting.popleft()
-            if not future.done():  # it is done where its camera was stopped
+                self._waiting.append((future, home))
+            else:
                 endpoint = min(free, key=lambda e: e.busy)
                 endpoint.busy += 1
                 future.set_result(endpoint)

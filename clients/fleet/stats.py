@@ -33,7 +33,9 @@ def percentiles(milliseconds: Collection[float]) -> tuple[float, float]:
 
 @dataclass(slots=True)
 class CameraStats:
-    """One camera's counts. `dropped` and `failed` count by reason; `latencies_ms` are from capture to answer."""
+    """One camera's counts. `dropped` and `failed` count by reason; `latencies_ms` are from capture to answer. With
+    `track: masks`, `restarts` is how often the session began anew, `dropped_objects` what found no room in it.
+    """
 
     name: str
     read: int = 0
@@ -46,6 +48,8 @@ class CameraStats:
     skipped: Skipped = field(default_factory=Skipped)
     unhandled: int = 0
     handler_error: str = ""
+    restarts: int = 0
+    dropped_objects: int = 0
 
     def handler_failed(self, error: Exception) -> None:
         """Counts an answer whose handler, tracks or zones failed, and names the latest failure, with its line."""
@@ -80,7 +84,8 @@ class CameraStats:
             troubles |= {"skipped": self.skipped.count, "skipped_why": dict(self.skipped.why)}
         if self.unhandled:
             troubles |= {"unhandled": self.unhandled, "handler_error": self.handler_error}
-        return troubles
+        counts = {"restarts": self.restarts, "dropped_objects": self.dropped_objects}
+        return troubles | {name: count for name, count in counts.items() if count}
 
 
 def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:

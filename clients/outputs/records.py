@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from clients.conversation import Tracks
 from clients.detections import Detections
 from clients.video.frames import Frame
 
@@ -13,11 +15,16 @@ if TYPE_CHECKING:  # the fleet's configuration reads this package
     from clients.fleet.request import Answer
 
 
-def frame_record(frame: Frame, found: Detections) -> dict[str, Any]:
-    """One frame as plain data: boxes in pixels, masks as COCO RLE of `mask_size` pixels a side."""
+STATES = ("new", "tracked", "confirmed")
+"""What `Tracks.track_states` are called."""
+
+
+def frame_record(frame: Frame, found: Detections, tracks: Sequence[int] = ()) -> dict[str, Any]:
+    """One frame as plain data: boxes in pixels, masks as COCO RLE of `mask_size` pixels a side. `tracks` [D] are ids,
+    -1 for none."""
     boxes = found.boxes_in_pixels.tolist()
     masks = [rle["counts"].decode() for rle in found.rle] if found.has_masks else [None] * len(found)
-    return {
+    record: dict[str, Any] = {
         "frame": frame.index,
         "time_s": round(frame.time_s, 3),
         "size": list(found.frame_size),
@@ -30,6 +37,14 @@ def frame_record(frame: Frame, found: Detections) -> dict[str, Any]:
             for label, score, box, mask in zip(found.labels, found.scores, boxes, masks, strict=True)
         ],
     }
+    for detection, track in zip(record["detections"], tracks, strict=False):
+        detection |= {"track": track} if track >= 0 else {}
+    if isinstance(found, Tracks):
+        told = zip(found.track_scores.tolist(), found.track_states.tolist(), strict=True)
+        for detection, (score, state) in zip(record["detections"], told, strict=True):
+            detection |= {"track_score": round(score, 4), "state": STATES[state]}
+        record |= {"hidden": found.hidden_ids.tolist(), "dropped": found.dropped_objects}
+    return record
 
 
 def answer_record(camera: Camera, answer: Answer) -> dict[str, Any]:
@@ -47,10 +62,8 @@ def answer_record(camera: Camera, answer: Answer) -> dict[str, Any]:
     if answer.error:
         record["error"] = answer.error
     if answer.found is not None and answer.outcome == "answered":
-        about = frame_record(frame, answer.found)
+        about = frame_record(frame, answer.found, answer.tracks)
         record |= about | {"request_ms": about["latency_ms"]}
-        for detection, track in zip(record["detections"], answer.tracks, strict=False):
-            detection |= {"track": track} if track >= 0 else {}
         if answer.events:
             record["events"] = list(answer.events)
     return record | {"time_s": round(frame.time_s, 3), "latency_ms": round(answer.latency_ms, 2)}

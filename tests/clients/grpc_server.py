@@ -73,10 +73,17 @@ class Relay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one in (self._listener, *self._open):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        self.close()
+        self.cut()
+
+    def close(self) -> None:
+        """Takes no more connections."""
+        _end(self._listener)
+
+    def cut(self) -> None:
+        """Ends all connections."""
+        while self._open:
+            _end(self._open.pop())
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
@@ -98,6 +105,12 @@ class Relay:
                 sink.shutdown(socket.SHUT_WR)
 
         threading.Thread(target=pump, daemon=True).start()
+
+
+def _end(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:

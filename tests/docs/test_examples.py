@@ -40,7 +40,7 @@ STAND_INS = {
 }
 """What a page says -> what the test says in its place, the longest first."""
 
-VIDEO_WORDS = (".session(", "sam3-video ")
+VIDEO_WORDS = (".session(", "sam3-video ", "--track masks")
 """What examples of videos have and others have not."""
 
 STAY = ("sam3-serve", "sam3-dashboard")
@@ -76,7 +76,8 @@ def adapt(request, server, repository):
         of_videos = any(word in text for word in VIDEO_WORDS)
         url = (request.getfixturevalue("video_server") if of_videos else server).grpc_url
         if of_videos:
-            text = text.replace('Client("localhost:8001")', 'Client("{grpc}")').replace("{grpc}", url)
+            text = text.replace('Client("localhost:8001")', 'Client("{grpc}")')
+            text = text.replace("sam3-camera --source", "sam3-camera --url {grpc} --source").replace("{grpc}", url)
         for old in sorted(STAND_INS, key=len, reverse=True):
             text = text.replace(old, STAND_INS[old].format(grpc=url, repository=repository))
         return text

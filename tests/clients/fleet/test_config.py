@@ -118,6 +118,37 @@ MISTAKES = {
         "put {name} into",
     ),
     "crops": (change("crops: 2", "crops: 0"), 30, "expected a whole number from 1 to 64"),
+    "track": (change("realtime: true", "track: mask"), 21, "expected true, false, boxes or masks, got 'mask'"),
+    "masks of a picture model": (
+        change("realtime: true", "track: masks"),
+        21,
+        "needs a video front model such as sam3_video_r672, got sam3_r1008; write `resolution` in place of `model`",
+    ),
+    "masks and zoom": (
+        change("realtime: true", "track: masks").replace("    model: sam3_r1008\n", ""),
+        20,
+        "the tracker looks at whole frames, so there is no zoom; leave `zoom` out",
+    ),
+    "masks and in_flight": (
+        change("    in_flight: 1\n", "    in_flight: 2\n    track: masks\n"),
+        14,
+        "frames go in order, so there is one under way at a time; got in_flight 2, write 1",
+    ),
+    "a video model for pictures": (
+        change("model: sam3_r1008", "model: sam3_video_r1008"),
+        19,
+        "sam3_video_r1008 follows objects; write `track: masks`",
+    ),
+    "max_objects without masks": (
+        change("    in_flight: 1\n", "    max_objects: 4\n"),
+        13,
+        "only with `track: masks`; write that too",
+    ),
+    "no objects": (
+        change("    in_flight: 1\n", "    max_objects: 0\n    track: masks\n"),
+        13,
+        "expected objects from 1 to 256, got 0",
+    ),
     "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
 }
 
@@ -130,6 +161,18 @@ def test_mistakes_are_reported_with_their_line(case, write):
         read_config(path)
     assert str(error.value).startswith(f"{path}:{line}: ")
     assert says in str(error.value)
+
+
+def test_tracked_masks(write):
+    """What a camera tracks decides which front model `resolution` means, and how many frames are under way."""
+    text = change("    in_flight: 1\n", "    track: masks\n    max_objects: 4\n").replace(
+        "  fps: 5", "  detect_every: 3"
+    )
+    entrance, yard = read_config(write(text)).cameras
+    assert (entrance.model, entrance.in_flight, entrance.masks) == ("sam3_video_r672", 1, "bits")
+    assert (entrance.track, entrance.detect_every, entrance.max_objects) == ("masks", 3, 4)
+    assert (yard.track, yard.model, yard.in_flight) == (None, "sam3_r1008", 2)
+    assert read_config(write(change("fps: 5", "track: true"))).cameras[0].track == "boxes"
 
 
 def test_no_file(tmp_path):
