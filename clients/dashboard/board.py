@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from clients.conversation import Tracks
 from clients.dashboard.edit import checked_classes, checked_exemplars
 from clients.draw import annotate, colour_map
 from clients.fleet.camera import Camera
@@ -117,6 +118,7 @@ class Board:
             "failed": stats.failed.total(),
             "stage_ms": {stage: round(ms, 1) for stage, ms in found.stage_ms.items()} if found is not None else {},
             "detections": _detections(answer),
+            "hidden": found.hidden_ids.tolist() if isinstance(found, Tracks) else [],
         }
 
 

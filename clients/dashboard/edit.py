@@ -39,6 +39,11 @@ def checked_classes(names: Sequence[str]) -> tuple[str, ...]:
 
 def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tuple[Exemplar, ...]:
     """The exemplars, cut at the frame's edges, if a camera of that configuration can have them. Raises Refused."""
+    if exemplars and config.track == "masks":
+        raise Refused(
+            f"expected no examples for {config.name}, whose objects the server's tracker follows (track: masks): it"
+            " looks for names alone; give it other classes, or track: true in the configuration"
+        )
     checked = []
     for exemplar in exemplars:
         if exemplar.name not in config.classes:

@@ -21,7 +21,8 @@ export function enlarge(figures, image) {
   if (!large.open || figures.name !== shown) return;
   camera = figures;
   said(part("h2"), camera.name);
-  said(part(".state"), camera.state);
+  const hidden = camera.hidden.length ? `, hidden: ${camera.hidden.map((id) => `#${id}`).join(" ")}` : "";
+  said(part(".state"), camera.state + hidden);
   part(".state").classList.toggle("live", camera.state === "live");
   said(part(".stages"), Object.entries(camera.stage_ms).map(([stage, ms]) => `${stage} ${ms} ms`).join(" · "));
   listed(form.word, "#option", camera.classes, (option, { name }) => said(option, name));
