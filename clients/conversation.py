@@ -187,14 +187,3 @@ def forget(talk: Conversation, error: Sam3ServerError) -> bool:
     if unknown or isinstance(error, (ServerUnavailable, RequestTimeout, ModelNotFound)):
         talk.lost()
     return unknown
-
-
-def only_video_model(models: tuple[str, ...], address: str) -> str:
-    """The server's only video front model. Raises ModelNotFound if there is none, or more than one to choose from."""
-    if len(models) == 1:
-        return models[0]
-    if not models:
-        raise ModelNotFound(
-            f"{address} serves no videos; export the repository with sam3-export --video, and start the server again"
-        )
-    raise ModelNotFound(f"{address} serves several video front models, choose one: {', '.join(models)}")

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from clients.connection import Client
 from clients.console import make_parser, say
-from clients.conversation import Tracks, only_video_model
+from clients.conversation import Tracks
 from clients.draw import annotate
 from clients.errors import Sam3ServerError, ServerUnavailable
 from clients.outputs.records import frame_record
 from clients.session import Session
-from clients.transport import DEFAULT_TIMEOUT_S
+from clients.transport import DEFAULT_TIMEOUT_S, only_video_model
 from clients.video.encode import VideoWriter
 from clients.video.frames import Frame, SourceError
 from clients.video.sources import open_source
@@ -36,7 +36,6 @@ from ensemble.video.variant import DEFAULT_DETECT_EVERY, DEFAULT_OBJECTS
 
 PATIENCE_S, PAUSE_S = 60.0, 0.5
 """A server that is away is waited for so long, and asked so often: the session then goes on with its ids."""
-STATES = ("new", "tracked", "confirmed")
 EXAMPLES = """examples:
   sam3-video yard.mp4 --classes person "red car"
   sam3-video gate.mp4 yard.mp4 --classes person --detect-every 8 --max-objects 32 --output build/films"""
@@ -107,12 +106,11 @@ def answered(session: Session, rgb: NDArray[np.uint8], stop: threading.Event) ->
 
 
 def track_record(frame: Frame, tracks: Tracks) -> dict[str, Any]:
-    """One frame as plain data: as of `sam3-camera`, and who the objects are."""
+    """One frame as plain data: as of `sam3-camera`, with each object's `id`."""
     record = frame_record(frame, tracks)
-    told = zip(tracks.track_ids.tolist(), tracks.track_scores.tolist(), tracks.track_states.tolist(), strict=True)
-    for detection, (number, score, state) in zip(record["detections"], told, strict=True):
-        detection |= {"id": number, "track_score": round(score, 4), "state": STATES[state]}
-    return record | {"hidden": tracks.hidden_ids.tolist(), "dropped": tracks.dropped_objects}
+    for detection, number in zip(record["detections"], tracks.track_ids.tolist(), strict=True):
+        detection["id"] = number
+    return record
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clients.conversation import Conversation, SessionOptions, Tracks, forget, only_video_model
+from clients.conversation import Conversation, SessionOptions, Tracks, forget
 from clients.errors import Sam3ServerError
 from clients.message import Image
+from clients.transport import only_video_model
 
 if TYPE_CHECKING:
     from typing import Self, Unpack  # Python 3.11; the package runs on 3.10

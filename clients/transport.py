@@ -138,16 +138,23 @@ def _ready(index: Any, wanted: Callable[[str], bool]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 
-def only_model(models: tuple[str, ...], address: str) -> str:
-    """The server's only front model. Raises ModelNotFound if there is none, or more than one to choose from."""
+NO_FRONTS = "serves no front model yet; wait until it is ready, or check the repository that it was started with"
+NO_VIDEOS = "serves no videos; export the repository with sam3-export --video, and start the server again"
+
+
+def only_model(models: tuple[str, ...], address: str, kind: str = "front models", none: str = NO_FRONTS) -> str:
+    """The server's only model of that kind, where `models` are all of them. Raises ModelNotFound if there is `none`, or
+    more than one to choose from."""
     if len(models) == 1:
         return models[0]
     if not models:
-        raise ModelNotFound(
-            f"{address} serves no front model yet; wait until it is ready, or check the repository that it was started"
-            " with"
-        )
-    raise ModelNotFound(f"{address} serves several front models, choose one: {', '.join(models)}")
+        raise ModelNotFound(f"{address} {none}")
+    raise ModelNotFound(f"{address} serves several {kind}, choose one: {', '.join(models)}")
+
+
+def only_video_model(models: tuple[str, ...], address: str) -> str:
+    """`only_model` of a server's video front models."""
+    return only_model(models, address, "video front models", NO_VIDEOS)
 
 
 def listing(models: tuple[str, ...]) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 
 from clients.connection import AsyncClient
-from clients.conversation import Tracks, only_video_model
+from clients.conversation import Tracks
 from clients.errors import ModelNotFound, ServerUnavailable
 from clients.fleet.config import CameraConfig
 from clients.fleet.endpoint import Endpoint
 from clients.fleet.pool import Pool
 from clients.session import AsyncSession
-from clients.transport import listing
+from clients.transport import listing, only_video_model
 from clients.video.reader import CapturedFrame
 
 

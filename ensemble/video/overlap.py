@@ -19,7 +19,7 @@ def extents(bits: np.ndarray) -> np.ndarray:
     """Where masks [N,S,ceil(S/8)] lie: first row, row behind the last, first column, column behind the last, int64
     [N,4]; all 0 for an empty one."""
     found = np.zeros((len(bits), 4), np.int64)
-    across = np.unpackbits(np.bitwise_or.reduce(bits, axis=1), axis=-1) if len(bits) else bits[:, 0]
+    across = np.unpackbits(np.bitwise_or.reduce(bits, axis=1), axis=-1)
     for low, line in ((0, bits.any(2)), (2, across.astype(bool))):
         found[:, low] = line.argmax(1)
         found[:, low + 1] = (line.shape[1] - line[:, ::-1].argmax(1)) * line.any(1)
@@ -30,16 +30,14 @@ def iou(one: np.ndarray, other: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Intersection over union, float32 [N,K], of masks [N,S,ceil(S/8)] with [K,S,ceil(S/8)] for the pairs that are
     `wanted`, bool [N,K]; 0 for the others, and where both are empty."""
     shares = np.zeros((len(one), len(other)), np.float32)
-    if not wanted.any():
-        return shares
-    first, second = extents(one)[:, None], extents(other)[None]
-    near = (first[..., ::2] < second[..., 1::2]) & (second[..., ::2] < first[..., 1::2])  # most do not even meet
-    rows, columns = np.nonzero(wanted & near.all(-1))
-    own, others = (areas(masks) if len(rows) else columns for masks in (one, other))
+    rows, columns = np.nonzero(wanted)
+    if len(rows):
+        first, second = extents(one)[rows], extents(other)[columns]
+        near = ((first[:, ::2] < second[:, 1::2]) & (second[:, ::2] < first[:, 1::2])).all(1)
+        rows, columns = rows[near], columns[near]  # most do not even meet
     for start in range(0, len(rows), PAIRS):
         n, k = rows[start : start + PAIRS], columns[start : start + PAIRS]
-        common = areas(one[n] & other[k])
-        shares[n, k] = common / (own[n] + others[k] - common)
+        shares[n, k] = areas(one[n] & other[k]) / areas(one[n] | other[k])
     return shares
 
 

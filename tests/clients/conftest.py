@@ -29,6 +29,21 @@ RTSP_PACKAGES = (
 )
 
 
+@pytest.fixture(scope="session")
+def film_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A drawn film of so many frames at 10 fps, with objects that can be seen from the first one on."""
+    from export.tiny.video.evaluate import held_out_video
+
+    def make(frames: int) -> Path:
+        path = tmp_path_factory.mktemp("films") / "yard.mp4"
+        with VideoWriter(path, 10.0) as writer:
+            for frame in held_out_video(3, frames).frames:
+                writer.write(frame)
+        return path
+
+    return make
+
+
 @pytest.fixture
 def response() -> Callable[..., dict[str, np.ndarray]]:
     """Makes the arrays of a response as they are transmitted: with a leading 1 and the specification's dtypes."""

@@ -3,20 +3,14 @@ import json
 import pytest
 
 from clients import films
-from clients.video.encode import VideoWriter
 from clients.video.sources import open_source
-from export.tiny.video.evaluate import held_out_video
 
 NAMES = ["purple circle", "blue circle"]
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    path = tmp_path_factory.mktemp("films") / "yard.mp4"
-    with VideoWriter(path, 10.0) as writer:
-        for frame in held_out_video(3, 6).frames:
-            writer.write(frame)
-    return path
+def film(film_of):
+    return film_of(6)
 
 
 def run(capsys, *arguments):

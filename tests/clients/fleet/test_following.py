@@ -14,9 +14,7 @@ from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.endpoint import FRAME
 from clients.fleet.fleet import open_pool, run_fleet
 from clients.fleet.zones import Zone
-from clients.video.encode import VideoWriter
 from clients.video.sources import open_source
-from export.tiny.video.evaluate import held_out_video
 from tests.clients.grpc_server import Relay
 
 pytestmark = pytest.mark.server
@@ -26,13 +24,8 @@ EVERYWHERE = Zone("all", ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)))
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    """Twelve frames at 10 fps with objects that can be seen from the first one on."""
-    path = tmp_path_factory.mktemp("films") / "yard.mp4"
-    with VideoWriter(path, 10.0) as writer:
-        for frame in held_out_video(3, 12).frames:
-            writer.write(frame)
-    return path
+def film(film_of):
+    return film_of(12)
 
 
 def config(film, **options):
