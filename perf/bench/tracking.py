@@ -3,16 +3,22 @@ of the same detector, on held-out drawn videos with exact ground truth.
 
 Both are asked for the classes of all objects in the video; ids are judged on masks: a track of ByteTrack shows its
 detection's. The tracker runs in PyTorch, frame by frame, and gets detections every k-th frame; ByteTrack gets them on
-each.
+each. J&F is that of objects whose mask was given once, without the detector, so it is the same for every k.
+
+With --repository only the frames a second are measured, of the server's flow, and written into the rows that --output
+already has: on a quiet machine, at another time than the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from itertools import repeat
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,20 +27,26 @@ import torch.nn.functional as F
 
 from clients.detections import Detections as Found
 from clients.fleet.tracks import Tracker
+from ensemble.server.requirements import ServerError
 from export.tiny import CHECKPOINT
 from export.tiny.configuration import RESOLUTIONS
-from export.tiny.predictor import TorchPredictor, load_model
+from export.tiny.predictor import Detections, TorchPredictor, load_model
 from export.tiny.shapes import COLOURS
 from export.tiny.video.evaluate import FRAMES, Video, evaluate, held_out_video, load_tracker
 from export.tiny.video.identity import FrameOverlap, Identity, identity
-from export.tiny.video.session import Seen, Session, detect, overlap
+from export.tiny.video.session import Seen, Session, detect, features, overlap
 from perf import record
-from perf.console import make_parser
+from perf.bench.tracking_speed import HOW, fill, speeds
+from perf.console import make_parser, refuse
+
+Row = dict[str, Any]
 
 LEAST_AREA = 60  # pixels of an object that can be seen; fewer are no object for this frame
 HARD = ("occluder", "twins")
-EXAMPLES = """example:
-  sam3-perf bench tracking --resolution 252 --every 1 4 --videos 20 --output build/video.json"""
+EXAMPLES = """examples:
+  sam3-perf bench tracking --resolution 252 --tracker-resolution 252 140 --every 1 4 --output build/video.json
+  sam3-perf bench tracking --resolution 252 --tracker-resolution 252 140 --every 1 4 --videos 5 \\
+    --repository build/videos --output build/video.json"""
 
 
 def names_of(video: Video) -> tuple[str, ...]:
@@ -57,12 +69,12 @@ def overlaps(wanted: dict[int, np.ndarray], seen: Sequence[Seen]) -> FrameOverla
     return FrameOverlap(tuple(wanted), tuple(track.track for track in seen), table)
 
 
-def by_bytetrack(video: Video, names: Sequence[str], predictor: TorchPredictor) -> Iterator[list[Seen]]:
-    """What ByteTrack shows in each frame: the detections that have a track."""
+def by_bytetrack(
+    detections: Sequence[Sequence[Detections]], names: Sequence[str], size: tuple[int, int]
+) -> Iterator[list[Seen]]:
+    """What ByteTrack shows in each frame of that size (height, width): the detections that have a track."""
     tracker = Tracker(fps=15.0)
-    height, width = video.maps.shape[1:]
-    for frame in video.frames:
-        found = detect(predictor, frame, names)
+    for found in detections:
         scores = np.concatenate([d.scores for d in found])
         boxes = np.concatenate([d.boxes for d in found]).astype(np.float32)
         classes = np.concatenate([np.full(len(d.scores), k) for k, d in enumerate(found)]).astype(np.int32)
@@ -72,7 +84,7 @@ def by_bytetrack(video: Video, names: Sequence[str], predictor: TorchPredictor) 
             class_ids=classes,
             classes=tuple(names),
             presence=np.array([d.presence for d in found], np.float32),
-            frame_size=(height, width),
+            frame_size=size,
             stage_ms={},
             batch=1,
             model="",
@@ -83,34 +95,45 @@ def by_bytetrack(video: Video, names: Sequence[str], predictor: TorchPredictor) 
         logits = np.concatenate([d.masks for d in found])
         shown = []
         for number, name, mask in zip(ids, answer.labels, logits, strict=True):
-            full = F.interpolate(torch.from_numpy(mask)[None, None], size=(height, width), mode="bilinear")[0, 0] > 0
+            full = F.interpolate(torch.from_numpy(mask)[None, None], size=size, mode="bilinear")[0, 0] > 0
             if number >= 0 and full.any():
                 shown.append(Seen(int(number), name, full.numpy()))
         yield shown
 
 
 def measure(
-    numbers: Sequence[int], resolution: int, tracker_resolution: int, every: Sequence[int], frames: int = FRAMES
-) -> list[dict]:
-    """A row for each k of `every`: the tracker's figures over all videos, and ByteTrack's beside them; `_hard` are
-    those of videos with occluders and crossing twins, `_easy` those of the others."""
-    network = load_tracker(CHECKPOINT, (tracker_resolution,))
+    numbers: Sequence[int],
+    resolution: int,
+    tracker_resolutions: Sequence[int],
+    every: Sequence[int],
+    frames: int = FRAMES,
+) -> list[Row]:
+    """A row for each tracker resolution and each k of `every`: the tracker's figures over all videos, and ByteTrack's
+    beside them; `_hard` are those of videos with occluders and crossing twins, `_easy` those of the others. A frame
+    goes through the detector once, and through the tracker's trunk once for each of its resolutions."""
+    network = load_tracker(CHECKPOINT, tuple(tracker_resolutions))
     predictor = TorchPredictor(*load_model(CHECKPOINT, resolution), resolution)
     counts: dict[object, list[tuple[str, Identity]]] = {}
     for number in numbers:
         video = held_out_video(number, frames)
-        names = names_of(video)
+        names, size = names_of(video), (video.maps.shape[1], video.maps.shape[2])
         wanted = [there(video, t, names) for t in range(len(video.frames))]
-        runs: dict[object, Iterator[list[Seen]]] = {"bytetrack": by_bytetrack(video, names, predictor)}
-        for k in every:
-            runs[k] = map(Session(network, names, predictor, tracker_resolution, k).frame, video.frames)
+        found = [detect(predictor, frame, names) for frame in video.frames]
+        runs: dict[object, Iterator[list[Seen]]] = {"bytetrack": by_bytetrack(found, names, size)}
+        for ours in tracker_resolutions:
+            seen = [features(network, frame, ours) for frame in video.frames]
+            for k in every:
+                runs[ours, k] = map(Session(network, names, ours, k).frame, seen, found, repeat(size))
         for run, shown in runs.items():
-            table = [overlaps(visible, seen) for visible, seen in zip(wanted, shown, strict=True)]
+            table = [overlaps(visible, tracks) for visible, tracks in zip(wanted, shown, strict=True)]
             counts.setdefault(run, []).append((video.kind, identity(table)))
             print(f"{number} {video.kind} {run}: {figures(counts[run][-1:])}", file=sys.stderr, flush=True)
     base = {f"bytetrack_{name}": value for name, value in figures(counts["bytetrack"]).items()}
-    head = {"resolution": resolution, "tracker_resolution": tracker_resolution}
-    return [{**head, "detect_every": k, **figures(counts[k]), **base} for k in every]
+    return [
+        {"resolution": resolution, "tracker_resolution": ours, "detect_every": k, **figures(counts[ours, k]), **base}
+        for ours in tracker_resolutions
+        for k in every
+    ]
 
 
 def figures(counted: Sequence[tuple[str, Identity]]) -> dict[str, Any]:
@@ -130,23 +153,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: measured. The last line of stdout is one JSON object."""
     parser = make_parser("bench tracking", __doc__, EXAMPLES)
     parser.add_argument("--resolution", type=int, nargs="+", default=[RESOLUTIONS[0]], help="of the detector")
-    parser.add_argument("--tracker-resolution", type=int, help="of the tracker; default: the detector's")
+    help_ = "of the tracker; those above a detector's are left out for it; default: the detector's"
+    parser.add_argument("--tracker-resolution", type=int, nargs="+", help=help_)
     parser.add_argument("--every", type=int, nargs="+", default=[1], help="detections in every k-th frame")
     parser.add_argument("--videos", type=int, default=20, help=f"held-out videos of {FRAMES} frames")
+    parser.add_argument("--repository", type=Path, help="of sam3-export --video: its speed, into the rows of --output")
     record.add_output(parser)
     options = parser.parse_args(argv)
     head = record.new(parser.prog, argv)
-    rows, numbers = [], range(options.videos)
-    for resolution in options.resolution:
-        ours = options.tracker_resolution or resolution
-        told = evaluate(load_tracker(CHECKPOINT, (ours,)), ours, numbers)["all"]
-        print(f"{resolution}: J&F {told['j_and_f']} over {told['objects']} objects", file=sys.stderr, flush=True)
-        for row in measure(numbers, resolution, ours, options.every):
-            rows.append({**row, "j_and_f": told["j_and_f"]})
-    setting = {"videos": options.videos, "frames": FRAMES, "engine": "PyTorch, not the server"}
-    record.write(options.output, {**head, "setting": setting, "rows": rows})
-    print(json.dumps({"output": str(options.output), "rows": rows}))
+    numbers = range(options.videos)
+    if not all(chosen for _, chosen in pairs(options)):
+        return refuse(parser.prog, f"expected a tracker of at most {min(options.resolution)} pixels, the detector's")
+    try:
+        data = add_speed(head, options) if options.repository else head | measured(numbers, options)
+    except (ServerError, FileNotFoundError) as error:
+        return refuse(parser.prog, error)
+    record.write(options.output, data)
+    print(json.dumps({"output": str(options.output), "rows": data["rows"]}))
     return 0
+
+
+def pairs(options: argparse.Namespace) -> list[tuple[int, list[int]]]:
+    """Each detector's resolution with those of the trackers that it can have."""
+    asked = options.tracker_resolution
+    return [(r, [ours for ours in asked if ours <= r] if asked else [r]) for r in options.resolution]
+
+
+def measured(numbers: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
+    """What PyTorch can tell: all of a row but its speed."""
+    rows, by_resolution = [], {}
+    for resolution, chosen in pairs(options):
+        for ours in chosen:
+            if ours not in by_resolution:
+                told = evaluate(load_tracker(CHECKPOINT, (ours,)), ours, numbers)["all"]
+                by_resolution[ours] = told["j_and_f"]
+                print(f"{ours}: J&F {told['j_and_f']} over {told['objects']} objects", file=sys.stderr, flush=True)
+        for row in measure(numbers, resolution, chosen, options.every):
+            rows.append({**row, "j_and_f": by_resolution[row["tracker_resolution"]]})
+    setting = {"videos": options.videos, "frames": FRAMES, "engine": "PyTorch, not the server"}
+    return {"setting": setting, "rows": rows}
+
+
+def add_speed(head: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The file's content with `fps` and `cpu_ms` in its rows. Raises FileNotFoundError where there is none yet."""
+    data = json.loads(options.output.read_text())
+    films = [held_out_video(number) for number in range(options.videos)]
+    videos = [(film, names_of(film)) for film in films]
+    for resolution, chosen in pairs(options):
+        for row in speeds(options.repository, resolution, chosen, options.every, videos):
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            fill(data["rows"], [row])
+    data["speed"] = {name: head[name] for name in ("command", "date", "versions", "machine")} | {"how": HOW}
+    return data
 
 
 if __name__ == "__main__":

@@ -46,6 +46,13 @@ def detect(predictor: TorchPredictor, frame: np.ndarray, names: Sequence[str]) -
     return found
 
 
+@torch.inference_mode()
+def features(network: TrackerNetwork, frame: np.ndarray, resolution: int) -> Features:
+    """What the tracker's neck makes of a frame uint8 RGB [H, W, 3]."""
+    network.at(resolution)
+    return network.features(network.see(torch.from_numpy(to_square(frame, resolution).copy())[None]))
+
+
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
     """IoU of two masks bool [h, w], 0 where both are empty."""
     union = (one | other).sum()
@@ -63,32 +70,29 @@ class Carried:
 
 class Session:
     """One video: frames in order, each answered with what is seen in it. The tracker's `resolution` may be another than
-    the detector's."""
+    the detector's. What neither depends on the frames before nor on `every` is the caller's to make, once a frame."""
 
     def __init__(
         self,
         network: TrackerNetwork,
         names: Sequence[str],
-        predictor: TorchPredictor,
         resolution: int,
         every: int = 1,
         rules: Rules | None = None,
     ) -> None:
         self.network, self.names, self.every, self.resolution = network, tuple(names), every, resolution
-        self.predictor = predictor
         self.follower = Follower(rules)
         self.memories: dict[int, Memory] = {}
         self.frames = 0
 
     @torch.inference_mode()
-    def frame(self, frame: np.ndarray) -> list[Seen]:
-        """What is seen in the next frame uint8 RGB [H, W, 3]."""
+    def frame(self, seen: Features, detections: Sequence[Detections], size: tuple[int, int]) -> list[Seen]:
+        """What is seen in the next frame of that size (height, width), from the neck's features of it (`features`) and
+        what the detector finds in it (`detect`), which is used where the detector is due."""
         self.network.at(self.resolution)
-        pixels = torch.from_numpy(to_square(frame, self.resolution).copy())[None]
-        seen = self.network.features(self.network.see(pixels))
         carried = {known.object_id: self._carried(seen, known.object_id) for known in self.follower.objects}
         due = self.frames % self.every == 0 or not carried
-        found = self._found(detect(self.predictor, frame, self.names)) if due else None
+        found = self._found(detections) if due else None
         step = self.follower.frame(self.frames, self._propagated(list(carried.values())), found)
         self._remember(seen, carried, step)
         self.frames += 1
@@ -98,7 +102,7 @@ class Session:
             mask = given_logits(bits.float())
             if known.object_id in carried and torch.equal(carried[known.object_id].mask[0] > 0, bits > 0):
                 mask = carried[known.object_id].mask[0]  # the logits have a finer edge than the decisions
-            full = F.interpolate(mask[None, None], size=frame.shape[:2], mode="bilinear")[0, 0] > 0
+            full = F.interpolate(mask[None, None], size=size, mode="bilinear")[0, 0] > 0
             if full.any():
                 shown.append(Seen(known.object_id, self.names[known.class_id], full.numpy()))
         return shown
