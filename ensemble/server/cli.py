@@ -13,14 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ensemble.server import gpu
+from ensemble.server import gpu, repository
 from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.fit_videos import Load, fit
 from ensemble.server.memory import parse_mb
 from ensemble.server.ports import choose_ports
 from ensemble.server.repository import FRONT_SETTINGS
 from ensemble.server.requirements import ServerError
 from ensemble.server.start_check import TEXT_ENCODER
 from ensemble.server.supervision import supervise
+from ensemble.video.variant import DEFAULT_OBJECTS
 
 DEFAULT_PORTS = (8000, 8001, 8002)
 """HTTP, gRPC and metrics, as Triton's own defaults."""
@@ -39,13 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        settings = {"resolutions": options.resolution, **server_settings(options)}
+        if options.videos is not None:
+            settings |= fitting(options)
         server = EmbeddedServer(
             options.repository,
             *_ports(options.address, (options.http_port, options.grpc_port, options.metrics_port)),
             address=options.address,
             arguments=options.arguments,
-            resolutions=options.resolution,
-            **server_settings(options),
+            **settings,
             sub_models=options.sub_models,
             direct=options.direct,
         )
@@ -67,6 +71,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("sam3-serve: %s", error)
         return 1
     return 0
+
+
+def fitting(options: argparse.Namespace) -> dict[str, Any]:
+    """Settings with which `--videos` of `--video-objects` fit into `--gpu-memory`, or into what is free. Raises
+    ServerError."""
+    if options.video_memory is not None or options.tracker_resolution is not None or options.sub_models:
+        raise ServerError(
+            "--videos chooses --video-memory and --tracker-resolution, for an engine model: leave these and"
+            " --sub-models out"
+        )
+    known = repository.read(options.repository)
+    if options.resolution:
+        known = repository.choose(known, options.resolution)
+    on_gpu, card = any(one.on_gpu for one in known), gpu.serving()
+    if options.gpu_memory is not None and not on_gpu:
+        raise ServerError("--gpu-memory: expected models for a GPU, got a repository for the CPU; leave it out")
+    memory_mb = options.gpu_memory if options.gpu_memory is not None or card is None else card.free_mb
+    load = Load(options.videos, options.video_objects)
+    chosen = fit(known, load, memory_mb, options.text_encoder)
+    log.info(
+        "%d videos of up to %d objects: detector at %d, tracker at %d%s",
+        *(options.videos, options.video_objects, chosen.resolution, chosen.tracker_resolution),
+        f"; needed, modelled: {chosen.need}" if chosen.need else "",
+    )
+    return {
+        "resolutions": [chosen.resolution],
+        "tracker_resolution": chosen.tracker_resolution,
+        "video_memory_mb": chosen.video_memory_mb,
+        "text_encoder": chosen.text_encoder,
+        "front": {"max_batch": chosen.max_batch, **front_settings(options)},
+    }
 
 
 def add_front_options(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--address", default="127.0.0.1", help="interface to listen on; default: this machine only")
     add("--resolution", type=int, nargs="+", default=[], help="serve these alone; default: all of the repository")
     add_front_options(parser)
+    help_ = "so many at a time: chooses the resolutions of detector and tracker that fit, and --video-memory"
+    add("--videos", type=_count, metavar="N", help=help_)
+    help_ = "most objects of each of --videos at a time; default %(default)s"
+    add("--video-objects", type=_count, metavar="N", default=DEFAULT_OBJECTS, help=help_)
     add("--sub-models", action="store_true", help="serve each sub-model as a Triton model too, to measure the parts")
     add(
         "--direct",
@@ -160,6 +199,12 @@ def _megabytes(text: str) -> float:
         return parse_mb(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _video_megabytes(text: str) -> float:

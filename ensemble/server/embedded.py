@@ -216,10 +216,9 @@ class EmbeddedServer:
         find_libpython()
         served, cards = self._placed()
         self._check(served, cards)
-        report = start_check.report(served, cards, self._pool if self._sub_models else None)
-        report["measured_first"] = first = [d.said for d in doubts(served, cards, Record.read(self.repository))]
-        report["lines"] += first
-        return report
+        report = start_check.report(served, cards, self._pool if self._sub_models else None, self._videos(served))
+        report["measured_first"] = [d.said for d in doubts(served, cards, Record.read(self.repository))]
+        return report | {"lines": report["lines"] + report["measured_first"]}
 
     def _placed(self) -> tuple[list[Served], dict[int, gpu.Gpu | None]]:
         """What is served, and the GPUs that it is served on."""
@@ -227,7 +226,8 @@ class EmbeddedServer:
         cards = self._cards(served)
         if self._process is not None:  # started again, with what it started with
             return self._started, cards
-        self._started = start_check.place_text_encoder(served, self._text_encoder, cards, self._gpu_memory_mb)
+        asked = self._text_encoder, cards, self._gpu_memory_mb
+        self._started = start_check.place_text_encoder(served, *asked, self._videos(served))
         return self._started, cards
 
     def _served(self) -> list[Served]:
@@ -257,9 +257,9 @@ class EmbeddedServer:
         return {number: there[number] if there else None for number in self._gpus}
 
     def _check(self, served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None]) -> None:
-        videos = self._videos(served)
+        videos = tuple(self._videos(served))
         for card in cards.values() or (None,):
-            host = start_check.Host(card, stated_mb=self._gpu_memory_mb, videos_mb=sum(v.mb for v in videos))
+            host = start_check.Host(card, stated_mb=self._gpu_memory_mb, videos=videos)
             start_check.check(self.repository, served, host, self._pool if self._sub_models else None)
 
     def _pool(self, variants: Sequence[Variant]) -> float:

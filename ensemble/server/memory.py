@@ -1,7 +1,7 @@
 """A model of the GPU memory that a server takes, in megabytes by purpose.
 
     megabytes = weights + base + activations + buffers of the frames under way + unfused attention scores + Triton's
-    pool
+    pool + what is remembered of the objects of videos
 
 Activations are those of the plan's largest batch, which TensorRT reserves at the start; PyTorch's packages take them as
 frames and pairs come, and keep them. Base (CUDA contexts and libraries) and activations can only be measured: they are
@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from ensemble.server.architecture import SAM3, Architecture
 from ensemble.spec import MB as MB
 from ensemble.spec import Variant
+from ensemble.tracker_interfaces import sizes as tracker_sizes
 
 UNITS = {"": MB, "MB": MB, "M": MB, "MIB": MB, "GB": 2**30, "G": 2**30, "GIB": 2**30}
 FUSED_TILE = 64
@@ -74,6 +75,11 @@ MASK_CALL_ROWS = 16
 """Rows of a mask-head call, as `pipeline.MASK_ROWS`: its logits are there even where only bits are wanted."""
 
 
+TRACKER_MB = 33.0
+"""Megabytes that the tracker computes in, for a thousand patches and each object of a call. From
+perf/results/h200/video.json: between one and eight objects of a call, at each of four resolutions, within 1 %."""
+
+
 def footprint_of(engine: str, model_each: bool) -> Footprint:
     """Of an engine: with each sub-model as a model of Triton's own (`model_each`), or all in one process."""
     if model_each and engine in FOOTPRINTS:
@@ -91,6 +97,7 @@ class Need:
     features: float = 0.0  # of the frames under way, with their pixels and the masks of one class
     scores: float = 0.0
     pool: float = 0.0
+    videos: float = 0.0  # what is remembered of their objects
 
     @property
     def total(self) -> float:
@@ -101,6 +108,7 @@ class Need:
 
     def __str__(self) -> str:
         names = {"base": "CUDA context and libraries", "scores": "attention scores", "pool": "memory pool"}
+        names |= {"videos": "objects of videos"}
         parts = ((names.get(f.name, f.name), getattr(self, f.name)) for f in fields(self))
         return f"{self.total:,.0f} MB (" + ", ".join(f"{name} {mb:,.0f}" for name, mb in parts if mb) + ")"
 
@@ -157,28 +165,38 @@ def server_need(variants: Sequence[Variant], engine: str, weights_mb: float, poo
 
 
 def engine_model_need(
-    variants: Sequence[Variant], weights_mb: float, engine: str = "aoti", scratch_mb: float | None = None
+    variants: Sequence[Variant],
+    weights_mb: float,
+    engine: str = "aoti",
+    scratch_mb: float | None = None,
+    trackers: Sequence[Variant] = (),
 ) -> Need:
     """Of a server whose sub-models are in the engine model, under full load: one batch is computed at a time, and what
     it took is there for the next, of whichever resolution. `weights_mb` are the artifacts' own sizes; `scratch_mb` is
-    what the largest plan computes in, where its build noted that."""
+    what the largest plan computes in, where its build noted that; `trackers` follow the objects of videos."""
     if engine in ONE_PROCESS_PLANS:
         scratch = max(_plan_scratch_mb(v) for v in variants) if scratch_mb is None else scratch_mb
         between = max((_batch_bytes(v) + _mask_bytes(v)) / MB for v in variants)
         return Need(weights_mb, PLANS_PROCESS.base_mb, scratch, between)
-    return Need(weights_mb, ONE_PROCESS.base_mb, max(_activations_mb(variant) for variant in variants))
+    computed_in = [*map(_activations_mb, variants), *map(_tracker_mb, trackers)]
+    return Need(weights_mb, ONE_PROCESS.base_mb, max(computed_in))
 
 
 def least_engine_model_need(
-    variants: Sequence[Variant], weights_mb: float, engine: str = "aoti", scratch_mb: float | None = None
+    variants: Sequence[Variant],
+    weights_mb: float,
+    engine: str = "aoti",
+    scratch_mb: float | None = None,
+    trackers: Sequence[Variant] = (),
 ) -> Need:
-    """The same with one frame and one pair at a time, into which the engine model splits its work where memory is
-    short, and with what it sets aside for larger frames there (`engines/device.py`). Plans reserve the scratch of their
-    largest batch all the same."""
+    """The same with one frame, one pair and one object at a time, into which the engine model splits its work where
+    memory is short, and with what it sets aside for larger frames there (`engines/device.py`). Plans reserve the
+    scratch of their largest batch all the same."""
     if engine in ONE_PROCESS_PLANS and scratch_mb is None:
         scratch_mb = max(_plan_scratch_mb(v) for v in variants)
     single = [replace(variant, max_batch=1, max_pairs=1) for variant in variants]
-    least = engine_model_need(single, weights_mb, engine, scratch_mb)
+    alone = [replace(v, tracker=replace(tracker_sizes(v), max_objects=1)) for v in trackers]
+    least = engine_model_need(single, weights_mb, engine, scratch_mb, alone)
     return replace(least, base=least.base + LARGER_FRAMES_MB)
 
 
@@ -186,6 +204,11 @@ def _activations_mb(v: Variant) -> float:
     sizes, element = _sizes(v)
     load = ONE_PROCESS.activation_mb * v.max_batch + ONE_PROCESS.pair_mb * v.max_pairs
     return load * sizes.patches(v.resolution) / 1e3 * element / 2
+
+
+def _tracker_mb(v: Variant) -> float:
+    sizes, element = _sizes(v)
+    return TRACKER_MB * tracker_sizes(v).max_objects * sizes.patches(v.resolution) / 1e3 * element / 2
 
 
 def _plan_scratch_mb(v: Variant) -> float:

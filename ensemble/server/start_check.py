@@ -8,46 +8,37 @@ manifests, and from the model that `sam3-perf capacity` uses.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ensemble.server import gpu
-from ensemble.server.memory import (
-    DEFAULT_POOL_MB,
-    FOOTPRINTS,
-    Need,
-    engine_model_need,
-    footprint_of,
-    least_engine_model_need,
-    server_need,
-)
+from ensemble.server.memory import DEFAULT_POOL_MB, footprint_of
+from ensemble.server.needs import Pool, least_need_of, need_of, what_fits
 from ensemble.server.plans_check import ENGINE as PLANS
-from ensemble.server.plans_check import check_plans, scratch_mb
+from ensemble.server.plans_check import check_plans
 from ensemble.server.repository import Artifact, Served, build_command
 from ensemble.server.requirements import ServerError, check_onnxruntime
-from ensemble.spec import MB, RESOLUTIONS, Variant
+from ensemble.server.videos import VideoServed
+from ensemble.spec import MB
 
 log = logging.getLogger(__name__)
 POOL_FLAG = "--cuda-memory-pool-byte-size="
 """Followed by a GPU's number, as CUDA counts here, a colon and bytes."""
 TEXT_ENCODER = ("auto", "cpu", "gpu")
 """Where the text encoder of a server on a GPU may run."""
-Pool = Callable[[Sequence[Variant]], float]
-"""Megabytes that Triton's pool has on the GPU where these variants are served; None in its place says that the engine
-model holds the sub-models, which hand over nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """What the models are going to run on: the one GPU, if there is one. A stated amount of memory, in MB, is taken in
-    place of what is free on it. `videos_mb` is what videos take beside the models for pictures."""
+    place of what is free on it. `videos` are served beside the models for pictures."""
 
     card: gpu.Gpu | None
     tensorrt: str | None = None
     stated_mb: float | None = None
-    videos_mb: float = 0.0
+    videos: tuple[VideoServed, ...] = ()
 
     @classmethod
     def here(cls, stated_mb: float | None = None) -> Host:
@@ -67,7 +58,12 @@ def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool | N
     check_memory(placed, host, pool)
 
 
-def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool: Pool | None) -> dict[str, Any]:
+def report(
+    served: Sequence[Served],
+    cards: Mapping[int, gpu.Gpu | None],
+    pool: Pool | None,
+    videos: Sequence[VideoServed] = (),
+) -> dict[str, Any]:
     """What is served on what, and the memory that it is reckoned to take: `lines` for people, the rest for programs."""
     models = [
         {
@@ -82,7 +78,10 @@ def report(served: Sequence[Served], cards: Mapping[int, gpu.Gpu | None], pool: 
     lines = [f"{m['model']}: {m['engine']}, batches of up to {m['max_batch']} frames" for m in models]
     lines += ["the text encoder runs on the CPU" for m in models[:1] if m["on_gpu"] and not m["text_encoder_on_gpu"]]
     placed = [s for s in served if s.on_gpu]
-    needed = need_of(placed, pool) if placed else None
+    for video in videos:
+        objects = f"up to {video.slots:,} objects of all videos at a time"
+        lines.append(f"{video.variant.front_name}: {objects}, {video.bank_mb:,.0f} MB")
+    needed = need_of(placed, pool, videos) if placed else None
     found = []
     for number, card in cards.items():
         free = card.free_mb if card else None
@@ -168,35 +167,39 @@ def check_memory(served: Sequence[Served], host: Host, pool: Pool | None) -> Non
     else:
         log.warning("memory is not checked: the models are placed on a GPU, and NVML shows none here")
         return
-    if host.videos_mb:
-        free, have = free - host.videos_mb, f"{have}; videos take {host.videos_mb:,.0f} MB of them (--video-memory)"
-    wanted = need_of(served, pool)
+    wanted = need_of(served, pool, host.videos)
     if wanted.total <= free:
         return
-    least = least_engine_model_need([s.variant for s in served], wanted.weights, served[0].engine, scratch_mb(served))
-    if pool is None and least.total <= free:
+    if pool is None and least_need_of(served, host.videos).total <= free:
         log.warning("a full load needs %s, modelled; %s: larger batches are split, which costs time", wanted, have)
         return
     names = ", ".join(s.variant.front_name for s in served)
+    beside = wanted.total - need_of(served, pool).total
+    if beside:
+        have = f"{have}; videos take {beside:,.0f} MB of them (--video-memory)"
+    fits = f"{what_fits(served, free - beside, pool)}.{_without_text_encoder(served, host, free, pool)}"
     raise ServerError(
         f"{names}: needs {wanted}, modelled ({footprint_of(served[0].engine, pool is not None).source}); {have}."
-        f" {what_fits(served, free, pool)}.{_without_text_encoder(served, free, pool)} To start all the same, state"
-        " another amount: --gpu-memory, or SAM3_GPU_MEMORY_MB in the container"
+        f" {fits} To start all the same, state another amount: --gpu-memory, or SAM3_GPU_MEMORY_MB in the"
+        " container"
     )
 
 
-def _without_text_encoder(served: Sequence[Served], free_mb: float, pool: Pool | None) -> str:
+def _without_text_encoder(served: Sequence[Served], host: Host, free_mb: float, pool: Pool | None) -> str:
     """A sentence where the server would start with its text encoder on the CPU."""
     if pool is not None or not all(s.artifacts[1].on_gpu for s in served):
         return ""
-    weights = need_of(served, pool).weights - _files_mb({s.artifacts[1].path for s in served})
-    variants = [s.variant for s in served]
-    least = least_engine_model_need(variants, weights, served[0].engine, scratch_mb(served)).total
+    lighter = [replace(s, artifacts=(s.artifacts[0], *s.artifacts[2:])) for s in served]
+    least = least_need_of(lighter, host.videos).total
     return f" With --text-encoder cpu it starts: that needs {least:,.0f} MB at least." if least <= free_mb else ""
 
 
 def place_text_encoder(
-    served: Sequence[Served], where: str, cards: Mapping[int, gpu.Gpu | None], stated_mb: float | None
+    served: Sequence[Served],
+    where: str,
+    cards: Mapping[int, gpu.Gpu | None],
+    stated_mb: float | None,
+    videos: Sequence[VideoServed] = (),
 ) -> list[Served]:
     """These front models with their text encoder on the CPU, or where it is: `where` is one of `TEXT_ENCODER`. A name
     is encoded once, so its time hardly counts; its weights are there all the time.
@@ -209,7 +212,7 @@ def place_text_encoder(
         return list(served)
     if where == "auto":
         free = [card.free_mb for card in cards.values() if card] if stated_mb is None else [stated_mb]
-        wanted = need_of(placed, None)
+        wanted = need_of(placed, None, videos)
         there = all(s.text_encoder_cpu.path.is_file() for s in placed)
         if not there or not free or wanted.total <= min(free):
             return list(served)
@@ -227,60 +230,6 @@ def place_text_encoder(
         )
     check_onnxruntime()
     return [s.with_text_encoder_on_cpu() if s.on_gpu else s for s in served]
-
-
-def need_of(served: Sequence[Served], pool: Pool | None) -> Need:
-    """Megabytes of these front models together; files that several share count once."""
-    weights = _files_mb({a.path for s in served for a in s.artifacts if a.on_gpu})
-    variants = [s.variant for s in served]
-    return _need(variants, served[0].engine, weights, pool, scratch_mb(served))
-
-
-def _files_mb(paths: Iterable[Path]) -> float:
-    return sum(path.stat().st_size for path in paths if path.is_file()) / MB
-
-
-def _need(
-    variants: Sequence[Variant], engine: str, weights_mb: float, pool: Pool | None, scratch: float | None = None
-) -> Need:
-    if pool is None or engine not in FOOTPRINTS:
-        return engine_model_need(variants, weights_mb, engine, scratch)
-    return server_need(variants, engine, weights_mb, pool(variants))
-
-
-def what_fits(served: Sequence[Served], free_mb: float, pool: Pool | None) -> str:
-    """The nearest that does: without the largest resolutions; else the last one with smaller batches, or at a lower
-    resolution."""
-    for first in range(1, len(served)):
-        rest = need_of(served[first:], pool)
-        if rest.total <= free_mb:
-            names = " ".join(str(s.variant.resolution) for s in served[first:])
-            return (
-                f"It fits with the resolutions {names} alone ({rest.total:,.0f} MB): name them with --resolution, or"
-                " SAM3_RESOLUTIONS in the container"
-            )
-    last, weights = served[-1], need_of(served[-1:], pool).weights
-
-    def needed(**changes: int) -> Need:
-        variant = replace(last.variant, **changes)  # type: ignore[arg-type]
-        return _need([variant], last.engine, weights, pool)
-
-    batches, lower = range(last.variant.max_batch - 1, 0, -1), [r for r in RESOLUTIONS if r < last.variant.resolution]
-    smaller = next((b for b in batches if needed(max_batch=b).total <= free_mb), None)
-    coarser = next((r for r in sorted(lower, reverse=True) if needed(resolution=r).total <= free_mb), None)
-    found = []
-    if smaller:
-        made = "served" if last.engine == "aoti" else "exported"  # plans reserve their largest batch at the start
-        found.append(
-            f"{last.variant.resolution} {made} with --max-batch {smaller} ({needed(max_batch=smaller).total:,.0f} MB)"
-        )
-    if coarser:
-        found.append(f"{coarser} with the same limits ({needed(resolution=coarser).total:,.0f} MB)")
-    if found:
-        return f"What fits: {', or '.join(found)}"
-    least = min([last.variant.resolution, *RESOLUTIONS])
-    megabytes = needed(resolution=least, max_batch=1).total
-    return f"Even {least} with --max-batch 1 needs {megabytes:,.0f} MB: free memory or take a larger GPU"
 
 
 def stated_pool_mb(arguments: Sequence[str]) -> float | None:

@@ -6,11 +6,12 @@ There is one for each resolution whose repository has a tracker. Standard librar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ensemble.server.repository import Artifact, Served
 from ensemble.server.requirements import ServerError
-from ensemble.spec import MB
+from ensemble.spec import MB, Variant
+from ensemble.tracker_interfaces import sizes as tracker_sizes
 from ensemble.video.sizes import slot_bytes
 from ensemble.video.variant import VideoVariant
 
@@ -28,13 +29,23 @@ class VideoServed:
     slots: int
 
     @property
-    def mb(self) -> float:
-        """Megabytes beside the detector's: the tracker's files, and what is remembered. What the tracker computes with
-        is not reckoned."""
-        files = [a.path for a in self.tracking.tracker]
-        if not self.variant.shares_trunk:
-            files.append(self.tracking.artifacts[0].path)
-        return (sum(file.stat().st_size for file in files) + self.slots * slot_bytes(self.tracking.variant)) / MB
+    def bank_mb(self) -> float:
+        """Megabytes that all objects together are remembered in."""
+        return self.slots * slot_bytes(self.tracking.variant) / MB
+
+    @property
+    def call(self) -> Variant:
+        """The tracker, with no more objects in one call than there are slots."""
+        tracking = self.tracking.variant
+        most = min(self.slots, tracker_sizes(tracking).max_objects)
+        return replace(tracking, tracker=replace(tracker_sizes(tracking), max_objects=most))
+
+    @property
+    def own(self) -> tuple[Artifact, ...]:
+        """The sub-models beside those for pictures."""
+        return (
+            self.tracking.tracker if self.variant.shares_trunk else (self.tracking.artifacts[0], *self.tracking.tracker)
+        )
 
     @property
     def engines(self) -> dict[str, str]:
@@ -45,11 +56,8 @@ class VideoServed:
     @property
     def artifacts(self) -> tuple[tuple[str, Artifact], ...]:
         """Every sub-model's name and where it lies."""
-        pairs = list(zip(self.detector.variant.sub_models, self.detector.artifacts, strict=True))
-        if not self.variant.shares_trunk:
-            pairs.append((self.tracking.variant.vision_encoder, self.tracking.artifacts[0]))
-        found = [(model.name, artifact) for model, artifact in pairs]
-        return (*found, *((a.model, a) for a in self.tracking.tracker))
+        pairs = zip(self.detector.variant.sub_models, self.detector.artifacts, strict=True)
+        return (*((model.name, artifact) for model, artifact in pairs), *((a.model, a) for a in self.own))
 
 
 def videos_of(

@@ -13,9 +13,11 @@ from ensemble.server import embedded, gpu, start_check
 from ensemble.server import repository as placement
 from ensemble.server.gpu import Gpu, decode_tensorrt
 from ensemble.server.memory import MB, pool_mb
+from ensemble.server.repository import Served
 from ensemble.server.requirements import ServerError
 from ensemble.server.start_check import Host
-from ensemble.spec import Variant
+from ensemble.server.videos import VideoServed, videos_of
+from ensemble.spec import Tracker, Variant
 from tests.ensemble.server.repositories import write
 
 H200 = Gpu("NVIDIA H200", "9.0", 143_771, 143_000)
@@ -94,10 +96,29 @@ def test_a_stated_amount_is_taken_in_place_of_what_is_free(check, tmp_path):
         check(tmp_path, Host(H200, stated_mb=9_000))
 
 
-def test_what_videos_take_is_not_there_for_the_models(check, tmp_path):
-    write(tmp_path, [1008])
-    with pytest.raises(ServerError, match=r"as stated; videos take 3,000 MB of them \(--video-memory\)"):
-        check(tmp_path, Host(CARD, stated_mb=11_000, videos_mb=3_000))
+def videos_in(root: Path, megabytes: float) -> tuple[list[Served], tuple[VideoServed, ...]]:
+    served = placement.read(root)
+    return served, tuple(videos_of(served, served, megabytes, None))
+
+
+def test_what_videos_take_is_not_there_for_the_models(tmp_path):
+    write(tmp_path, [1008], "aoti", tracker=Tracker())
+    served, videos = videos_in(tmp_path, 3_000)
+    start_check.check(tmp_path, served, Host(CARD, stated_mb=9_200, videos=videos), None)
+    with pytest.raises(
+        ServerError, match=r"objects of videos 2,998.*as stated; videos take 3,045 MB of them \(--video-memory\)"
+    ):
+        start_check.check(tmp_path, served, Host(CARD, stated_mb=6_000, videos=videos), None)
+
+
+def test_what_the_tracker_computes_in_counts_where_it_is_more_than_pictures_take(tmp_path):
+    write(tmp_path, [1008], "aoti", tracker=Tracker(), max_batch=1, max_pairs=4)
+    served, videos = videos_in(tmp_path, 100)
+    pictures, both = (start_check.need_of(served, None, v).activations for v in ((), videos))
+    assert pictures < both == pytest.approx(33 * 72**2 / 1e3 * 8)
+    (few,) = videos_in(tmp_path, 20)[1]
+    assert few.slots == 3
+    assert start_check.need_of(served, None, [few]).activations == pytest.approx(33 * 72**2 / 1e3 * 3)
 
 
 @pytest.mark.parametrize(

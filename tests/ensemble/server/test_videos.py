@@ -19,7 +19,8 @@ def test_each_resolution_with_a_tracker_has_one_and_slots_fill_the_memory(known)
     assert video.slots == int(30 * 2**20 // slot_bytes(known[0].variant))
     assert set(video.engines) == {m.part for m in video.variant.sub_models}
     assert {name for name, _ in video.artifacts} == {m.name for m in video.variant.sub_models}
-    assert 30 <= video.mb < 60
+    assert 29 < video.bank_mb <= 30
+    assert {a.model for a in video.own} == {m.name for m in known[0].variant.tracker_parts}
 
 
 def test_none_are_served_where_nobody_wants_them(known):
