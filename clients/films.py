@@ -1,6 +1,9 @@
 """`sam3-video`: films whose objects are followed, several at once; annotated films and JSON lines with ids come out.
 
 Each film is a session of its own, in a thread of its own. The last line of stdout is one JSON object.
+
+With --repository or --memory it starts a server for these films alone, at the finest resolution of the repository that
+the memory has room for, and stops it at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from clients.conversation import Tracks
 from clients.draw import annotate
 from clients.errors import Sam3ServerError, ServerUnavailable
 from clients.outputs.records import frame_record
+from clients.own_server import NoServer, own_server
 from clients.session import Session
 from clients.transport import DEFAULT_TIMEOUT_S, only_video_model
 from clients.video.encode import VideoWriter
@@ -38,7 +43,9 @@ PATIENCE_S, PAUSE_S = 60.0, 0.5
 """A server that is away is waited for so long, and asked so often: the session then goes on with its ids."""
 EXAMPLES = """examples:
   sam3-video yard.mp4 --classes person "red car"
-  sam3-video gate.mp4 yard.mp4 --classes person --detect-every 8 --max-objects 32 --output build/films"""
+  sam3-video gate.mp4 yard.mp4 --classes person --detect-every 8 --max-objects 32 --output build/films
+  sam3-video yard.mp4 --classes person --memory 8GB --repository build/packages"""
+REPOSITORY = Path("build/repository")
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +100,20 @@ def follow(path: Path, options: argparse.Namespace, stop: threading.Event) -> Ac
     return account
 
 
+def follow_all(options: argparse.Namespace) -> list[Account]:
+    """All films at once; Ctrl-C ends them early."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(options.films), "film") as pool:
+        running = [pool.submit(follow, film, options, stop) for film in options.films]
+        try:
+            for each in running:
+                each.result()
+        except KeyboardInterrupt:
+            stop.set()
+            log.info("stopped; the films so far are whole")
+        return [each.result() for each in running]
+
+
 def answered(session: Session, rgb: NDArray[np.uint8], stop: threading.Event) -> Tracks:
     """The tracks of the next frame. A server that is away is waited for; raises ServerUnavailable where that takes too
     long or `stop` is set."""
@@ -119,8 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = p.add_argument
     add("films", nargs="+", type=Path, metavar="FILM", help="video files, each with a name of its own")
     add("--classes", nargs="+", required=True, metavar="NAME", help="what to look for")
-    add("--url", default="localhost", help="host:port of the server; default %(default)s")
+    add("--url", help="host:port of the server; default localhost")
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default %(default)s")
+    add("--memory", metavar="SIZE", help="start a server that takes at most so much of the GPU, as in 8GB")
+    add("--repository", type=Path, metavar="FOLDER", help=f"start a server of it; with --memory default {REPOSITORY}")
     add("--model", help="a video front model; default: the server's only one")
     add("--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds a frame; default %(default)s")
     add("--max-objects", type=int, default=DEFAULT_OBJECTS, help="of a film at a time; default %(default)s")
@@ -132,16 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [film.stem for film in options.films]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         p.error(f"expected films of different names, since their outputs are named after them; twice: {twice[0]}")
-    stop, accounts = threading.Event(), []
-    with ThreadPoolExecutor(len(options.films), "film") as pool:
-        running = [pool.submit(follow, film, options, stop) for film in options.films]
-        try:
-            for each in running:
-                each.result()
-        except KeyboardInterrupt:
-            stop.set()
-            log.info("stopped; the films so far are whole")
-        accounts = [each.result() for each in running]
+    own = options.memory is not None or options.repository is not None
+    if own and (options.url is not None or options.protocol != "grpc"):
+        p.error("--url and --protocol are of a server that runs already: leave them out, or --memory and --repository")
+    options.url = options.url or "localhost"
+    try:
+        with ExitStack() as stack:
+            if own:
+                load = len(options.films), options.max_objects
+                server = own_server(options.repository or REPOSITORY, *load, options.memory)
+                options.url = stack.enter_context(server)
+            accounts = follow_all(options)
+    except NoServer as error:
+        p.error(str(error))
     for account in accounts:
         if account.error:
             log.error("sam3-video: %s: %s", account.film, account.error)

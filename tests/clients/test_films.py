@@ -59,3 +59,25 @@ def test_two_films_of_one_name_are_refused(film, tmp_path):
     with pytest.raises(SystemExit) as refused:
         films.main([str(film), str(tmp_path / "yard.mov"), "--classes", "dog"])
     assert refused.value.code == 2
+
+
+def test_a_server_for_these_films_alone(video_repository, film, tmp_path, capfd):
+    options = ("--repository", video_repository, "--max-objects", 4, "--output", tmp_path)
+    status, accounts = run(capfd, film, "--classes", *NAMES, *options)
+    assert status == 0
+    assert accounts[0]["frames"] == 6
+    assert accounts[0]["objects"] >= 2
+
+
+def test_a_server_that_cannot_start_is_a_reason(video_repository, film, tmp_path, capfd):
+    with pytest.raises(SystemExit) as refused:
+        run(capfd, film, "--classes", "dog", "--memory", "4GB", "--repository", video_repository)
+    assert refused.value.code == 2
+    said = capfd.readouterr().err
+    assert "--gpu-memory: expected models for a GPU, got a repository for the CPU; leave it out" in said
+    assert "sam3-video: error: sam3-serve ended with status 1; what it says is above" in said
+
+
+def test_a_running_server_is_not_given_memory(film):
+    with pytest.raises(SystemExit):
+        films.main([str(film), "--classes", "dog", "--memory", "4GB", "--url", "localhost:8001"])
