@@ -95,13 +95,8 @@ def fitting(options: argparse.Namespace) -> dict[str, Any]:
         *(options.videos, options.video_objects, chosen.resolution, chosen.tracker_resolution),
         f"; needed, modelled: {chosen.need}" if chosen.need else "",
     )
-    return {
-        "resolutions": [chosen.resolution],
-        "tracker_resolution": chosen.tracker_resolution,
-        "video_memory_mb": chosen.video_memory_mb,
-        "text_encoder": chosen.text_encoder,
-        "front": {"max_batch": chosen.max_batch, **front_settings(options)},
-    }
+    settings = chosen.settings()
+    return settings | {"front": settings["front"] | front_settings(options)}
 
 
 def add_front_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ensemble.server.memory import Need
 from ensemble.server.needs import need_of
@@ -39,6 +40,16 @@ class Fit:
     video_memory_mb: float
     text_encoder: str  # one of start_check.TEXT_ENCODER
     need: Need | None
+
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `EmbeddedServer`."""
+        return {
+            "resolutions": [self.resolution],
+            "tracker_resolution": self.tracker_resolution,
+            "video_memory_mb": self.video_memory_mb,
+            "text_encoder": self.text_encoder,
+            "front": {"max_batch": self.max_batch},
+        }
 
 
 def fit(known: Sequence[Served], load: Load, memory_mb: float | None, text_encoder: str = "auto") -> Fit:

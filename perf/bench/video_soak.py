@@ -2,8 +2,9 @@
 
 Sessions play drawn films one after the other and for ever, each in a thread of its own, without a pause: a cut between
 two films is a frame in which everything is new. The exit status is 1 where a frame fails, comes out of order, or a
-session has more objects than it may, and where memory grows by more than 1 % in the second half. Before that, ONNX
-Runtime's and Triton's memory grows to what the largest batch needs, as in `bench soak`.
+session has more objects than it may, and where memory, of the server's processes or of the GPU, grows by more than 1 %
+in the second half. Before that, ONNX Runtime's and Triton's memory grows to what the largest batch needs, as in `bench
+soak`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clients.connection import Client
 from clients.errors import Sam3ServerError
+from ensemble.server import gpu
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from export.tiny.video.evaluate import held_out_video
@@ -92,7 +92,7 @@ def slots(server: EmbeddedServer) -> dict[str, float]:
 
 def soak(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Account]:
     """A row for each of SAMPLES looks, and the account."""
-    account, stop, rows = Account(), threading.Event(), []
+    account, stop, rows, before = Account(), threading.Event(), [], gpu.used_mb()
     with EmbeddedServer(
         options.repository, resolutions=[options.resolution], video_memory_mb=options.video_memory
     ) as server:
@@ -109,12 +109,23 @@ def soak(options: argparse.Namespace) -> tuple[list[dict[str, Any]], Account]:
                 pass
             by_model = {name: round(mb, 1) for name, mb in sorted(memory_mb(server.pid).items())}
             row = {"answered": account.answered, "server_mb": round(sum(by_model.values()), 1), **by_model}
+            row["gpu_mb"] = round(gpu.used_mb() - before)
             rows.append(row | {f"slots_{state}": value for state, value in slots(server).items()})
             log.info("%s", rows[-1])
         stop.set()
         for thread in threads:
             thread.join()
     return rows, account
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> float:
+    """How much the server's processes, or the GPU's memory, took more at most than when half the looks were over."""
+    settled = rows[len(rows) // 2 :]
+    found = []
+    for name in ("server_mb", "gpu_mb"):
+        first, most = settled[0][name], max(row[name] for row in settled)
+        found.append(most / first - 1 if first else 0.0)
+    return max(found)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,8 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, account = soak(options)
     except ServerError as error:
         return refuse(p.prog, error)
-    settled = [row["server_mb"] for row in rows[SAMPLES // 2 :]]
-    growth = float(np.max(settled) / settled[0] - 1)
     bank = {row["slots_total"] for row in rows}
     summary = {
         "answered": account.answered,
@@ -145,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "most_objects": account.most_objects,
         "dropped_objects": account.dropped,
         "wrong": account.wrong[:5],
-        "growth": round(growth, 4),
+        "growth": round(growth(rows), 4),
         "bank_constant": len(bank) == 1,
     }
     record.write(options.output, {**head, "summary": summary, "rows": rows})

@@ -21,6 +21,8 @@ import numpy as np
 from ensemble.server import gpu
 from ensemble.server import repository as placement
 from ensemble.server.embedded import EmbeddedServer
+from ensemble.server.fit_videos import Load, fit
+from ensemble.server.memory import parse_mb
 from ensemble.server.requirements import ServerError
 from ensemble.server.videos import VideoServed, videos_of
 from ensemble.spec import MB
@@ -35,11 +37,12 @@ FRAMES, WARM = 30, 14
 """Frames of a video in this process; the first ones load kernels and fill the memory, and are not counted."""
 COLUMNS = (
     *("resolution", "tracker_resolution", "sessions", "objects", "detect_every", "fps", "ms_per_object"),
-    *("transformers_fps", "of_transformers", "peak_mb", "cosine"),
+    *("transformers_fps", "of_transformers", "memory_mb", "reckoned_mb", "peak_mb", "cosine"),
 )
 EXAMPLES = """examples:
   sam3-perf bench video --repository build/packages --resolution 1008 840 672 560
-  sam3-perf bench video --repository build/packages --resolution 672 --objects --sessions 8 --detect-every 1 4"""
+  sam3-perf bench video --repository build/packages --resolution 672 --objects --sessions 8 --detect-every 1 4
+  sam3-perf bench video --repository build/packages --resolution 1008 672 --objects --sessions 8 --memory 4GB 8GB"""
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
@@ -57,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     add("--session-objects", type=int, default=5, help="of each session at the server; default %(default)s")
     add("--detect-every", type=int, nargs="+", default=[1, 8], help="at the server; default 1 8")
     add("--video-memory", type=float, default=2000.0, metavar="MB", help="of the server; default %(default)s")
+    help_ = "of a GPU, as in 4GB 8GB: rows of a server that takes as much, as sam3-serve --videos chooses; default none"
+    add("--memory", type=parse_mb, nargs="+", default=[], metavar="SIZE", help=help_)
     add("--seconds", type=float, default=8.0, help="of each of the server's windows; default %(default)s")
     add("--no-peer", action="store_true", help="leave transformers out")
     record.add_output(p)
@@ -69,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     data = record.new(p.prog, argv) | {"rows": []}
     try:
-        for served in offered(options):
+        for served in [] if options.memory else offered(options):
             rows = list(in_process(served, options.objects)) if options.objects else []
             rows += at_the_server(served, options)
             counts = sorted({row["objects"] for row in rows})
@@ -81,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row |= {"transformers_fps": theirs, "of_transformers": ratio, "cosine": cosine}
                 log.info("%s", json.dumps(row))
             data["rows"] += rows
+            record.write(options.output, data)
+        for memory_mb in options.memory:
+            data["rows"] += in_memory(memory_mb, options)
             record.write(options.output, data)
     except ServerError as error:
         return refuse(p.prog, error)
@@ -143,6 +151,28 @@ def at_the_server(served: VideoServed, options: argparse.Namespace) -> list[Row]
                 rows.append(row)
                 log.info("%s", json.dumps(row))
     return rows
+
+
+def in_memory(memory_mb: float, options: argparse.Namespace) -> Iterator[Row]:
+    """A row for each number of sessions: what a server takes that was told to fit so many into that memory."""
+    known = placement.choose(placement.read(options.repository), options.resolution)
+    for sessions in options.sessions:
+        load = Load(sessions, options.session_objects)
+        chosen, before = fit(known, load, memory_mb), gpu.used_mb()
+        log.info("%s", chosen)
+        with EmbeddedServer(
+            options.repository, gpu_memory_mb=memory_mb, start_timeout=600, **chosen.settings()
+        ) as server:
+            (served,) = videos_of(
+                placement.choose(known, [chosen.resolution]), known, chosen.video_memory_mb, chosen.tracker_resolution
+            )
+            arguments = sessions, load.objects, options.detect_every[0], options.seconds
+            told = measure(server.grpc_url, served.variant, *arguments)
+            row = {**about(served, *arguments[:3]), **told, "peak_mb": round(gpu.used_mb() - before)}
+        row |= {"memory_mb": round(memory_mb), "reckoned_mb": round(chosen.need.total) if chosen.need else None}
+        row |= {"max_batch": chosen.max_batch, "text_encoder": chosen.text_encoder, "cosine": least_cosine(served)}
+        log.info("%s", json.dumps(row))
+        yield row
 
 
 def about(served: VideoServed, sessions: int, objects: int, every: int) -> Row:
