@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     record.write(options.output, {**head, "summary": summary, "rows": rows})
     print(json.dumps({"output": str(options.output), **summary}))
-    return int(bool(account.wrong) or growth > GROWTH or len(bank) != 1)
+    return int(bool(account.wrong) or summary["growth"] > GROWTH or len(bank) != 1)
 
 
 if __name__ == "__main__":
