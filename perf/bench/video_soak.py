@@ -148,18 +148,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServerError as error:
         return refuse(p.prog, error)
     bank = {row["slots_total"] for row in rows}
+    more = growth(rows)
     summary = {
         "answered": account.answered,
         "objects": account.objects,
         "most_objects": account.most_objects,
         "dropped_objects": account.dropped,
         "wrong": account.wrong[:5],
-        "growth": round(growth(rows), 4),
+        "growth": round(more, 4),
         "bank_constant": len(bank) == 1,
     }
     record.write(options.output, {**head, "summary": summary, "rows": rows})
     print(json.dumps({"output": str(options.output), **summary}))
-    return int(bool(account.wrong) or summary["growth"] > GROWTH or len(bank) != 1)
+    return int(bool(account.wrong) or more > GROWTH or len(bank) != 1)
 
 
 if __name__ == "__main__":
