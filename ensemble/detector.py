@@ -13,40 +13,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ensemble import pipeline
+from ensemble import splitting
+from ensemble.limits import is_out_of_memory
 from ensemble.pipeline import Job, Pipeline
 from ensemble.postprocess import Detections
-from ensemble.preprocess.cpu import Preprocessor, Size, attempt, joined
+from ensemble.preprocess.cpu import Preprocessor, Size, joined
 from ensemble.request import FrameRequest
+from ensemble.splitting import Flow, Splitter
 
 log = logging.getLogger(__name__)
-PATIENCE = 500
-"""Calls without want of memory after which larger ones are tried again."""
 Prepared = Job | Exception
 """One frame of a batch: its job, or why it cannot be answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A batch whose features are under way: its items, the jobs among them, their pixels, and the pipeline's state or
-    why it has none."""
+    """A batch whose features are under way: its items, and what has been begun of the jobs among them."""
 
     batch: Sequence[Prepared]
-    jobs: Sequence[Job]
-    pixel_values: Any
-    pipeline: Any
+    jobs: splitting.Begun
 
 
 class Detector:
     """One variant's frames to detections. `read` and `detect` of different batches may run in two threads at once."""
 
     def __init__(
-        self, pipeline: Pipeline, preprocess: Preprocessor, release: Callable[[], None] = lambda: None
+        self,
+        pipeline: Pipeline,
+        preprocess: Preprocessor,
+        release: Callable[[], None] = lambda: None,
+        flow: Flow | None = None,
     ) -> None:
-        """`release` gives back memory that is kept for the next calls, in either thread."""
+        """`release` gives back memory that is kept for the next calls, in either thread. `flow` computes the batches,
+        where the pipeline is only part of that."""
         self.pipeline, self._preprocess, self._release = pipeline, preprocess, release
-        self._most_frames = pipeline.variant.max_batch  # of one call: fewer where memory is short
-        self._since_short = 0  # calls that memory sufficed for, since it did not
+        self._splitter = Splitter(flow or pipeline, pipeline.variant.max_batch, release)
 
     def read(self, batch: list[Prepared]) -> Any:
         """Pixels uint8 [B,3,R,R] of the frames that can be read; in `batch`, a job whose frame cannot be read gives its
@@ -95,75 +96,15 @@ class Detector:
             job.add_ms("text", (time.perf_counter() - start) * 1e3)
 
     def detect(self, batch: Sequence[Prepared], pixel_values: Any) -> list[Detections | Exception]:
-        """The answer to each item of `batch`, in order; see `complete`."""
+        """The answer to each item of `batch`, in order; see `Splitter.complete`."""
         return self.complete(self.begin(batch, pixel_values))
 
     def begin(self, batch: Sequence[Prepared], pixel_values: Any) -> Begun:
         """Starts a batch: on a GPU, work is launched and not waited for. `complete` comes before the next `begin`."""
         jobs = [item for item in batch if isinstance(item, Job)]
-        first = slice(self._most_frames)
-        begun = attempt(self.pipeline.begin, jobs[first], pixel_values[first]) if jobs else None
-        return Begun(batch, jobs, pixel_values, begun)
+        return Begun(batch, self._splitter.begin(jobs, pixel_values))
 
     def complete(self, begun: Begun) -> list[Detections | Exception]:
-        """The answer to each item of the batch, in order. What the pipeline raises is the answer to all its frames;
-        where memory runs out, the batch is halved, and where a single frame's does, its decoder calls. What was too
-        much is not tried again for a while."""
-        jobs, pixel_values, first = begun.jobs, begun.pixel_values, begun.pipeline
-        found: list[Detections | Exception] = []
-        if jobs:
-            started = isinstance(first, pipeline.Begun)
-            own = len(first.jobs) if started else min(len(jobs), self._most_frames)
-            made = attempt(self.pipeline.complete, first) if started else first
-            found += self._answers(jobs[:own], pixel_values[:own], made)
-            while len(found) < len(jobs):
-                part = slice(len(found), len(found) + self._most_frames)
-                found += self._run(jobs[part], pixel_values[part])
-        rest = iter(found)
-        return [next(rest) if isinstance(item, Job) else item for item in begun.batch]
-
-    def _run(self, jobs: Sequence[Job], pixel_values: Any) -> Sequence[Detections | Exception]:
-        return self._answers(jobs, pixel_values, attempt(self.pipeline.run, jobs, pixel_values))
-
-    def _answers(
-        self, jobs: Sequence[Job], pixel_values: Any, made: Sequence[Detections] | Exception
-    ) -> Sequence[Detections | Exception]:
-        """What a call made; after one that failed the error to all its frames, and serving goes on; or, where memory
-        ran out, what smaller calls find."""
-        if not isinstance(made, Exception):
-            self._recover()
-            return made
-        if not is_out_of_memory(made):
-            return [made] * len(jobs)
-        self._since_short = 0
-        self._release()
-        half = len(jobs) // 2
-        if half:
-            self._most_frames = half
-            log.warning("memory ran out for %d frames at once; calls now take at most %d", len(jobs), half)
-            return [*self._run(jobs[:half], pixel_values[:half]), *self._run(jobs[half:], pixel_values[half:])]
-        if self.pipeline.max_pairs > 1:
-            self.pipeline.max_pairs //= 2
-            log.warning(
-                "memory ran out for one frame; decoder calls now take at most %d of its classes",
-                self.pipeline.max_pairs,
-            )
-            return self._run(jobs, pixel_values)
-        resolution = self.pipeline.variant.resolution
-        return [MemoryError(f"there is no memory for one frame at {resolution}; serve a lower resolution")]
-
-    def _recover(self) -> None:
-        """After a while without want of memory, calls take twice as much again, of classes first."""
-        self._since_short += 1
-        if self._since_short < PATIENCE:
-            return
-        self._since_short, variant = 0, self.pipeline.variant
-        if self.pipeline.max_pairs < variant.max_pairs:
-            self.pipeline.max_pairs = min(2 * self.pipeline.max_pairs, variant.max_pairs)
-        else:
-            self._most_frames = min(2 * self._most_frames, variant.max_batch)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a call failed for lack of memory, whichever library says so."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+        """The answer to each item of the batch, in order."""
+        found = iter(self._splitter.complete(begun.jobs))
+        return [next(found) if isinstance(item, Job) else item for item in begun.batch]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.limits import Limit
 from ensemble.nvtx_ranges import Annotate, unmarked
 from ensemble.postprocess import Detections, best_first, scores, select, sigmoid
 from ensemble.prompts import Prompt, PromptCache, Tokens
@@ -75,8 +76,8 @@ class Pipeline:
     ) -> None:
         self.variant, self._call, self._annotate = variant, call, annotate
         self.prompts = prompts or PromptCache(self._encode_text)
-        self.max_pairs = variant.max_pairs
-        """Pairs of one decoder call: fewer where memory is short."""
+        self.pairs = Limit(variant.max_pairs, "decoder calls now take at most %d of its classes")
+        self.limits = (self.pairs,)
         self.calls: dict[str, int] = {}
         """Calls of each sub-model so far, by part."""
         self.hits = self.misses = 0
@@ -112,7 +113,7 @@ class Pipeline:
             self._add_exemplars(jobs, pairs, features)
         found: list[list[Detections]] = [[] for _ in jobs]
         presence = [np.zeros(len(job.tokens), np.float32) for job in jobs]
-        for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.max_pairs):
+        for chunk in _chunks(sorted(pairs, key=lambda pair: len(pair.prompt.mask)), self.pairs.most):
             self._decode(jobs, chunk, features, found, presence, times)
         with self.timed(times, "pack"):
             results = [self._finish(job, f, p) for job, f, p in zip(jobs, found, presence, strict=True)]
@@ -120,6 +121,9 @@ class Pipeline:
             for stage, milliseconds in times.items():
                 job.add_ms(stage, milliseconds)
         return results
+
+    def no_room(self, job: Job) -> str:
+        return f"there is no memory for one frame at {self.variant.resolution}; serve a lower resolution"
 
     # ---- prompts
     def encode(self, jobs: Sequence[Job]) -> None:
@@ -178,14 +182,11 @@ class Pipeline:
                 tokens = len(pair.prompt.mask)
                 prompt_features[row, :tokens], prompt_mask[row, :tokens] = pair.prompt.features, pair.prompt.mask
             prompt = {"prompt_features": prompt_features, "prompt_mask": prompt_mask}
+            with_masks = any(jobs[pair.image].request.mask_format != "none" for pair in chunk)
             outputs = self.run_sub_model(
                 self.variant.decoder,
                 {"fpn_2": features["fpn_2"], "image_index": _images(chunk), **prompt},
-                tuple(
-                    tensor.name
-                    for tensor in self.variant.decoder.outputs
-                    if tensor.host or self._wants_masks(jobs, chunk)
-                ),
+                tuple(tensor.name for tensor in self.variant.decoder.outputs if tensor.host or with_masks),
             )
             values = scores(outputs["pred_logits"], outputs["presence_logits"])
             picks = [
@@ -226,10 +227,6 @@ class Pipeline:
                 for row in own:
                     picks[row] = picks[row][values[row, picks[row]] >= least]
 
-    @staticmethod
-    def _wants_masks(jobs: Sequence[Job], chunk: Sequence[Pair]) -> bool:
-        return any(jobs[pair.image].request.mask_format != "none" for pair in chunk)
-
     def _masks(
         self,
         jobs: Sequence[Job],
@@ -249,7 +246,7 @@ class Pipeline:
             if jobs[pair.image].request.mask_format != "none"
             for queries in _chunks(picks[pair_row], variant.max_picks)
         ]
-        for part in _chunks(rows, min(MASK_ROWS, self.max_pairs)):
+        for part in _chunks(rows, min(MASK_ROWS, self.pairs.most)):
             width = max(len(queries) for _, queries in part)
             query_index = np.zeros((len(part), width), np.int32)
             for i, (_, queries) in enumerate(part):

@@ -3,11 +3,14 @@
 A slot is what one object remembers: memory maps of the last frames in which its mask was given (conditioning frames)
 and of the last frames altogether, and pointers of as many. Slots are handed out and taken back; ages are counted from
 the frame numbers that were written, so a slot needs no clearing.
+
+A frame is written whole or not at all: where one fails half way it can be computed again, from the same memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +41,15 @@ class Remembered(NamedTuple):
     pointer_age: np.ndarray
 
 
+class Written(NamedTuple):
+    """Maps and pointers of one `write`, and where they will lie."""
+
+    at_maps: Any
+    at_pointers: Any
+    maps: Any
+    pointers: Any
+
+
 class Bank:
     """Slots of one variant's tracker; for one thread, which computes."""
 
@@ -49,17 +61,36 @@ class Bank:
             self._pointers = arrays.zeros((slots * POINTERS, width), dtype)
         self._map_frames = np.full((slots, MAPS), NEVER)
         self._pointer_frames = np.full((slots, POINTERS), NEVER)
+        self._written: list[Written] = []
         self.nbytes = slots * slot_bytes(variant)
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What is cleared and written in this block is remembered at its end; where the block raises, nothing of it.
+        Nothing is read in it."""
+        before = self._map_frames.copy(), self._pointer_frames.copy()
+        try:
+            yield
+            with self.arrays.working():
+                for written in self._written:  # needs no memory any more
+                    self._memory[written.at_maps] = written.maps
+                    self._pointers[written.at_pointers] = written.pointers
+        except BaseException:
+            self._map_frames, self._pointer_frames = before
+            raise
+        finally:
+            self._written.clear()
+
     def clear(self, slot: int) -> None:
-        """Forgets what an earlier object left there."""
+        """Forgets what an earlier object left there; inside `writing`."""
         self._map_frames[slot] = self._pointer_frames[slot] = NEVER
 
     def write(
         self, slots: Sequence[int], frames: Sequence[int], rows: list[int], memory: Any, pointers: Any, given: bool
     ) -> None:
         """One frame of each of these objects, which are these `rows` of memory [N,p²,64] and pointers [N,c]. Of masks
-        that were `given` the oldest of the conditioning frames makes room, of others what has become too old."""
+        that were `given` the oldest of the conditioning frames makes room, of others what has become too old. Inside
+        `writing`."""
         slot, frame = np.asarray(slots), np.asarray(frames)
         if given:
             place = self._map_frames[slot, :CONDITIONING_MAPS].argmin(1)  # nothing is older than any frame
@@ -70,8 +101,8 @@ class Bank:
         index = self.arrays.indices
         with self.arrays.working():
             chosen = index(np.array(rows))
-            self._memory[index(slot * MAPS + at_map)] = memory[chosen]
-            self._pointers[index(slot * POINTERS + at_pointer)] = pointers[chosen]
+            places = index(slot * MAPS + at_map), index(slot * POINTERS + at_pointer)
+            self._written.append(Written(*places, memory[chosen], pointers[chosen]))
         self._map_frames[slot, at_map], self._pointer_frames[slot, at_pointer] = frame, frame
 
     def read(self, slots: Sequence[int], frames: Sequence[int]) -> Remembered:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ensemble.limits import Limit
 from ensemble.pipeline import FEATURES, Job, Pipeline
 from ensemble.postprocess import Detections, sigmoid
 from ensemble.preprocess.cpu import attempt
@@ -22,10 +23,10 @@ from ensemble.tracker_interfaces import sizes
 from ensemble.video import squares
 from ensemble.video.arrays import copied
 from ensemble.video.bank import Bank
-from ensemble.video.follow import Found, Propagated, Rules, Step
+from ensemble.video.follow import Found, Propagated, Step
 from ensemble.video.sessions import Session, Sessions
 from ensemble.video.squares import Smaller
-from ensemble.video.turns import Begun, Row, Stepped, Tracks, Turn, VideoJob
+from ensemble.video.turns import Begun, Row, Stepped, Tracks, Turn, VideoJob, begin_turn
 from ensemble.video.variant import VideoVariant
 
 SURE = 10.0
@@ -44,14 +45,26 @@ class VideoPipeline:
         self.dropped = 0
         """New objects so far that had no room in their session."""
         self._run = pipeline.run_sub_model
-        self._most = sizes(variant.tracking).max_objects
+        self._objects = Limit(sizes(variant.tracking).max_objects, "tracker calls now take at most %d of its objects")
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        return self._objects, *self.pipeline.limits
+
+    def no_room(self, job: VideoJob) -> str:
+        objects = len(job.session.follower.objects) if isinstance(job.session, Session) else 0
+        return (
+            f"session: expected memory for one frame at {self.variant.detector.resolution} and its {objects} objects,"
+            " got too little even with one object and one class a call; follow fewer objects (max_objects), start the"
+            " server with a lower --tracker-resolution, or serve a lower resolution"
+        )
 
     # ---- first half
     def begin(self, jobs: Sequence[VideoJob], pixel_values: Any) -> Begun:
         """Finds the sessions and launches the features. A frame whose session cannot be found or begun gets the reason,
         and the others go on; whatever `call` raises passes through."""
         times: dict[str, float] = {}
-        turns = [attempt(self._turn, image, job) for image, job in enumerate(jobs)]
+        turns = [attempt(begin_turn, self.sessions, image, job) for image, job in enumerate(jobs)]
         due = [image for image, turn in enumerate(turns) if isinstance(turn, Turn) and turn.due]
         try:
             with self.pipeline.timed(times, "vision"):
@@ -59,30 +72,9 @@ class VideoPipeline:
             looked = [_for_detector(jobs[image], image in due) for image in seen]
             detector = self.pipeline.begin_with(looked, features, times) if due else None
         except Exception:
-            self._restore(turns)
+            _undo(turns)
             raise
         return Begun(turns, features["hidden"], seen, detector, times)
-
-    def _turn(self, image: int, job: VideoJob) -> Turn:
-        asked = job.asked
-        names = tuple(ids.tobytes() for ids, _ in job.tokens)
-        if asked.start:
-            session = self.sessions.begin(asked, Rules(max_objects=asked.max_objects))
-        else:
-            session = self.sessions.find(asked.session)
-        before = session.snapshot()
-        frame, session.frames = session.frames, session.frames + 1
-        changed = session.names != names
-        if changed:
-            _rename(session, names)
-        turn = Turn(image, job, session, frame, True, before)
-        if asked.seeds is not None:
-            seeds = asked.seeds
-            session.follower.seed(frame, seeds.ids, seeds.class_ids, seeds.bits)
-            turn.given = {int(n): bits for n, bits in zip(seeds.ids, seeds.bits, strict=True)}
-        nothing = not session.follower.objects
-        turn.due = changed or nothing or bool(turn.given) or frame % asked.detect_every == 0
-        return turn
 
     def _vision(self, pixel_values: Any, due: list[int]) -> tuple[list[int], dict[str, Any]]:
         """Features of the frames for the tracker, and for the detector, with the frames that it gets: all of them where
@@ -107,7 +99,7 @@ class VideoPipeline:
         try:
             answers = iter(self._complete(begun, turns) if turns else [])
         except Exception:
-            self._restore(turns)
+            _undo(turns)
             raise
         finally:
             self.sessions.answered(turn.session for turn in turns)
@@ -125,11 +117,13 @@ class VideoPipeline:
         by_image = dict(zip(begun.seen, found, strict=True))
         with self.pipeline.timed(times, "follow"):
             steps = [self._follow(turn, by_image.get(turn.image)) for turn in turns]
-        with self.pipeline.timed(times, "memory"):
-            self._remember(stepped, {turn.image: step for turn, step in zip(turns, steps, strict=True)}, neck)
-            self._seed(turns, steps, neck)
-        with self.pipeline.timed(times, "pack"):
-            answers = [self._answer(turn, step) for turn, step in zip(turns, steps, strict=True)]
+        with self.bank.writing():
+            with self.pipeline.timed(times, "memory"):
+                self._remember(stepped, {turn.image: step for turn, step in zip(turns, steps, strict=True)}, neck)
+                self._seed(turns, steps, neck)
+            with self.pipeline.timed(times, "pack"):
+                answers = [self._answer(turn, step) for turn, step in zip(turns, steps, strict=True)]
+        self.dropped += sum(step.dropped for step in steps)
         for turn in turns:
             for stage, milliseconds in times.items():
                 turn.job.add_ms(stage, milliseconds)
@@ -145,8 +139,8 @@ class VideoPipeline:
                 else:
                     rows.append(Row(turn, known.object_id, turn.session.taken[known.object_id]))
         stepped, told = [], []
-        for start in range(0, len(rows), self._most):
-            part = rows[start : start + self._most]
+        for start in range(0, len(rows), self._objects.most):
+            part = rows[start : start + self._objects.most]
             remembered = self.bank.read([row.slot for row in part], [row.turn.frame for row in part])
             inputs = {name: neck[name] for name in ("track_0", "track_1", "track_x")}
             made = self._run(
@@ -154,7 +148,7 @@ class VideoPipeline:
                 {**inputs, "image_index": _images(part), **remembered._asdict()},
                 _STEPPED,
             )
-            if start + self._most < len(rows):  # the next call's outputs may lie where these do
+            if start + self._objects.most < len(rows):  # the next call's outputs may lie where these do
                 with self.bank.arrays.working():
                     made = {name: copied(made[name]) for name in _STEPPED}
             stepped.append(Stepped(part, made["mask_logits"], made["pointer"]))
@@ -182,7 +176,6 @@ class VideoPipeline:
         step = session.follower.frame(turn.frame, propagated, seen)
         for object_id in step.ended:
             session.taken.pop(object_id, None)
-        self.dropped += step.dropped
         return step
 
     def _remember(self, stepped: Sequence[Stepped], steps: Mapping[int, Step], neck: Mapping[str, Any]) -> None:
@@ -211,8 +204,8 @@ class VideoPipeline:
                     self.bank.clear(turn.session.take(object_id))
                 rows.append(Row(turn, object_id, turn.session.taken[object_id]))
                 bits.append(mask)
-        for start in range(0, len(rows), self._most):
-            part, masks_ = rows[start : start + self._most], np.stack(bits[start : start + self._most])
+        for start in range(0, len(rows), self._objects.most):
+            part, masks_ = rows[start : start + self._objects.most], np.stack(bits[start : start + self._objects.most])
             inputs = {name: neck[name] for name in ("track_0", "track_1", "track_2")}
             made = self._run(
                 self.variant.tracking.tracker_seed,
@@ -270,11 +263,6 @@ class VideoPipeline:
             session_bytes=slots * self.sessions.slot_bytes,
         )
 
-    def _restore(self, turns: Sequence[Turn | Exception]) -> None:
-        for turn in turns:
-            if isinstance(turn, Turn):
-                turn.session.restore(turn.before)
-
 
 _STEPPED = ("mask_logits", "mask_bits", "track_score", "pointer")
 _TRACK = ("track_0", "track_1", "track_2", "track_x")
@@ -284,12 +272,10 @@ def _images(rows: Sequence[Row]) -> np.ndarray:
     return np.array([row.turn.image for row in rows], np.int32)
 
 
-def _rename(session: Session, names: tuple[bytes, ...]) -> None:
-    """Other names than in the last frame: objects of names that are gone end, the others keep their ids."""
-    session.follower.close_classes({old: names.index(n) for old, n in enumerate(session.names) if n in names})
-    known = {known.object_id for known in session.follower.objects}
-    session.taken = {n: slot for n, slot in session.taken.items() if n in known}
-    session.names, session.presence = names, np.zeros(len(names), np.float32)
+def _undo(turns: Sequence[Turn | Exception]) -> None:
+    for turn in turns:
+        if isinstance(turn, Turn):
+            turn.undo()
 
 
 def _for_detector(job: VideoJob, due: bool) -> Job:

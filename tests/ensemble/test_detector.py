@@ -1,12 +1,14 @@
 """A batch of parsed frames to answers: frames that cannot be read, and batches for which there is no memory."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from ensemble import detector as detector_module
-from ensemble.detector import Detector, is_out_of_memory
+from ensemble import splitting
+from ensemble.detector import Detector
+from ensemble.limits import is_out_of_memory
 from ensemble.pipeline import Job, Pipeline
 from ensemble.preprocess.cpu import CpuPreprocessor, joined
 from ensemble.request import FrameRequest, RequestError
@@ -111,6 +113,28 @@ def test_frames_are_read_in_halves_where_there_is_no_memory_for_all(detector, re
         assert str(answers[0]).startswith("there is no memory to decode this frame; send it smaller")
 
 
+def test_what_a_call_had_made_when_memory_ran_out_is_given_up_before_smaller_ones(detector, sub_models):
+    """Features of four frames would else lie beside those of two."""
+    short_of_memory(sub_models, "decoder", lambda size: size <= 1)
+    usual, made, alive = sub_models.vision_encoder, [], []
+
+    def count():
+        alive.append(sum(features() is not None for features in made))
+
+    def encoded(model, **inputs):
+        count()
+        outputs = usual(model, **inputs)
+        made.extend(weakref.ref(features) for features in outputs.values())
+        return outputs
+
+    sub_models.vision_encoder = encoded
+    own = Detector(detector.pipeline, detector._preprocess, count)
+    batch = [job(1, ("bbb",)), job(2, ("bbb",)), job(3, ("aa",)), job(1, ("aa",))]
+    assert counts(run(own, batch)) == [2, 0, 1, 1]
+    assert len(alive) > 8, "some calls have failed"
+    assert not any(alive)
+
+
 def test_decoder_calls_become_smaller_where_one_frame_is_too_much(detector, sub_models, caplog):
     short_of_memory(sub_models, "decoder", lambda size: size <= 1)
     names = ("aa", "bbb", "cccc")
@@ -121,20 +145,20 @@ def test_decoder_calls_become_smaller_where_one_frame_is_too_much(detector, sub_
 
 
 def test_decoder_calls_become_larger_again_after_a_while(detector, sub_models, monkeypatch):
-    monkeypatch.setattr(detector_module, "PATIENCE", 3)
+    monkeypatch.setattr(splitting, "PATIENCE", 3)
     short_of_memory(sub_models, "decoder", lambda size: size <= 1)
     frame = [job(1, ("aa", "bbb", "cccc"))]
     assert counts(run(detector, frame)) == [6]
-    assert detector.pipeline.max_pairs == 1
+    assert detector.pipeline.pairs.most == 1
     sizes = []
     for _ in range(7):
         assert counts(run(detector, frame)) == [6]
-        sizes.append(detector.pipeline.max_pairs)
+        sizes.append(detector.pipeline.pairs.most)
     assert sizes == [1, 2, 1, 1, 2, 1, 1], "after three good calls larger ones are tried again"
 
 
 def test_calls_of_fewer_frames_are_remembered_and_grow_again(detector, sub_models, monkeypatch, caplog):
-    monkeypatch.setattr(detector_module, "PATIENCE", 4)
+    monkeypatch.setattr(splitting, "PATIENCE", 4)
     short_of_memory(sub_models, "vision_encoder", lambda size: size <= 2)
     batch = [job(1, ("bbb",)), job(2, ("bbb",)), job(3, ("aa",)), job(1, ("aa",))]
     assert counts(run(detector, batch)) == [2, 0, 1, 1]

@@ -69,7 +69,7 @@ def opened(video_repository):
     return one.variant, runs, PromptTokenizer(one.tokenizer, one.variant.checkpoint.context_length)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def flow(opened) -> Callable[..., Flow]:
     """Another server's flow; `before(part)` is called before each call of a sub-model, `clock` is its sessions'."""
 

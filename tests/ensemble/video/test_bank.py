@@ -14,7 +14,8 @@ def told(bank, frame, given=False, slots=(0,)):
     """Writes the frame's number into memory and pointer of these slots."""
     memory = np.full((len(slots), 4, 64), frame, np.float32)
     pointers = np.full((len(slots), 8), frame, np.float32)
-    bank.write(list(slots), [frame] * len(slots), list(range(len(slots))), memory, pointers, given)
+    with bank.writing():
+        bank.write(list(slots), [frame] * len(slots), list(range(len(slots))), memory, pointers, given)
 
 
 def remembered(bank, frame, slot=0):
@@ -76,7 +77,8 @@ def test_a_cleared_slot_knows_nothing_of_the_object_before():
     bank = Bank(SMALL, 1)
     for frame in range(20):
         told(bank, frame, given=not frame)
-    bank.clear(0)
+    with bank.writing():
+        bank.clear(0)
     told(bank, 2, given=True)
     assert remembered(bank, 3) == ({2: 0}, {2: 1.0})
 
@@ -84,7 +86,8 @@ def test_a_cleared_slot_knows_nothing_of_the_object_before():
 def test_only_the_rows_that_are_named_are_written():
     bank = Bank(SMALL, 2)
     memory = np.arange(3, dtype=np.float32)[:, None, None] * np.ones((3, 4, 64), np.float32)
-    bank.write([1], [5], [2], memory, np.zeros((3, 8), np.float32), given=True)
+    with bank.writing():
+        bank.write([1], [5], [2], memory, np.zeros((3, 8), np.float32), given=True)
     assert remembered(bank, 6, slot=1)[0] == {2: 0}
 
 
@@ -99,3 +102,23 @@ def test_what_a_slot_takes_is_what_is_allocated(precision, element):
 def test_ten_objects_of_sam3_at_its_own_resolution():
     whole = Variant(1008, tracker=Tracker())
     assert 10 * slot_bytes(whole) / 1e6 == pytest.approx(66.5, abs=0.1)
+
+
+def test_a_frame_that_fails_half_way_leaves_everything_as_it_was():
+    bank = Bank(SMALL, 2)
+    for frame in range(20):
+        told(bank, frame, given=frame < 4)
+    before = remembered(bank, 20)
+
+    def half_a_frame():
+        with bank.writing():
+            for given in (False, True):
+                bank.write([0], [20], [0], np.ones((1, 4, 64)), np.ones((1, 8)), given)
+            bank.clear(0)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        half_a_frame()
+    assert remembered(bank, 20) == before
+    told(bank, 20)
+    assert remembered(bank, 21)[0] == {**dict.fromkeys(range(4), 0), **{21 - age: age for age in range(1, 7)}}
