@@ -3,7 +3,8 @@ of the same detector, on held-out drawn videos with exact ground truth.
 
 Both are asked for the classes of all objects in the video; ids are judged on masks: a track of ByteTrack shows its
 detection's. The tracker runs in PyTorch, frame by frame, and gets detections every k-th frame; ByteTrack gets them on
-each. J&F is that of objects whose mask was given once, without the detector, so it is the same for every k.
+each. J&F is that of objects whose mask was given once, without the detector, so it is the
+same for every k; `j_and_f_fp16` is that of a tracker whose every layer rounds to fp16.
 
 With --repository only the frames a second are measured, of the server's flow, and written into the rows that --output
 already has: on a quiet machine, at another time than the rest.
@@ -16,7 +17,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from functools import reduce
-from itertools import repeat
+from itertools import product, repeat
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,16 @@ from export.tiny import CHECKPOINT
 from export.tiny.configuration import RESOLUTIONS
 from export.tiny.predictor import Detections, TorchPredictor, load_model
 from export.tiny.shapes import COLOURS
-from export.tiny.video.evaluate import FRAMES, Video, evaluate, held_out_video, load_tracker
+from export.tiny.video.evaluate import (
+    FRAMES,
+    Judged,
+    Video,
+    held_out_video,
+    judge,
+    load_tracker,
+    mean_figures,
+    round_to_fp16,
+)
 from export.tiny.video.identity import FrameOverlap, Identity, identity
 from export.tiny.video.session import Seen, Session, detect, features, overlap
 from perf import record
@@ -40,6 +50,7 @@ from perf.bench.tracking_speed import HOW, fill, speeds
 from perf.console import make_parser, refuse
 
 Row = dict[str, Any]
+Pairs = Sequence[tuple[int, Sequence[int]]]  # a detector's resolution, and those of the trackers beside it
 
 LEAST_AREA = 60  # pixels of an object that can be seen; fewer are no object for this frame
 HARD = ("occluder", "twins")
@@ -101,39 +112,45 @@ def by_bytetrack(
         yield shown
 
 
-def measure(
-    numbers: Sequence[int],
-    resolution: int,
-    tracker_resolutions: Sequence[int],
-    every: Sequence[int],
-    frames: int = FRAMES,
-) -> list[Row]:
-    """A row for each tracker resolution and each k of `every`: the tracker's figures over all videos, and ByteTrack's
-    beside them; `_hard` are those of videos with occluders and crossing twins, `_easy` those of the others. A frame
-    goes through the detector once, and through the tracker's trunk once for each of its resolutions."""
-    network = load_tracker(CHECKPOINT, tuple(tracker_resolutions))
-    predictor = TorchPredictor(*load_model(CHECKPOINT, resolution), resolution)
+def measure(numbers: Sequence[int], pairs: Pairs, every: Sequence[int], frames: int = FRAMES) -> Iterator[list[Row]]:
+    """After each video the rows so far: one for each detector, each of its trackers, and each k of `every`. `_hard` are
+    the figures of videos with occluders and crossing twins, `_easy` those of the others. A frame goes through each
+    detector once, and through the trunk once for each resolution of a tracker."""
+    trackers = list(dict.fromkeys(ours for _, chosen in pairs for ours in chosen))
+    network = load_tracker(CHECKPOINT, tuple(trackers))
+    rounded = round_to_fp16(network)
+    detectors = {r: TorchPredictor(*load_model(CHECKPOINT, r), r) for r, _ in pairs}
     counts: dict[object, list[tuple[str, Identity]]] = {}
-    for number in numbers:
+    judged: dict[object, list[Judged]] = {}
+    for done, number in enumerate(numbers, 1):
         video = held_out_video(number, frames)
         names, size = names_of(video), (video.maps.shape[1], video.maps.shape[2])
         wanted = [there(video, t, names) for t in range(len(video.frames))]
-        found = [detect(predictor, frame, names) for frame in video.frames]
-        runs: dict[object, Iterator[list[Seen]]] = {"bytetrack": by_bytetrack(found, names, size)}
-        for ours in tracker_resolutions:
-            seen = [features(network, frame, ours) for frame in video.frames]
-            for k in every:
-                runs[ours, k] = map(Session(network, names, ours, k).frame, seen, found, repeat(size))
-        for run, shown in runs.items():
-            table = [overlaps(visible, tracks) for visible, tracks in zip(wanted, shown, strict=True)]
-            counts.setdefault(run, []).append((video.kind, identity(table)))
-            print(f"{number} {video.kind} {run}: {figures(counts[run][-1:])}", file=sys.stderr, flush=True)
-    base = {f"bytetrack_{name}": value for name, value in figures(counts["bytetrack"]).items()}
-    return [
-        {"resolution": resolution, "tracker_resolution": ours, "detect_every": k, **figures(counts[ours, k]), **base}
-        for ours in tracker_resolutions
-        for k in every
-    ]
+        seen = {ours: [features(network, frame, ours) for frame in video.frames] for ours in trackers}
+        for ours in trackers:
+            judged.setdefault(ours, []).extend(judge(network, video, ours))
+            judged.setdefault((ours, "fp16"), []).extend(judge(rounded, video, ours))
+        for resolution, chosen in pairs:
+            found = [detect(detectors[resolution], frame, names) for frame in video.frames]
+            runs: dict[object, Iterator[list[Seen]]] = {resolution: by_bytetrack(found, names, size)}
+            for ours, k in product(chosen, every):
+                session = Session(network, names, ours, k)
+                runs[resolution, ours, k] = map(session.frame, seen[ours], found, repeat(size))
+            for run, shown in runs.items():
+                table = [overlaps(visible, tracks) for visible, tracks in zip(wanted, shown, strict=True)]
+                counts.setdefault(run, []).append((video.kind, identity(table)))
+        yield [
+            {
+                **{"resolution": resolution, "tracker_resolution": ours, "detect_every": k, "videos": done},
+                **figures(counts[resolution, ours, k]),
+                **{f"bytetrack_{name}": value for name, value in figures(counts[resolution]).items()},
+                "objects": len(judged[ours]),
+                "j_and_f": mean_figures(judged[ours])["j_and_f"],
+                "j_and_f_fp16": mean_figures(judged[ours, "fp16"])["j_and_f"],
+            }
+            for resolution, chosen in pairs
+            for ours, k in product(chosen, every)
+        ]
 
 
 def figures(counted: Sequence[tuple[str, Identity]]) -> dict[str, Any]:
@@ -161,45 +178,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.add_output(parser)
     options = parser.parse_args(argv)
     head = record.new(parser.prog, argv)
-    numbers = range(options.videos)
-    if not all(chosen for _, chosen in pairs(options)):
+    pairs = paired(options.resolution, options.tracker_resolution)
+    if not all(chosen for _, chosen in pairs):
         return refuse(parser.prog, f"expected a tracker of at most {min(options.resolution)} pixels, the detector's")
-    try:
-        data = add_speed(head, options) if options.repository else head | measured(numbers, options)
-    except (ServerError, FileNotFoundError) as error:
-        return refuse(parser.prog, error)
-    record.write(options.output, data)
+    if options.repository:
+        try:
+            data = add_speed(head, pairs, options)
+        except (ServerError, FileNotFoundError) as error:
+            return refuse(parser.prog, error)
+        record.write(options.output, data)
+    else:
+        head["setting"] = {"frames": FRAMES, "engine": "PyTorch, not the server"}
+        for rows in measure(range(options.videos), pairs, options.every):
+            data = {**head, "rows": rows}
+            record.write(options.output, data)  # whole after each video, so that an interruption leaves fewer
+            print(f"{rows[0]['videos']} of {options.videos} videos", file=sys.stderr, flush=True)
     print(json.dumps({"output": str(options.output), "rows": data["rows"]}))
     return 0
 
 
-def pairs(options: argparse.Namespace) -> list[tuple[int, list[int]]]:
+def paired(resolutions: Sequence[int], trackers: Sequence[int] | None) -> Pairs:
     """Each detector's resolution with those of the trackers that it can have."""
-    asked = options.tracker_resolution
-    return [(r, [ours for ours in asked if ours <= r] if asked else [r]) for r in options.resolution]
+    return [(r, [ours for ours in trackers if ours <= r] if trackers else [r]) for r in resolutions]
 
 
-def measured(numbers: Sequence[int], options: argparse.Namespace) -> dict[str, Any]:
-    """What PyTorch can tell: all of a row but its speed."""
-    rows, by_resolution = [], {}
-    for resolution, chosen in pairs(options):
-        for ours in chosen:
-            if ours not in by_resolution:
-                told = evaluate(load_tracker(CHECKPOINT, (ours,)), ours, numbers)["all"]
-                by_resolution[ours] = told["j_and_f"]
-                print(f"{ours}: J&F {told['j_and_f']} over {told['objects']} objects", file=sys.stderr, flush=True)
-        for row in measure(numbers, resolution, chosen, options.every):
-            rows.append({**row, "j_and_f": by_resolution[row["tracker_resolution"]]})
-    setting = {"videos": options.videos, "frames": FRAMES, "engine": "PyTorch, not the server"}
-    return {"setting": setting, "rows": rows}
-
-
-def add_speed(head: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def add_speed(head: Row, pairs: Pairs, options: argparse.Namespace) -> Row:
     """The file's content with `fps` and `cpu_ms` in its rows. Raises FileNotFoundError where there is none yet."""
     data = json.loads(options.output.read_text())
     films = [held_out_video(number) for number in range(options.videos)]
     videos = [(film, names_of(film)) for film in films]
-    for resolution, chosen in pairs(options):
+    for resolution, chosen in pairs:
         for row in speeds(options.repository, resolution, chosen, options.every, videos):
             print(json.dumps(row), file=sys.stderr, flush=True)
             fill(data["rows"], [row])

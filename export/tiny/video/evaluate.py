@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.tiny import CHECKPOINT
 from export.tiny.configuration import PATCH, RESOLUTIONS
@@ -30,6 +31,7 @@ from export.tiny.video.rollout import Memory, propagate
 
 PIXELS, FRAMES, VIDEOS = 480 * 270, 40, 20
 FIRST_SEED = 300_000
+Judged = tuple[float, float, float]  # an object's J, F and share of frames with the right presence
 MOST_OBJECTS, LEAST_AREA = 6, 150  # objects of a video, and pixels that one must show at least once
 EXAMPLE = "example: python -m export.tiny.video.evaluate --videos 20 --resolution 252 140"
 
@@ -75,6 +77,20 @@ def load_tracker(tracker: Path, resolutions: tuple[int, ...], device: str = "cpu
     return TrackerNetwork(model.to(device).eval(), resolutions)
 
 
+def round_to_fp16(network: TrackerNetwork) -> TrackerNetwork:
+    """A copy of the network in which every layer rounds its output to fp16: so do GPU engines of that precision, whose
+    products add up in fp32 too."""
+
+    def rounded(_module: nn.Module, _inputs: object, output: object) -> object:
+        return output.half().float() if isinstance(output, Tensor) else output  # no tensor: tables of positions
+
+    copy = deepcopy(network)
+    for module in copy.modules():
+        if not any(module.children()):
+            module.register_forward_hook(rounded)
+    return copy
+
+
 @torch.inference_mode()
 def followed(
     network: TrackerNetwork, video: Video, resolution: int, recent: int = 6
@@ -97,20 +113,25 @@ def evaluate(
     network: TrackerNetwork, resolution: int, numbers: Sequence[int], recent: int = 6, frames: int = FRAMES
 ) -> dict[str, dict]:
     """Figures by kind of video, and of `all` objects: j, f, j_and_f, and the share of right presence."""
-    rows: dict[str, list[tuple[float, float, float]]] = {}
+    rows: dict[str, list[Judged]] = {}
     for number in numbers:
         video = held_out_video(number, frames)
-        for value, start, masks, scores in followed(network, video, resolution, recent):
-            wanted = torch.from_numpy(video.maps[start + 1 :] == value).to(masks.device)
-            j, f = region(masks[1:], wanted), boundary(masks[1:], wanted)
-            right = (scores[1:] > 0) == wanted.flatten(1).any(1)
-            row = (float(j.mean()), float(f.mean()), float(right.float().mean()))
-            rows.setdefault(video.kind, []).append(row)
+        rows.setdefault(video.kind, []).extend(judge(network, video, resolution, recent))
     every = {**rows, "all": [row for part in rows.values() for row in part]}
-    return {kind: _figures(part) for kind, part in every.items()}
+    return {kind: mean_figures(part) for kind, part in every.items()}
 
 
-def _figures(rows: list[tuple[float, float, float]]) -> dict[str, float]:
+def judge(network: TrackerNetwork, video: Video, resolution: int, recent: int = 6) -> Iterator[Judged]:
+    """Each object of a video."""
+    for value, start, masks, scores in followed(network, video, resolution, recent):
+        wanted = torch.from_numpy(video.maps[start + 1 :] == value).to(masks.device)
+        j, f = region(masks[1:], wanted), boundary(masks[1:], wanted)
+        right = (scores[1:] > 0) == wanted.flatten(1).any(1)
+        yield float(j.mean()), float(f.mean()), float(right.float().mean())
+
+
+def mean_figures(rows: Sequence[Judged]) -> dict[str, float]:
+    """Of objects: how many, and the means of their figures."""
     j, f, presence = np.mean(rows, 0)
     named = {"j_and_f": (j + f) / 2, "j": j, "f": f, "presence": presence}
     return {"objects": len(rows), **{name: round(float(value), 4) for name, value in named.items()}}

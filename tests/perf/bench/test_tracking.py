@@ -1,6 +1,5 @@
 """Ids of the tracker and of ByteTrack on the same drawn video."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +7,12 @@ import pytest
 
 from export.tiny.video.evaluate import held_out_video
 from export.tiny.video.identity import FrameOverlap, identity
-from perf.bench.tracking import figures, main, measure, names_of, pairs
+from perf.bench.tracking import figures, main, measure, names_of, paired
 from perf.bench.tracking_speed import fill, speeds
 
 
 def test_a_row_holds_both():
-    rows = measure([4], 140, [140, 112], [1, 2], frames=4)
+    (rows,) = measure([4], [(140, [140, 112])], [1, 2], frames=3)
     assert [(row["resolution"], row["tracker_resolution"], row["detect_every"]) for row in rows] == [
         *((140, 140, 1), (140, 140, 2)),
         *((140, 112, 1), (140, 112, 2)),
@@ -25,18 +24,14 @@ def test_a_row_holds_both():
         assert row["id_switches"] >= 0
         assert row["hota"] == row["hota_easy"]
         assert row["hota_hard"] is None
+        assert row["j_and_f_fp16"] == pytest.approx(row["j_and_f"], abs=0.01)
     assert len({row["bytetrack_hota"] for row in rows}) == 1
     assert len({row["hota"] for row in rows}) > 1
 
 
-def test_a_row_of_a_table_is_that_of_a_session_alone():
-    both = measure([2], 140, [140, 112], [2, 1], frames=3)
-    assert measure([2], 140, [112], [1], frames=3) == both[-1:]
-
-
 def test_a_tracker_above_its_detector_is_left_out(capsys: pytest.CaptureFixture[str]):
-    options = argparse.Namespace(resolution=[252, 140], tracker_resolution=[252, 140])
-    assert pairs(options) == [(252, [252, 140]), (140, [140])]
+    assert paired([252, 140], [252, 140]) == [(252, [252, 140]), (140, [140])]
+    assert paired([252, 140], None) == [(252, [252]), (140, [140])]
     assert main(["--resolution", "140", "--tracker-resolution", "252"]) == 2
     assert "expected a tracker of at most 140 pixels" in capsys.readouterr().out
 
