@@ -18,7 +18,8 @@ from rich.table import Table
 
 from ensemble.server.memory import parse_mb
 from ensemble.spec import ENGINES, RESOLUTIONS
-from perf import record
+from perf import record, results
+from perf.capacity import videos, videos_answer
 from perf.capacity.advice import (
     ANOTHER,
     ELSEWHERE,
@@ -38,6 +39,7 @@ from perf.console import make_parser, refuse, size, wide_console
 EXAMPLES = """examples:
   sam3-perf capacity --cameras 8 --memory 8GB --classes 4 --fps 4 --object-pixels 40
   sam3-perf capacity --cameras 3 --classes 2 --fps 10 --sweep build/perf/sweep.json    the GPU here, your own figures
+  sam3-perf capacity --cameras 8 --memory 8GB --classes 4 --fps 4 --video --objects 10
   sam3-perf capacity --cameras 16 --memory 24GB --fps 2 --frame 3840x2160 --object-pixels 80 --prefer speed"""
 
 
@@ -61,6 +63,12 @@ def parser() -> argparse.ArgumentParser:
         "--object-pixels", type=float, default=0.0, help="narrower side of the smallest object, in the source frame"
     )
     p.add_argument("--frame", default="1920x1080", help="size of the cameras' frames; default %(default)s")
+    help_ = "objects are followed by the server's tracker: resolutions of detector and tracker, and how often to detect"
+    p.add_argument("--video", action="store_true", help=help_)
+    help_ = "that each camera follows at a time, with --video; default %(default)s"
+    p.add_argument("--objects", type=int, default=10, help=help_)
+    help_ = "with --video: frames between detections; default: the fewest of 1 2 4 8 16 that reach --fps"
+    p.add_argument("--detect-every", type=int, nargs="+", default=list(videos.EVERY), help=help_)
     p.add_argument("--resolution", type=int, nargs="+", help="candidates; default: the sweeps', or 1008 840 672 560")
     p.add_argument(
         "--prefer", choices=("quality", "speed"), default="quality", help="what to rank by; default %(default)s"
@@ -114,6 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             precision=options.precision,
             memory_mb=memory_of(options.memory),
         )
+        if options.video:
+            rows = results.load(videos.MEASURED)["rows"]
+            return videos_answer.answer(
+                videos.recommend(wanted, options.objects, options.detect_every, evidence[0], rows)
+            )
         found = recommend(wanted, evidence)
     except ValueError as error:
         return refuse(p.prog, error)
