@@ -25,6 +25,8 @@ LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logg
 NO_GPU_NOISE = re.compile("cuda|dcgm|nvml|pinned", re.IGNORECASE)
 """What Triton complains of at every start on a machine without a GPU: nothing is wrong there, and nothing is to be
 done."""
+OVERDUE = "Exit timeout expired"
+"""What Triton says where connections or sessions were still open when it was told to stop: it ends without them."""
 POLL_S = 0.5
 DIE_WITH_PARENT = """import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -42,6 +44,7 @@ class ServerProcess:
         self.warnings: deque[str] = deque(maxlen=60)
         self._tail: deque[str] = deque(maxlen=15)
         self._children: dict[int, str] = {}
+        self._stopping = False
         started: Future[subprocess.Popen[str]] = Future()
         threading.Thread(target=self._live, args=(command, environment, started), daemon=True).start()
         self._process = started.result()
@@ -60,6 +63,7 @@ class ServerProcess:
         Processes of its models outlive a server that crashed, with the memory that they hold of a GPU: they are ended
         too. They are of its process group.
         """
+        self._stopping = True
         if self.running:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,7 +120,8 @@ class ServerProcess:
         for line in process.stdout:
             level, text = _readable(line.rstrip())
             self._tail.append(text)
-            if level >= logging.WARNING and (on_gpu or not NO_GPU_NOISE.search(text)):
+            expected = self._stopping and OVERDUE in text
+            if level >= logging.WARNING and not expected and (on_gpu or not NO_GPU_NOISE.search(text)):
                 self.warnings.append(text)
                 log.log(level, text)
             else:

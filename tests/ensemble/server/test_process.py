@@ -40,6 +40,25 @@ def started(script: str) -> ServerProcess:
     return ServerProcess([sys.executable, "-c", script], os.environ)
 
 
+OVERDUE = """
+import signal, sys, time
+def end(*_):
+    print('E1121 13:04:17.672863 3657 main.cc:1] "failed to stop server: Internal - Exit timeout expired."', flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_that_triton_ends_without_what_was_still_open_is_no_complaint():
+    running = started(OVERDUE)
+    until(lambda: running._tail)
+    running.stop(20)
+    until(lambda: "Exit timeout expired" in running._tail[-1])
+    assert not running.warnings
+
+
 @pytest.fixture
 def parent():
     """A process with a child that has a model's file among its arguments."""
