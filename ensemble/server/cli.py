@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble.server import gpu, repository
+from ensemble.server.closed import CLOSABLE
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.fit_videos import Load, fit
 from ensemble.server.memory import parse_mb
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **settings,
             sub_models=options.sub_models,
             direct=options.direct,
+            opened=options.open,
         )
         if options.check:
             report = server.check()
@@ -170,6 +172,8 @@ def _parser() -> argparse.ArgumentParser:
         help="clients call the process that holds the sub-models, without front models; default: for one resolution on"
         " GPUs",
     )
+    help_ = "endpoints of Triton that are closed unless they are named here; default: none"
+    add("--open", nargs="+", choices=CLOSABLE, default=[], metavar="API", help=f"{help_}; {', '.join(CLOSABLE)}")
     add(
         "--probe-interval",
         type=float,

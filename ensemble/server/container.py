@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ensemble.server import repository, start_check
+from ensemble.server.closed import closing
 from ensemble.server.requirements import ServerError
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ def prepare(
             f"not served, since not built: {names}; build"
             f" with\n{repository.build_command(unbuilt, folder, force=False)}"
         )
+    arguments = [*arguments, *closing(arguments=arguments)]
     if served == known:
-        return list(arguments)
+        return arguments
     root = repository.container_view(served, Path(tempfile.mkdtemp(prefix="sam3-")))
     return [f"{REPOSITORY_FLAG}{root}" if a.startswith(REPOSITORY_FLAG) else a for a in arguments]
 

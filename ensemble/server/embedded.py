@@ -27,6 +27,7 @@ from ensemble.gate.believe import believe, doubts
 from ensemble.gate.record import Record
 from ensemble.loopback import open_direct
 from ensemble.server import gpu, repository, start_check
+from ensemble.server.closed import closing
 from ensemble.server.health import Health
 from ensemble.server.memory import MB, pool_mb
 from ensemble.server.ports import choose_ports
@@ -34,11 +35,8 @@ from ensemble.server.process import ServerProcess, triton_command
 from ensemble.server.repository import Served
 from ensemble.server.requirements import (
     ServerError,
-    check_numpy,
-    check_repository,
+    check_all,
     environment,
-    find_libpython,
-    find_triton,
     lay_out_backends,
 )
 from ensemble.server.videos import VideoServed, is_direct, videos_of
@@ -60,7 +58,8 @@ class EmbeddedServer:
     With `direct` clients call the engine model, without front models between; None: for one resolution on GPUs without
     videos. Videos are served where the repository has a tracker; what is remembered of their objects takes
     `video_memory_mb` (`videos.DEFAULT_MB` for None, 0: no videos), and the tracker may work at another resolution of
-    the repository. Raises ServerError with a remedy where something is missing.
+    the repository. `opened` are those of `closed.CLOSABLE` that stay open. Raises ServerError with a remedy where
+    something is missing.
     """
 
     def __init__(
@@ -82,12 +81,13 @@ class EmbeddedServer:
         direct: bool | None = None,
         video_memory_mb: float | None = None,
         tracker_resolution: int | None = None,
+        opened: Sequence[str] = (),
     ) -> None:
         self.repository = Path(repository).resolve()
         self.address, self._timeout, self._arguments = address, start_timeout, tuple(arguments)
         self._resolutions, self._gpu_memory_mb = tuple(resolutions), gpu_memory_mb
         self._text_encoder = "gpu" if sub_models and text_encoder == "auto" else text_encoder
-        self._direct = direct
+        self._direct, self._opened = direct, tuple(opened)
         self._video_memory_mb, self._tracker_resolution = video_memory_mb, tracker_resolution
         self._gpus, self._front, self._sub_models = tuple(gpus), dict(front or {}), sub_models
         self.http_port, self.grpc_port, self.metrics_port = choose_ports(address, (http_port, grpc_port, metrics_port))
@@ -138,10 +138,7 @@ class EmbeddedServer:
     def start(self) -> EmbeddedServer:
         """Returns when every model is loaded. Raises ServerError, with the server's own last errors, where that
         fails."""
-        check_repository(self.repository)
-        package = find_triton()
-        check_numpy()
-        libpython = find_libpython()
+        package, libpython = check_all(self.repository)
         served, cards = self._placed()
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             self._check(served, cards)
@@ -166,7 +163,7 @@ class EmbeddedServer:
             pool = round(self._pool([s.variant for s in served]) * MB)
             words = [f"{start_check.POOL_FLAG}{number}:" for number in cards]
             command += [f"{word}{pool}" for word in words if not any(a.startswith(word) for a in self._arguments)]
-            command += self._arguments
+            command += [*closing(self._opened, self._arguments), *self._arguments]
             self._process = ServerProcess(command, environment(package, libpython))
             guard = [sys.executable, "-m", "ensemble.server.guard", "--address", self.address]
             guard += ["--port", str(self.http_port), "--target", f"{LOOPBACK}:{inner_port}"]
@@ -210,10 +207,7 @@ class EmbeddedServer:
     def check(self) -> dict[str, Any]:
         """What `start` would serve and on what, for people (`lines`) and programs. Raises ServerError where it cannot
         start."""
-        check_repository(self.repository)
-        find_triton()
-        check_numpy()
-        find_libpython()
+        check_all(self.repository)
         served, cards = self._placed()
         self._check(served, cards)
         report = start_check.report(served, cards, self._pool if self._sub_models else None, self._videos(served))

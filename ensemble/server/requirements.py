@@ -20,6 +20,15 @@ class ServerError(RuntimeError):
     """The server cannot start or has stopped; the message says why and what to do."""
 
 
+def check_all(repository: Path) -> tuple[Path, Path | None]:
+    """Where Triton's package and Python's library are, which serve `repository`. Raises ServerError where anything is
+    missing that the embedded server needs."""
+    check_repository(repository)
+    package = find_triton()
+    check_numpy()
+    return package, find_libpython()
+
+
 def check_repository(repository: Path) -> None:
     """Raises ServerError unless the folder holds at least one model."""
     if not any(repository.glob("*/config.pbtxt")):

@@ -149,6 +149,7 @@ def serving(options: argparse.Namespace, resolutions: Sequence[int] = (), sub_mo
         resolutions=resolutions,
         **server_settings(options),
         sub_models=sub_models,
+        opened=("shared-memory",) if sub_models else (),  # perf_analyzer may hand tensors over in it
         arguments=["--metrics-interval-ms=500"],
     ) as server:
         yield Target(server.grpc_url, server.http_url, server.metrics_url, server.pid, before)

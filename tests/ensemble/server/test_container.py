@@ -10,6 +10,7 @@ import pytest
 
 from ensemble import pbtxt
 from ensemble.server import container as start
+from ensemble.server.closed import FLAGS
 from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant
 from tests.ensemble.server.repositories import write
@@ -25,7 +26,15 @@ def test_the_process_becomes_the_server(tmp_path):
     write(tmp_path, [672], built_for={})
     done = begin("echo", f"--model-repository={tmp_path}", "--exit-on-error=true")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"--model-repository={tmp_path} --exit-on-error=true\n"
+    words = done.stdout.split()
+    assert words[:2] == [f"--model-repository={tmp_path}", "--exit-on-error=true"]
+    assert [word.split("=")[0] for word in words[2:]] == list(FLAGS)
+
+
+def test_own_restrictions_stay_as_they_are(tmp_path):
+    write(tmp_path, [672], built_for={})
+    own = [f"--model-repository={tmp_path}", *(f"{flag}=logging:key=value" for flag in FLAGS)]
+    assert begin("echo", *own).stdout.split() == own
 
 
 def test_the_server_does_not_start_where_it_cannot_fit(tmp_path):
