@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import io
 import json
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,12 +23,6 @@ MODEL = Variant(252).front_name
 CLASSES = ["red circle", "blue square", "green star"]
 PROTOCOLS = ("grpc", "http")
 KINDS = ("blocking", "asyncio")
-CLOSED_ROUTES = {
-    "log settings": ("/v2/logging", {"log_verbose_level": 9}),
-    "traces": ("/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}),
-    "shared memory": ("/v2/systemsharedmemory/region/x/register", {"key": "/x", "offset": 0, "byte_size": 8}),
-    "shared memory of a GPU": ("/v2/cudasharedmemory/status", None),
-}
 
 
 @pytest.fixture(scope="module")
@@ -150,34 +142,6 @@ def test_the_servers_message_arrives(server, protocol, case, picture):
 def test_an_unknown_model_lists_the_models(server, kind, protocol, picture):
     with pytest.raises(ModelNotFound, match=MODEL):
         detect(server, kind, protocol, picture, CLASSES, model="sam3_r1008")
-
-
-@pytest.mark.parametrize(("path", "body"), CLOSED_ROUTES.values(), ids=CLOSED_ROUTES)
-@pytest.mark.parametrize("key", [None, "guessed"])
-def test_what_changes_the_server_is_closed_over_http(server, path, body, key):
-    request = urllib.request.Request(
-        f"http://{server.http_url}{path}", None if body is None else json.dumps(body).encode()
-    )
-    if key:
-        request.add_header("sam3-administration", key)
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=20)
-    assert refused.value.code == 403
-
-
-def test_what_changes_the_server_is_closed_over_grpc(server):
-    import tritonclient.grpc as triton
-
-    with triton.InferenceServerClient(server.grpc_url) as asked:
-        for call in (
-            lambda: asked.update_log_settings({"log_verbose_level": 9}),
-            lambda: asked.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}),
-            lambda: asked.register_system_shared_memory("x", "/x", 8),
-            asked.get_cuda_shared_memory_status,
-        ):
-            with pytest.raises(triton.InferenceServerException, match="restricted"):
-                call()
-        assert asked.get_model_repository_index(as_json=True)["models"], "what clients read stays open"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
