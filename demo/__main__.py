@@ -1,7 +1,8 @@
-"""`python -m demo`: eight cameras on one server; neither Docker nor a GPU is needed.
+"""`python -m demo`: eight cameras on one server, then one whose objects it follows; neither Docker nor a GPU is needed.
 
-It draws the films, exports the small checkpoint, starts the embedded Triton, and streams all films at once. It writes a
-mosaic as video and PNG and prints a table; the last line of stdout is one JSON object.
+It draws the films, exports the small checkpoint, starts the embedded Triton, and streams the eight films at once, then
+the ninth, in which something is hidden for a time. It writes a mosaic and the followed film as video and PNG and prints
+two tables; the last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from clients.console import make_parser
-from demo import cameras, mosaic, report, score, steps
+from clients.errors import Sam3ServerError
+from demo import cameras, followed, mosaic, report, score, steps
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from export.tiny import CHECKPOINT
@@ -73,7 +76,7 @@ class Steps:
 def demonstrate(a: argparse.Namespace, console: Console) -> int:
     """The whole run; returns the exit code. Raises DemoError, ServerError."""
     began = time.perf_counter()
-    step = Steps(console, 4 if a.url else 6)
+    step = Steps(console, 5 if a.url else 7)
     model = a.model
     with step(f"films: {a.cameras} cameras, {a.frames} frames of {a.size}, in {a.output / 'films'}"):
         films = steps.films(a.output / "films", a.cameras, a.frames, a.size, a.seed)
@@ -81,12 +84,12 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
         url = a.url
         if not url:
             with step(f"model repository: {a.repository}, ONNX Runtime, {a.resolution} pixels"):
-                exported = steps.repository(a.repository, a.checkpoint, a.resolution, a.queries)
+                video = steps.has_tracker(a.checkpoint)
+                exported = steps.repository(a.repository, a.checkpoint, a.resolution, a.queries, video)
                 model = model or exported
             with step("embedded Triton server"):
                 server = stack.enter_context(EmbeddedServer(a.repository))
                 url = server.grpc_url if a.protocol == "grpc" else server.http_url
-        cameras_file = steps.configuration(films, model, a.output)
         with (
             step(f"streaming over {a.protocol} to {model or 'its only model'} at {url}, with masks"),
             progress_bars(films, a.frames) as progress,
@@ -96,6 +99,9 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
                     films, url, model, protocol=a.protocol, limit=a.frames, in_flight=a.in_flight, progress=progress
                 )
             )
+        with step("one camera more, whose objects the server follows through an occlusion"):
+            occluded, told = follow(a, url, model, console)
+    cameras_file = steps.configuration(films, model, a.output, occluded, told.get("model"))
     model = next((shot.found.model for reel in reels for shot in reel.shots), model or "no model")
     with step("score against the films' ground truth"):
         total, each = score.score(reels)
@@ -103,18 +109,41 @@ def demonstrate(a: argparse.Namespace, console: Console) -> int:
     with step(f"mosaic: {a.output / 'mosaic.mp4'}, {a.output / 'mosaic.png'}"):
         mosaic.write(reels, report.figures(reels, result, model), a.output / "mosaic.mp4", a.output / "mosaic.png")
     console.print(report.table(reels, result, total, each))
-    for reel in reels:
-        for error in reel.errors[:3]:
-            console.print(f"{reel.film.name}: {error}", style="red", markup=False)
+    if occluded is not None:
+        console.print(followed.table(told))
+    errors = [f"{reel.film.name}: {error}" for reel in reels for error in reel.errors[:3]]
+    for line in [*errors, *(f"followed: {error}" for error in told.get("errors", ()))]:
+        console.print(line, style="red", markup=False)
     result |= {"seconds": round(time.perf_counter() - began, 1), "cpus": os.cpu_count(), "model": model}
     result |= {
+        "followed": told,
         "video": str(a.output / "mosaic.mp4"),
         "picture": str(a.output / "mosaic.png"),
         "cameras_file": str(cameras_file),
     }
     (a.output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result), flush=True)
-    return 1 if result["failed"] or not result["frames"] else 0
+    return 1 if result["failed"] or not result["frames"] or told.get("failed") else 0
+
+
+def follow(
+    a: argparse.Namespace, url: str, front: str | None, console: Console
+) -> tuple[steps.Film | None, dict[str, Any]]:
+    """Streams the film whose objects are followed and draws it; returns it and its figures. A server without videos is
+    no failure: then there is no film, and the figures are an `error`. Raises DemoError."""
+    try:
+        model = followed.video_model(url, a.protocol, front)
+    except Sam3ServerError as error:
+        console.print(f"    left out: {error}", style="yellow", markup=False)
+        return None, {"error": str(error)}
+    film = steps.occluded_film(a.output / "films", a.size, a.seed)
+    with progress_bars([film], film.count) as progress:
+        streaming = cameras.stream([film], url, model, protocol=a.protocol, track="masks", progress=progress)
+        (reel,), seconds = asyncio.run(streaming)
+    video, picture = a.output / "followed.mp4", a.output / "followed.png"
+    followed.draw(reel, video, picture)
+    told = {"model": model, **followed.summary(reel, seconds), "errors": reel.errors[:3]}
+    return film, told | {"video": str(video), "picture": str(picture)}
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from clients.fleet.fleet import open_pool, run_fleet
 from clients.fleet.pool import Pool
 from clients.fleet.request import Answer
 from clients.transport import Server
-from demo.steps import Film
+from demo.steps import DETECT_EVERY, Film
+from ensemble.spec import DEFAULT_THRESHOLD
 
 SCORE_FLOOR = 0.1
 """Average precision counts low scores too; the mosaic shows only detections above the usual threshold."""
@@ -75,20 +76,24 @@ async def stream(
     limit: int | None = None,
     in_flight: int = 1,
     timeout: float = 60.0,
+    track: str | None = None,
     progress: Progress = lambda reel: None,
 ) -> tuple[list[Reel], float]:
     """Plays all films at once with `in_flight` frames of each under way; returns the reels and the seconds that it
-    took. `model` None is the server's only one, `limit` the most frames of each film, `timeout` in seconds per frame.
+    took. `model` None is the server's only one, `limit` the most frames of each film, `timeout` in seconds per frame;
+    `track` is as of `CameraConfig`.
 
     Every camera first sends one frame that is not counted: a server that has just started allocates its memory and
     encodes the prompts then.
     """
     address = Server(url, protocol, timeout).address
     config = FleetConfig((), (address,), protocol, timeout, in_flight=max(1, len(films) * in_flight))
-    await play(films, open_pool(config), model, limit=1)
+    await play(films, open_pool(config), model, limit=1, track=track)
     clock = asyncio.get_running_loop().time
     start = clock()
-    reels = await play(films, open_pool(config), model, limit=limit, in_flight=in_flight, progress=progress)
+    reels = await play(
+        films, open_pool(config), model, limit=limit, in_flight=in_flight, track=track, progress=progress
+    )
     return reels, clock() - start
 
 
@@ -99,6 +104,7 @@ async def play(
     *,
     limit: int | None = None,
     in_flight: int = 1,
+    track: str | None = None,
     progress: Progress = lambda reel: None,
 ) -> list[Reel]:
     """One run of a fleet over the films, which closes the pool. Raises nothing that a film or the server can cause:
@@ -109,9 +115,18 @@ async def play(
     reels = {film.name: Reel(film) for film in films}
     cameras = []
     for film in films:
-        thresholds = (SCORE_FLOOR,) * len(film.classes)
+        thresholds = (DEFAULT_THRESHOLD if track else SCORE_FLOOR,) * len(film.classes)
+        source, classes = str(film.video), tuple(film.classes)
         config = CameraConfig(
-            film.name, str(film.video), tuple(film.classes), thresholds, model=model, in_flight=in_flight, masks="bits"
+            film.name,
+            source,
+            classes,
+            thresholds,
+            model=model,
+            in_flight=in_flight,
+            masks="bits",
+            track=track,
+            detect_every=DETECT_EVERY,
         )
         cameras.append(Camera(config, limit=limit))
 

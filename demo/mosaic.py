@@ -62,10 +62,14 @@ def write(
 
 def compose(reels: Sequence[Reel], moment: int, summary: Image.Image) -> NDArray[np.uint8]:
     """uint8 [H,W,3]: the panels of one moment in a nearly square grid, the summary last."""
-    panels = [_camera_panel(reel, moment, _panel_size(reels)) for reel in reels] + [summary]
+    return grid([_camera_panel(reel, moment, _panel_size(reels)) for reel in reels] + [summary])
+
+
+def grid(panels: Sequence[Image.Image]) -> NDArray[np.uint8]:
+    """uint8 [H,W,3]: panels of one size, side by side in nearly as many rows as columns."""
     columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
-    wide, high = summary.size
+    wide, high = panels[0].size
     sheet = Image.new("RGB", (columns * (wide + GUTTER) + GUTTER, rows * (high + GUTTER) + GUTTER), BACKGROUND)
     for i, panel in enumerate(panels):
         sheet.paste(panel, (GUTTER + i % columns * (wide + GUTTER), GUTTER + i // columns * (high + GUTTER)))
