@@ -264,8 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def camera_line(each: dict[str, Any]) -> str:
     """One camera's counts on one line."""
     return (
-        f"{each['name']}: {each['read']} read = {each['answered']} answered + {sum(each['dropped'].values())}"
-        f" dropped + {sum(each['failed'].values())} failed, {each['fps']} fps, p95 {each['p95_ms']} ms"
+        f"{each['name']}: {each['read']} read = {each['answered']} answered"
+        + (f" + {each['still']} still" if each["still"] else "")
+        + f" + {sum(each['dropped'].values())} dropped + {sum(each['failed'].values())} failed"
+        + f", {each['fps']} fps, p95 {each['p95_ms']} ms"
         + (f", {each['skipped']} skipped" if "skipped" in each else "")
         + (f", {each['unhandled']} not handled ({each['handler_error']})" if "unhandled" in each else "")
         + (f"; {each['error']}" if "error" in each else "")

@@ -5,6 +5,9 @@ deliverer task hands the answers on in the order of the frames. At most `in_flig
 arrives after the deadline is discarded, but waited for: a server that is behind would only fall further behind if its
 cameras sent new frames before it answered. No camera waits for another one.
 
+With `motion`, frames in which nothing moved take their turn too, but not the way to the server: the answer to the frame
+before them stands.
+
 Whoever the objects are comes from boxes (`tracks.py`), or with `track: masks` from the server's own tracker
 (`following.py`).
 """
@@ -28,6 +31,7 @@ from clients.fleet.stats import CameraStats
 from clients.fleet.tracks import Tracker
 from clients.fleet.zones import ZoneMonitor
 from clients.redact import without_password
+from clients.video.motion import MotionGate
 from clients.video.reader import CapturedFrame, Reader
 
 GRACE_S = 5.0
@@ -36,6 +40,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 2.0
 """Pauses of a camera whose frames fail, doubled each time: else a server that cannot answer would consume its film."""
 USUAL_FPS = 10.0
 """The tracker's frame rate for a camera without `fps`: it only scales how long a lost object keeps its track."""
+STILLS = 8
+"""Still frames that may wait for the answer that they share: each holds its pixels."""
+BUSY, BUSY_SHARE = 600, 0.02
+"""After so many answers a camera is told of whose frames fewer than this share were still."""
 
 OUTCOMES = {
     RequestTimeout: "timeout",
@@ -63,6 +71,9 @@ class Camera:
         self.config, self.limit = config, limit
         self.exemplars: tuple[Exemplar, ...] = ()
         self.stats = CameraStats(config.name)
+        # a tracker whose detector does not look at each frame sees what has stopped when the detector looks again
+        tail = config.detect_every - 1 if config.track == "masks" else 0
+        self.gate = MotionGate(config.motion, tail) if config.motion else None
         self.reader = reader or Reader(
             config.source,
             fps=config.fps,
@@ -70,8 +81,12 @@ class Camera:
             loop=config.loop,
             raw=config.raw,
             transport=config.transport,
+            gate=self.gate,
         )
-        self._in_order: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
+        self._in_order: asyncio.Queue[asyncio.Task[Answer] | CapturedFrame | None] = asyncio.Queue()
+        self._stills = asyncio.Semaphore(STILLS)
+        self._asked: tuple[CameraConfig, tuple[Exemplar, ...]] = (config, ())
+        self._latest: Answer | None = None  # of those that were sent
         self._requests: set[asyncio.Task[Answer]] = set()
         self._slots = asyncio.Semaphore(config.in_flight)
         self._failures = 0
@@ -129,6 +144,8 @@ class Camera:
     async def _feed(self, pool: Pool) -> None:
         sent = 0
         while (self.limit is None or sent < self.limit) and await self.reader.available():
+            if self.gate is not None and await self._left_out(self.gate):
+                continue
             await self._slots.acquire()
             endpoint = await pool.acquire(self._following.home if self._following else None)
             frame = self.reader.take()  # after the waiting, not before: this is the newest frame
@@ -144,9 +161,23 @@ class Camera:
             if self._failures:
                 await asyncio.sleep(min(FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10), LONGEST_PAUSE_S))
 
+    async def _left_out(self, gate: MotionGate) -> bool:
+        """Whether the next frame was still, and takes its turn without having been sent."""
+        if not self.reader.still:
+            return False
+        await self._stills.acquire()
+        frame = self.reader.take() if self.reader.still else None  # a newer one may have come
+        if frame is None:
+            self._stills.release()
+            return False
+        if self._asked != (self.config, self.exemplars):  # what stands is the answer to another question
+            gate.forget()
+        self._in_order.put_nowait(frame)
+        return True
+
     async def _request(self, pool: Pool, endpoint: Endpoint, frame: CapturedFrame) -> Answer:
-        config, exemplars = self.config, self.exemplars
-        clock = asyncio.get_running_loop().time
+        config, exemplars = self._asked = self.config, self.exemplars
+        clock, found = asyncio.get_running_loop().time, None
         try:
             # a frame that has waited too long is not sent: its answer would be later still
             if clock() - frame.captured > config.deadline_s:
@@ -171,16 +202,23 @@ class Camera:
             self._failures += 1
             return Answer.now(frame, "client_error", error=without_password(f"{type(error).__name__}: {error}"))
         finally:
+            if found is None and self.gate is not None:
+                self.gate.forget()
             pool.release(endpoint)
             self._slots.release()
 
     async def _deliver(self, handler: Handler) -> None:
-        while (request := await self._in_order.get()) is not None:
-            await asyncio.wait({request})
-            if request.cancelled():
-                self.stats.dropped["stopped"] += 1
-                continue
-            answer = request.result()
+        while (turn := await self._in_order.get()) is not None:
+            if isinstance(turn, CapturedFrame):
+                self._stills.release()
+                answer = self._standing(turn)
+            else:
+                await asyncio.wait({turn})
+                self._latest = None if turn.cancelled() else turn.result()
+                if self._latest is None:
+                    self.stats.dropped["stopped"] += 1
+                    continue
+                answer = self._latest
             self._count(answer)
             try:
                 done = handler(self, self._tracked(answer))
@@ -189,10 +227,24 @@ class Camera:
             except Exception as error:  # it must cost neither this camera's next answer nor another camera
                 self.stats.handler_failed(error)
 
+    def _standing(self, frame: CapturedFrame) -> Answer:
+        """The latest answer, for a frame in which nothing moved since. A late one was too late for its own frame
+        only."""
+        latest = self._latest
+        if latest is None or latest.found is None:
+            return Answer.now(frame, "no_answer")
+        found = latest.found
+        if isinstance(found, Tracks):  # followed, and neither new nor confirmed by the detector
+            found = replace(found, track_states=np.ones_like(found.track_states), dropped_objects=0)
+        answer = Answer.now(frame, "still", found)
+        if answer.latency_ms > self.config.deadline_s * 1e3:
+            return Answer.now(frame, "late")
+        return replace(answer, answered_frame=latest.frame.index)
+
     def _tracked(self, answer: Answer) -> Answer:
         """The answer with its tracks and the zones' events; without them where these fail."""
         found = answer.found
-        if found is None or answer.outcome != "answered":
+        if found is None or not answer.usable:
             return answer
         try:
             if isinstance(found, Tracks):
@@ -213,11 +265,18 @@ class Camera:
             stats.answered += 1
             stats.detections += len(answer.found or ())
             stats.latencies_ms.append(answer.latency_ms)
+            if self.gate is not None and stats.answered == BUSY and stats.still < BUSY_SHARE * BUSY:
+                stats.advise(
+                    f"the motion gate leaves out {stats.still} of {BUSY + stats.still} frames, since something moves in"
+                    " nearly all; mask what always moves with `regions`, lower `sensitivity`, or leave `motion` out"
+                )
             if isinstance(answer.found, Tracks):
                 stats.restarts = answer.found.restarts
                 stats.dropped_objects += answer.found.dropped_objects
-        elif answer.outcome == "late":
-            stats.dropped["late"] += 1
+        elif answer.outcome == "still":
+            stats.still += 1
+        elif answer.outcome in ("late", "no_answer"):
+            stats.dropped[answer.outcome] += 1
         else:
             stats.failed[answer.outcome] += 1
             stats.error = answer.error

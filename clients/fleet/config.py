@@ -11,12 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clients.fleet.config_parts import read_classes, read_model, read_threshold, read_track, read_zone, read_zoom
+from clients.fleet.config_parts import (
+    read_classes,
+    read_model,
+    read_motion,
+    read_threshold,
+    read_track,
+    read_zone,
+    read_zoom,
+)
 from clients.fleet.yaml_lines import ConfigError, Entry, load
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
 from clients.outputs.files import SUFFIXES
 from clients.transport import DEFAULT_TIMEOUT_S, Server
+from clients.video.motion import Motion
 from clients.video.sources import is_address
 from ensemble.spec import DEFAULT_THRESHOLD, MASK_FORMATS
 from ensemble.video.variant import (
@@ -45,8 +54,11 @@ CAMERA_KEYS = {
     "max_objects",
     "zones",
     "zoom",
+    "motion",
     "webhook",
 }
+LONGEST_SILENCE_S = 30.0
+"""Of a camera with `track: masks`: a server forgets a session after a minute without a frame."""
 FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "cameras"}
 
 
@@ -58,8 +70,9 @@ class CameraConfig:
     instead of JPEG; `transport` is what RTSP is asked for (None: TCP, else UDP). `outputs` are files, written as their
     suffixes say; `track` gives objects ids, and so do `zones`: "boxes" matches boxes from frame to frame, with "masks"
     the server's tracker follows at most `max_objects` objects at a time, and its detector looks at each
-    `detect_every`-th frame. `zoom` looks at small objects again at a higher resolution; `webhook` is the address to
-    which events are posted. Raises ValueError for what does not go together.
+    `detect_every`-th frame. `zoom` looks at small objects again at a higher resolution; `motion` says which frames are
+    not sent since nothing moved (None: all are sent); `webhook` is the address to which events are posted. Raises
+    ValueError for what does not go together.
     """
 
     name: str
@@ -81,6 +94,7 @@ class CameraConfig:
     max_objects: int = DEFAULT_OBJECTS
     zones: tuple[Zone, ...] = ()
     zoom: Zoom | None = None
+    motion: Motion | None = None
     webhook: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +116,11 @@ class CameraConfig:
             raise ValueError(
                 "with `track: masks` the tracker looks at whole frames, so there is no zoom; leave `zoom` out, and give"
                 " the camera a higher `resolution`"
+            )
+        if self.motion is not None and self.motion.refresh_s > LONGEST_SILENCE_S:
+            raise ValueError(
+                "with `track: masks` the server forgets its objects after a minute without a frame; expected a"
+                f" `refresh_s` of `motion` of at most {LONGEST_SILENCE_S:g}, got {self.motion.refresh_s:g}; write less"
             )
 
     @property
@@ -209,6 +228,8 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
             given["webhook"].fail("an address such as http://host/events")
     if "zoom" in given:
         options["zoom"] = read_zoom(given["zoom"], classes)
+    if "motion" in given:
+        options["motion"] = read_motion(given["motion"])
     if "output" in given:
         entry = given["output"]
         paths = entry.items("a list of files") if isinstance(entry.value, list) else [entry]

@@ -1,4 +1,4 @@
-"""Readers for the parts of a camera's configuration: classes, model, zones and zoom. All raise ConfigError."""
+"""Readers for the parts of a camera's configuration: classes, model, zones, motion and zoom. All raise ConfigError."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from clients.fleet.yaml_lines import ConfigError, Entry
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
+from clients.video.motion import Motion
 from ensemble.spec import Tracker, Variant
 from ensemble.video.variant import VideoVariant
 
@@ -49,25 +50,51 @@ def read_track(entry: Entry) -> str | None:
     return ways[entry.value]
 
 
-def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
-    """One zone of a camera with these classes."""
-    given = entry.mapping({"name", "polygon", "seconds", "classes"}, ("name", "polygon"))
+def read_polygon(entry: Entry) -> tuple[tuple[float, float], ...]:
+    """At least three corners (x, y) in 0..1 of the frame."""
     corners = []
-    for corner in given["polygon"].items("a list of at least three corners [x, y]"):
+    for corner in entry.items("a list of at least three corners [x, y]"):
         if not isinstance(corner.value, list) or len(corner.value) != 2:
             corner.fail("a corner [x, y]")
         x, y = (side.number(0, 1, "a fraction of the frame from 0 to 1") for side in corner.value)
         corners.append((x, y))
     if len(corners) < 3:
         raise ConfigError(
-            f"{entry.file}:{given['polygon'].line}: {given['polygon'].what}: expected at least three corners, got"
-            f" {len(corners)}"
+            f"{entry.file}:{entry.line}: {entry.what}: expected at least three corners, got {len(corners)}"
         )
+    return tuple(corners)
+
+
+def read_motion(entry: Entry) -> Motion | None:
+    """What counts as movement: true, false, or a mapping; None where every frame is sent."""
+    if isinstance(entry.value, bool):
+        return Motion() if entry.value else None
+    if not isinstance(entry.value, dict):
+        entry.fail("true, false, or a mapping with sensitivity, smallest, regions and refresh_s")
+    given = entry.mapping({"sensitivity", "smallest", "regions", "refresh_s"})
+    options: dict[str, Any] = {}
+    if "sensitivity" in given:
+        options["sensitivity"] = given["sensitivity"].number(0, 1, "a sensitivity from 0 to 1")
+    if "smallest" in given:
+        options["smallest"] = given["smallest"].number(1e-5, 1, "a fraction of the frame's area from 0.00001 to 1")
+    if "refresh_s" in given:
+        options["refresh_s"] = given["refresh_s"].number(0.1, 86400, "seconds from 0.1 to 86400")
+    if "regions" in given:
+        regions = given["regions"].items("a list of polygons, each a list of corners [x, y]")
+        options["regions"] = tuple(read_polygon(region) for region in regions)
+    motion: Motion = given.get("regions", entry).check(lambda: Motion(**options))
+    return motion
+
+
+def read_zone(entry: Entry, classes: tuple[str, ...]) -> Zone:
+    """One zone of a camera with these classes."""
+    given = entry.mapping({"name", "polygon", "seconds", "classes"}, ("name", "polygon"))
+    corners = read_polygon(given["polygon"])
     wanted: list[str] = []
     for name in given["classes"].items("a list of class names") if "classes" in given else []:
         wanted.append(name.choice(*classes))
     seconds = given["seconds"].number(0, 86400, "seconds from 0 to 86400") if "seconds" in given else 0.0
-    return Zone(given["name"].text("a name"), tuple(corners), seconds, tuple(wanted))
+    return Zone(given["name"].text("a name"), corners, seconds, tuple(wanted))
 
 
 def read_zoom(entry: Entry, classes: tuple[str, ...]) -> Zoom:

@@ -108,7 +108,8 @@ async def watch(
 def status_line(cameras: Sequence[Camera]) -> str:
     """The counts and the state of each camera: `yard: 120 answered, 3 dropped, 0 failed, live | ...`."""
     return " | ".join(
-        f"{c.config.name}: {c.stats.answered} answered, {c.stats.dropped.total() + c.reader.replaced} dropped, "
-        f"{c.stats.failed.total()} failed, {c.reader.state}"
+        f"{c.config.name}: {c.stats.answered} answered, "
+        + (f"{c.stats.still} still, " if c.gate else "")
+        + f"{c.stats.dropped.total() + c.reader.replaced} dropped, {c.stats.failed.total()} failed, {c.reader.state}"
         for c in cameras
     )

@@ -32,9 +32,10 @@ class Exemplar:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """The result for one frame that was sent. `outcome` is `answered`, `late`, or the kind of error; `found` is None if
-    there was no response; `latency_ms` is from capture to answer. `tracks` [D] and `events` are filled in by the
-    camera.
+    """The result for one frame. `outcome` is `answered`, `late`, or the kind of error; `still` for a frame that was not
+    sent since nothing moved, with what was found in the latest one that was, number `answered_frame`; `no_answer` for
+    one whose latest one was not answered either. `found` is None if there was no response; `latency_ms` is from capture
+    to answer. `tracks` [D] and `events` are filled in by the camera.
     """
 
     frame: CapturedFrame
@@ -44,6 +45,17 @@ class Answer:
     error: str = ""
     tracks: tuple[int, ...] = ()
     events: tuple[dict[str, Any], ...] = ()
+    answered_frame: int = -1
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether it is the answer to an earlier frame, which stands."""
+        return self.outcome == "still"
+
+    @property
+    def usable(self) -> bool:
+        """Whether what was found holds for this frame."""
+        return self.outcome in ("answered", "still")
 
     @classmethod
     def now(cls, frame: CapturedFrame, outcome: str, found: Detections | None = None, error: str = "") -> Answer:

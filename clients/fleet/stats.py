@@ -1,7 +1,7 @@
 """Statistics of a fleet: how many frames each camera read, and what happened to every one of them.
 
-For each camera read = answered + dropped + failed holds at the end, with the reasons of the last two. Latencies are
-kept for the latest frames only, so that a run of weeks takes no more memory than one of minutes.
+For each camera read = answered + still + dropped + failed holds at the end, with the reasons of the last two. Latencies
+are kept for the latest frames only, so that a run of weeks takes no more memory than one of minutes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ def percentiles(milliseconds: Collection[float]) -> tuple[float, float]:
 
 @dataclass(slots=True)
 class CameraStats:
-    """One camera's counts. `dropped` and `failed` count by reason; `latencies_ms` are from capture to answer. With
-    `track: masks`, `restarts` is how often the session began anew, `dropped_objects` what found no room in it.
+    """One camera's counts. `still` frames were not sent, since nothing moved; `dropped` and `failed` count by reason;
+    `latencies_ms` are from capture to answer. With `track: masks`, `restarts` is how often the session began anew,
+    `dropped_objects` what found no room in it. `advice` is what would serve the camera better.
     """
 
     name: str
     read: int = 0
     answered: int = 0
+    still: int = 0
     detections: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
@@ -50,6 +52,12 @@ class CameraStats:
     handler_error: str = ""
     restarts: int = 0
     dropped_objects: int = 0
+    advice: str = ""
+
+    def advise(self, text: str) -> None:
+        """Notes and logs what would serve this camera better."""
+        self.advice = text
+        logger.warning("%s: %s", self.name, text)
 
     def handler_failed(self, error: Exception) -> None:
         """Counts an answer whose handler, tracks or zones failed, and names the latest failure, with its line."""
@@ -68,6 +76,7 @@ class CameraStats:
             "name": self.name,
             "read": self.read,
             "answered": self.answered,
+            "still": self.still,
             "dropped": dict(self.dropped),
             "failed": dict(self.failed),
             "detections": self.detections,
@@ -84,15 +93,17 @@ class CameraStats:
             troubles |= {"skipped": self.skipped.count, "skipped_why": dict(self.skipped.why)}
         if self.unhandled:
             troubles |= {"unhandled": self.unhandled, "handler_error": self.handler_error}
+        troubles |= {"advice": self.advice} if self.advice else {}
         counts = {"restarts": self.restarts, "dropped_objects": self.dropped_objects}
         return troubles | {name: count for name, count in counts.items() if count}
 
 
 def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
-    """All cameras together. `fairness` is the answers of the least served camera over those of the most served one:
-    1 at best."""
+    """All cameras together. `fairness` is the answers of the least served camera over those of the most served one,
+    with still frames: 1 at best."""
     p50, p95 = percentiles([ms for camera in cameras for ms in camera.latencies_ms])
     answered = [camera.answered for camera in cameras]
+    served = [camera.answered + camera.still for camera in cameras]
     dropped = sum((camera.dropped for camera in cameras), Counter())
     failed = sum((camera.failed for camera in cameras), Counter())
     return {
@@ -100,6 +111,7 @@ def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "read": sum(camera.read for camera in cameras),
         "answered": sum(answered),
+        "still": sum(camera.still for camera in cameras),
         "dropped": dropped.total(),
         "failed": failed.total(),
         "skipped": sum(camera.skipped.count for camera in cameras),
@@ -107,7 +119,7 @@ def summary(cameras: Sequence[CameraStats], seconds: float) -> dict[str, Any]:
         "dropped_by": dict(dropped),
         "failed_by": dict(failed),
         "detections": sum(camera.detections for camera in cameras),
-        "fairness": round(min(answered) / max(answered), 3) if any(answered) else 0.0,
+        "fairness": round(min(served) / max(served), 3) if any(served) else 0.0,
         "fps": round(sum(answered) / seconds, 2) if seconds else 0.0,
         "p50_ms": round(p50, 1),
         "p95_ms": round(p95, 1),

@@ -50,7 +50,7 @@ class Outputs:
         return [f"{file.name} cannot be written ({file.error})" for file in early if file.error]
 
     async def __call__(self, camera: Camera, answer: Answer) -> None:
-        found = answer.found if answer.outcome == "answered" else None
+        found = answer.found if answer.usable else None
         for path in camera.config.outputs:
             if path.suffix == ".jsonl":
                 await self.files[path].write(self.record(camera, answer))

@@ -49,7 +49,8 @@ def frame_record(frame: Frame, found: Detections, tracks: Sequence[int] = ()) ->
 
 def answer_record(camera: Camera, answer: Answer) -> dict[str, Any]:
     """One frame of a fleet as plain data, whatever its outcome. `captured` is in seconds since 1970, `replaced` the
-    older frames that this one replaced, `latency_ms` from capture to answer, `request_ms` the request's part of it.
+    older frames that this one replaced, `latency_ms` from capture to answer, `request_ms` the request's part of it. A
+    frame that was not sent, since nothing moved, is `unchanged`, and has what was found in the frame `answered_frame`.
     """
     frame = answer.frame
     record: dict[str, Any] = {
@@ -61,9 +62,14 @@ def answer_record(camera: Camera, answer: Answer) -> dict[str, Any]:
     }
     if answer.error:
         record["error"] = answer.error
-    if answer.found is not None and answer.outcome == "answered":
+    if answer.found is not None and answer.usable:
         about = frame_record(frame, answer.found, answer.tracks)
-        record |= about | {"request_ms": about["latency_ms"]}
+        if answer.unchanged:
+            record |= {"unchanged": True, "answered_frame": answer.answered_frame}
+            del about["stage_ms"]  # the server had no part in it
+        else:
+            record["request_ms"] = about["latency_ms"]
+        record |= about
         if answer.events:
             record["events"] = list(answer.events)
     return record | {"time_s": round(frame.time_s, 3), "latency_ms": round(answer.latency_ms, 2)}

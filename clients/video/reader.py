@@ -3,7 +3,8 @@
 Decoding, colour conversion and JPEG take milliseconds, and a camera may hang for seconds: none of that may block the
 event loop. Of a live camera only the newest frame is kept, and the frames that it replaced are counted; a file waits
 until its frames are taken. A live camera that ends, hangs or sends garbage is opened again, at growing intervals; one
-that never gave a frame and says that it will not is asked `REFUSALS` times.
+that never gave a frame and says that it will not is asked `REFUSALS` times. With a motion gate (`motion.py`) frames in
+which nothing moved since the last one that went to the server are marked as still, and not encoded.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from clients.redact import without_password
 from clients.video.encode import to_jpeg
 from clients.video.frames import Frame, Source, SourceError, SourceRefused
+from clients.video.motion import MotionGate, View
 from clients.video.skipped import Skipped
 from clients.video.sources import is_remote, open_source
 
@@ -43,12 +45,19 @@ class CapturedFrame(Frame):
     """A frame on its way to the server. `index` counts the camera's frames, `time_s` is in seconds from its start.
 
     `captured` is when it was decoded (`time.monotonic`, in seconds), `replaced` how many older frames it replaced that
-    were not taken in time, `jpeg` the encoded frame (empty if pixels are sent).
+    were not taken in time, `jpeg` the encoded frame (empty if pixels are sent, or nothing), `view` what the
+    motion gate says of it.
     """
 
     captured: float
     replaced: int
     jpeg: bytes
+    view: View | None = None
+
+    @property
+    def still(self) -> bool:
+        """Whether the motion gate says that it need not be sent."""
+        return self.view is not None and self.view.still
 
     @property
     def image(self) -> bytes | NDArray[np.uint8]:
@@ -62,7 +71,7 @@ class Reader:
     `fps` limits the frames per second (None: all frames); the frames in between are not counted. `realtime` plays a
     file at its own speed as if it were live, `loop` plays it again and again. `raw` skips the JPEG. `transport` is what
     RTSP is asked for, `tcp` or `udp` (None: TCP, else UDP). Without `reconnect` a live camera that fails or ends is not
-    opened again.
+    opened again. `gate` tells which frames are still.
 
     `read` counts the frames that were offered, `replaced` those among them that a newer frame replaced, `reconnects`
     how often a live camera was opened again. `state` is `connecting`, `live`, `lost`, `failed` or `ended`, `error` the
@@ -80,11 +89,12 @@ class Reader:
         raw: bool = False,
         reconnect: bool = True,
         transport: str | None = None,
+        gate: MotionGate | None = None,
         opener: Callable[[str], Source] | None = None,
         first_pause: float = FIRST_PAUSE_S,
     ) -> None:
         self.address, self.fps, self.realtime, self.repeat = address, fps, realtime, loop
-        self.raw, self.reconnect = raw, reconnect
+        self.raw, self.reconnect, self.gate = raw, reconnect, gate
         self.read = self.replaced = self.reconnects = 0
         self.state, self.error, self.source_fps = "connecting", "", 0.0
         self.skipped = Skipped()
@@ -93,7 +103,7 @@ class Reader:
         self._stopping = threading.Event()
         self._opener = opener or partial(open_source, transport=transport, fps=fps, pause=self._stopping.wait)
         self._first_pause, self._refusals, self._early = first_pause, 0, 0.0
-        self._ended = False
+        self._ended = self._newest_only = False
         self._next_due = self._film_s = 0.0
         self._born, self._seen = time.monotonic(), 0  # `_seen` counts decoded frames, including those skipped by `fps`
         self._wake = asyncio.Event()
@@ -122,8 +132,16 @@ class Reader:
         """The next frame of a file, the newest one of a live camera; None if none is ready. Never waits."""
         with self._change:
             frame = self._ready.popleft() if self._ready else None
+            if frame is not None and self._newest_only:
+                self._goes(frame)
             self._change.notify()
         return frame
+
+    @property
+    def still(self) -> bool:
+        """Whether the frame that `take` would give is still."""
+        with self._change:
+            return bool(self._ready) and self._ready[0].still
 
     async def next(self) -> CapturedFrame | None:
         """Waits for a frame and takes it; None at the end of the source."""
@@ -183,10 +201,10 @@ class Reader:
             return self.reconnect and not given_up and (live or is_remote(self.address)), live
 
     def _play(self, source: Source) -> None:
-        newest_only = source.live or self.realtime
+        self._newest_only = source.live or self.realtime
         start = time.monotonic()
         # times continue where the previous connection or round ended
-        began = start - self._born if newest_only else self._film_s
+        began = start - self._born if self._newest_only else self._film_s
         self._early = EARLY if source.live else 0.0
         for frame in source.read(lambda time_s: self._wanted(began + time_s, 1 / source.fps)):
             if self.realtime and not source.live:
@@ -194,7 +212,7 @@ class Reader:
             if self._stopping.is_set():
                 return
             self.state = "live"
-            self._offer(frame, began + frame.time_s, newest_only)
+            self._offer(frame, began + frame.time_s)
 
     def _wanted(self, time_s: float, duration_s: float) -> bool:
         """Whether the frame at `time_s` seconds from the camera's start is due at the configured rate."""
@@ -211,11 +229,13 @@ class Reader:
         self._next_due = max(self._next_due + 1 / self.fps, time_s + 1e-3)
         return True
 
-    def _offer(self, frame: Frame, time_s: float, newest_only: bool) -> None:
-        captured, jpeg = time.monotonic(), b"" if self.raw else to_jpeg(frame.rgb)
+    def _offer(self, frame: Frame, time_s: float) -> None:
+        captured = time.monotonic()
+        view = None if self.gate is None else self._judged(self.gate.look(frame.rgb, time_s))
+        jpeg = b"" if self.raw or (view is not None and view.still) else to_jpeg(frame.rgb)
         with self._change:
             replaced = 0
-            if newest_only and self._ready:
+            if self._newest_only and self._ready:
                 replaced = self._ready.pop().replaced + 1
                 self.replaced += 1
             else:
@@ -223,9 +243,23 @@ class Reader:
                     self._change.wait()
             if self._stopping.is_set():
                 return
-            self._ready.append(CapturedFrame(self.read, time_s, frame.rgb, captured, replaced, jpeg))
+            self._ready.append(CapturedFrame(self.read, time_s, frame.rgb, captured, replaced, jpeg, view))
             self.read += 1
+            if not self._newest_only:  # it is taken for certain; of a live camera a newer one may replace it
+                self._goes(self._ready[-1])
         self._notify()
+
+    def _judged(self, view: View) -> View:
+        """Still only in comparison with the frame whose answer stands at its turn: not where another one went
+        meanwhile, nor where it takes the place of one that was to go."""
+        with self._change:
+            replaces = self._newest_only and bool(self._ready) and not self._ready[-1].still
+            stands = not replaces and self.gate is not None and self.gate.current(view)
+        return view if stands or not view.still else replace(view, still=False)
+
+    def _goes(self, frame: CapturedFrame) -> None:
+        if self.gate is not None and frame.view is not None and not frame.still:
+            self.gate.sent(frame.view)
 
     def _notify(self) -> None:
         if self._loop is not None:

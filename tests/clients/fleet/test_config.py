@@ -11,6 +11,7 @@ from clients.fleet.config import read_config
 from clients.fleet.yaml_lines import ConfigError
 from clients.fleet.zones import Zone
 from clients.fleet.zoom import Zoom
+from clients.video.motion import Motion
 
 GOOD = """\
 servers: [gpu-1, gpu-2:9001]
@@ -149,6 +150,29 @@ MISTAKES = {
         13,
         "expected objects from 1 to 256, got 0",
     ),
+    "motion": (change("realtime: true", "motion: often"), 21, "expected true, false, or a mapping with sensitivity"),
+    "sensitivity": (change("realtime: true", "motion: {sensitivity: 5}"), 21, "a sensitivity from 0 to 1, got 5"),
+    "smallest": (change("realtime: true", "motion: {smallest: 0}"), 21, "a fraction of the frame's area"),
+    "region outside": (
+        change("realtime: true", "motion: {regions: [[[0, 0], [1.2, 0], [1, 1]]]}"),
+        21,
+        "expected a fraction of the frame from 0 to 1, got 1.2",
+    ),
+    "region with two corners": (
+        change("realtime: true", "motion: {regions: [[[0, 0], [1, 0]]]}"),
+        21,
+        "expected at least three corners, got 2",
+    ),
+    "regions cover everything": (
+        change("realtime: true", "motion: {regions: [[[0, 0], [1, 0], [1, 1], [0, 1]]]}"),
+        21,
+        "leave a part of the frame, got regions that cover all of it",
+    ),
+    "silence of a session": (
+        change("    in_flight: 1\n", "    track: masks\n    motion: {refresh_s: 90}\n"),
+        13,
+        "expected a `refresh_s` of `motion` of at most 30, got 90; write less",
+    ),
     "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
 }
 
@@ -173,6 +197,17 @@ def test_tracked_masks(write):
     assert (entrance.track, entrance.detect_every, entrance.max_objects) == ("masks", 3, 4)
     assert (yard.track, yard.model, yard.in_flight) == (None, "sam3_r1008", 2)
     assert read_config(write(change("fps: 5", "track: true"))).cameras[0].track == "boxes"
+
+
+def test_motion(write):
+    """A mapping says more than `true`, and a camera's own replaces that of the defaults."""
+    text = change("  fps: 5", "  motion: true").replace("realtime: true", "motion: {smallest: 0.01, refresh_s: 4}")
+    entrance, yard = read_config(write(text)).cameras
+    assert entrance.motion == Motion()
+    assert yard.motion == Motion(smallest=0.01, refresh_s=4.0)
+    assert read_config(write(change("realtime: true", "motion: false"))).cameras[1].motion is None
+    region = change("realtime: true", "motion: {regions: [[[0, 0], [0.5, 0], [0.5, 0.5]]]}")
+    assert read_config(write(region)).cameras[1].motion.regions == (((0.0, 0.0), (0.5, 0.0), (0.5, 0.5)),)
 
 
 def test_no_file(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from clients.video import address
 from clients.video.frames import Frame, SourceError
+from clients.video.motion import Motion, MotionGate
 from clients.video.reader import AHEAD, Reader
 from tests.clients.video.cameras import FakeCamera, transport_stream
 
@@ -121,6 +122,41 @@ async def test_a_missing_file_fails_once(tmp_path):
     assert await reader.next() is None
     assert (reader.state, reader.reconnects) == ("failed", 0)
     assert "no file" in reader.error
+
+
+async def test_frames_in_which_nothing_moves_are_marked_and_not_encoded():
+    """Grey levels 0, 1, 2, ... are a slow change of light."""
+    reader = Reader("film", gate=MotionGate(Motion()), opener=lambda _: Script(6)).start()
+    frames = await everything(reader)
+    assert [f.still for f in frames] == [False, *[True] * 5]
+    assert [bool(f.jpeg) for f in frames] == [True, *[False] * 5]
+    assert frames[3].image is frames[3].rgb
+
+
+async def test_what_replaces_a_frame_that_was_to_be_sent_is_sent():
+    """Nobody takes a frame before the seventh: of a live camera the first goes over to the last."""
+    gate = threading.Event()
+    reader = Reader("camera", gate=MotionGate(Motion()), opener=lambda _: Script(7, live=True, gate=gate)).start()
+    await until(lambda: reader.read == 1)
+    assert not reader.still
+    gate.set()
+    await until(lambda: reader.read == 7)
+    frame = reader.take()
+    assert (frame.index, frame.replaced, frame.still, bool(frame.jpeg)) == (6, 6, False, True)
+    reader.stop()
+
+
+async def test_still_is_what_does_not_differ_from_the_latest_frame_that_was_taken():
+    gate = threading.Event()
+    reader = Reader("camera", gate=MotionGate(Motion()), opener=lambda _: Script(9, live=True, gate=gate)).start()
+    first = await reader.next()
+    assert (first.index, first.still, reader.still) == (0, False, False)
+    gate.set()
+    await until(lambda: reader.read == 9)
+    assert reader.still
+    frame = reader.take()
+    assert (frame.index, frame.replaced, frame.still) == (8, 7, True)
+    reader.stop()
 
 
 async def test_stop_returns_the_number_of_frames_not_taken():
