@@ -1,1 +1,2 @@
-"""The demonstration (`python -m demo`): eight films play as eight cameras of one server, timed, scored and drawn."""
+"""The demonstration (`python -m demo`): nine films play as cameras of one server, timed, drawn, and judged by what was
+drawn."""
