@@ -24,10 +24,11 @@ SILENT_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class View:
-    """One camera's latest answer, its drawing (made on request, for frame number `drawn`), the times of recent answers,
-    and the latest frame's error."""
+    """One camera's latest answer, the latency of the latest one that was computed for its own frame, the drawing (made
+    on request, for frame number `drawn`), the times of recent answers, and the latest frame's error."""
 
     answer: Answer | None = None
+    latency_ms: float | None = None
     jpeg: bytes = b""
     drawn: int = -1
     times: deque[float] = field(default_factory=lambda: deque(maxlen=512))
@@ -50,8 +51,9 @@ class Board:
     def __call__(self, camera: Camera, answer: Answer) -> None:
         view = self.views[camera.config.name]
         view.error = answer.error
-        if answer.outcome == "answered":
+        if answer.usable:
             view.answer = answer
+            view.latency_ms = view.latency_ms if answer.unchanged else answer.latency_ms
             view.times.append(self._clock())
 
     def camera(self, name: str) -> Camera:
@@ -112,14 +114,27 @@ class Board:
             "error": view.error or reader.error,
             "frame": answer.frame.index if answer else -1,
             "fps": round(recent / RATE_S, 1),
-            "latency_ms": round(answer.latency_ms) if answer else None,
+            "latency_ms": None if view.latency_ms is None else round(view.latency_ms),
             "answered": stats.answered,
+            "still": stats.still,
+            "motion": _motion(camera),
             "dropped": stats.dropped.total() + reader.replaced,
             "failed": stats.failed.total(),
             "stage_ms": {stage: round(ms, 1) for stage, ms in found.stage_ms.items()} if found is not None else {},
             "detections": _detections(answer),
             "hidden": found.hidden_ids.tolist() if isinstance(found, Tracks) else [],
         }
+
+
+def _motion(camera: Camera) -> dict[str, Any] | None:
+    """Whether something moved in the latest frame, and the share of frames that were not sent, 0 to 1; None for a
+    camera without a motion gate."""
+    if camera.gate is None:
+        return None
+    stats = camera.stats
+    seen = stats.answered + stats.still
+    saved = round(stats.still / seen, 3) if seen else 0.0
+    return {"moving": camera.gate.moving, "saved": saved, "advice": stats.advice}
 
 
 def _detections(answer: Answer | None) -> list[dict[str, Any]]:

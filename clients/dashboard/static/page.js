@@ -23,6 +23,11 @@ function makeCard(camera) {
   return known;
 }
 
+// What the motion gate says: whether something moves, and how many frames need not be sent.
+function gate({ motion, still }) {
+  return motion ? `${still} still · ${motion.moving ? "moving" : "nothing moves"}, ${Math.round(100 * motion.saved)} % saved · ` : "";
+}
+
 const names = (known) => known.camera.classes.map(({ name }) => name);
 
 async function edit(known, classes) {
@@ -40,8 +45,8 @@ function show(camera) {
   said(card.querySelector(".state"), camera.state);
   card.querySelector(".state").classList.toggle("live", live);
   said(card.querySelector(".figures"),
-    `${camera.fps} fps · ${camera.latency_ms ?? "–"} ms · ${camera.answered} answered · ${camera.dropped} dropped · ${camera.failed} failed`);
-  said(card.querySelector(".error"), known.refused || camera.error);
+    `${camera.fps} fps · ${camera.latency_ms ?? "–"} ms · ${camera.answered} answered · ${gate(camera)}${camera.dropped} dropped · ${camera.failed} failed`);
+  said(card.querySelector(".error"), known.refused || camera.error || camera.motion?.advice || "");
   listed(card.querySelector(".chips"), "#chip", camera.classes, (chip, { name, colour }) => {
     const boxes = camera.exemplars.filter((exemplar) => exemplar.name === name).length;
     said(chip.querySelector("span"), boxes ? `${name} ▣${boxes}` : name);

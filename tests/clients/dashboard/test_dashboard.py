@@ -15,6 +15,7 @@ from clients.dashboard.load import Load, cpu_times, gpus
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.request import Answer, Exemplar
+from clients.video.motion import Motion
 from clients.video.reader import CapturedFrame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS
 from tests.clients.dashboard.pages import page
@@ -79,6 +80,21 @@ async def test_figures(board, detections):
     assert [c["name"] for c in yard["classes"]] == list(CONFIG.classes)
     assert yard["fps"] == 0.2  # one answer in five seconds
     assert (gate["state"], gate["frame"], gate["detections"], gate["latency_ms"]) == ("connecting", -1, [], None)
+
+
+async def test_figures_tell_of_the_motion_gate(board, detections):
+    """Frames that were not sent have a picture too; the latency shown is that of an answer of the server."""
+    yard = Camera(CameraConfig("yard", "none", ("red circle", "blue square"), (0.5, 0.5), motion=Motion()))
+    board = Board([yard])
+    assert board.figures()[0]["motion"] == {"moving": True, "saved": 0.0, "advice": ""}
+    for i in range(4):
+        given = answer(detections(), i)
+        board(yard, replace(given, outcome="still", latency_ms=0.2, answered_frame=0) if i else given)
+    yard.stats.answered, yard.stats.still, yard.gate.moving = 1, 3, False
+    (figures,) = board.figures()
+    assert figures["motion"] == {"moving": False, "saved": 0.75, "advice": ""}
+    assert (figures["frame"], figures["latency_ms"], figures["still"]) == (3, 42, 3)
+    assert await board.picture("yard")
 
 
 async def test_figures_contain_tracks(board, detections):

@@ -47,6 +47,7 @@ def address(server, film, tmp_path_factory):
         "track": True,
         "masks": "bits",
         "fps": 4,
+        "motion": True,
     }
     dead = {"name": "gate", "source": "nowhere.mp4", "classes": ["person"]}
     config = tmp_path_factory.mktemp("dashboard") / "cameras.yaml"
@@ -132,6 +133,7 @@ def until_seen(view, name, *words, without=()):
 def test_frames_change_and_fit_the_screen(view):
     image = card(view, "yard / west").locator("img").element_handle()
     view.wait_for_function("image => image.complete && image.naturalWidth === 320", arg=image)
+    card(view, "yard / west").get_by_text("% saved").wait_for()
     first, deadline = image.screenshot(), time.monotonic() + WAIT_MS / 1e3
     while image.screenshot() == first:
         assert time.monotonic() < deadline, "the picture stays the same"
