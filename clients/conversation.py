@@ -24,6 +24,8 @@ FRONT: ModelSpec = VideoVariant(_ANY, _ANY).front
 """Names, dtypes and ranks of a video front model: the same at every resolution, only the mask size differs."""
 LOST = ("must specify the START flag", "begin it anew")
 """What Triton and the video front model say of a session that they do not know."""
+SESSION_HEADER = "sam3-session"
+"""Tells a proxy before several servers which requests belong to one session (`deploy/envoy.yaml`)."""
 _PER_TRACK = ("track_ids", "track_scores", "track_states")
 
 
@@ -136,7 +138,7 @@ class Conversation:
             "seed_classes": owners,
             "seed_masks": bits,
         }
-        return as_tensors(FRONT, values), {"sequence_id": self.number, "sequence_start": self.begins}
+        return as_tensors(FRONT, values), self._sequence(sequence_start=self.begins)
 
     def goodbye(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The session's end, without a frame."""
@@ -149,7 +151,10 @@ class Conversation:
             "seed_classes": [],
             "seed_masks": np.zeros((0, 0, 0), np.uint8),
         }
-        return as_tensors(FRONT, {**self._settings, **nothing}), {"sequence_id": self.number, "sequence_end": True}
+        return as_tensors(FRONT, {**self._settings, **nothing}), self._sequence(sequence_end=True)
+
+    def _sequence(self, **flag: bool) -> dict[str, Any]:
+        return {"sequence_id": self.number, "headers": {SESSION_HEADER: str(self.number)}, **flag}
 
     def answer(self, output: Callable[[str], NDArray[Any] | None], latency_ms: float) -> Tracks:
         """The tracks of one response."""
