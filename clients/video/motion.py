@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-CELLS = 6912
-"""Cells of the grid, about: 111 x 62 where the frame is 16 : 9."""
+CELLS = 5400
+"""Cells of the grid, about: 96 x 54 where the frame is 1920 x 1080."""
 ROWS, COLUMNS = 2, 4
 """Pixels that are read in each cell: more would cost more than half a millisecond a frame."""
-CHANNELS = ((0, 1, 2, 1), (1, 2, 1, 0))
+CHANNELS = (0, 1, 2, 1, 2, 1, 0, 1)
 """Of those pixels, which channel: together red and blue count once, green twice, as brightness weighs them."""
+RED, BLUE = slice(0, None, 6), slice(2, 5, 2)
+"""The pixels whose channel is red, and blue."""
 CONTRAST = 6.0
 """Grey levels by which a cell has to change at the usual sensitivity."""
 NOISES = 5.0
@@ -35,8 +37,13 @@ LEARNING = 32
 """Frames over which a cell's noise is learned."""
 LIGHT, SHIFT = 0.35, 1.2
 """The largest change of gain, and the largest shift in cells, that are no movement."""
-EDGES = 0.6
-"""Part of what a shift changes at an edge that least squares may leave unexplained."""
+EDGES, MOST_EDGE = 4.0, 0.8
+"""Of the contrast of an edge, what a shift by one cell may leave unexplained, and the most of it: few pixels of a cell
+are read, and an edge leaps from one to the next. Of colour, where fewer are read, all counts twice."""
+EVERY = 4
+"""Frames from one lesson in noise to the next: each takes time."""
+FRESH = 1.3
+"""The noise of a comparison with a single frame, over that of one with the mean of many."""
 
 STEADY = np.diag([1.0, 1e4, 1e3, 1e3]).astype(np.float32)
 """Keeps least squares steady where a picture has no texture."""
@@ -75,12 +82,12 @@ class Reference:
     ) -> tuple[NDArray[np.float32], float, float]:
         """What light and shift do not explain of the cells' difference, [2, rows, columns]; the gain that was found,
         less 1, and the shift in cells. They are found in brightness, in two steps: cells that differ from what the
-        first explains by more than `limit` have no part in the second."""
+        first explains by more than `limit`, or a shift can make of them, have no part in the second."""
         if self._ways is None:
             self._explain()
         left = cells - self.mean
-        few = left[0, ::2, ::2].reshape(-1)
-        start, most = few - np.median(few[::4]), limit[0, ::2, ::2].reshape(-1)
+        few, most = left[0, ::3, ::3].reshape(-1), limit[0, ::3, ::3].reshape(-1) + self._few_edges
+        start = few - few.mean()
         for _ in range(2):
             weighed = self._few * (np.abs(start) < most)
             found = np.linalg.solve(weighed @ self._few.T + STEADY, weighed @ few)
@@ -98,13 +105,14 @@ class Reference:
         np.subtract(mean[:, 2:], mean[:, :-2], out=ways[3, :, 1:-1])
         ways[2:] *= 0.5
         self.edges = np.abs(ways[2]) + np.abs(ways[3])
-        self._few = np.ascontiguousarray(ways[:, 0, ::2, ::2]).reshape(4, -1)
+        self.edges[1] = 2 * (self.edges[0] + self.edges[1])  # red and blue come from different pixels
+        self._few = np.ascontiguousarray(ways[:, 0, ::3, ::3]).reshape(4, -1)
+        self._few_edges = self.edges[0, ::3, ::3].reshape(-1)
         self._ways = ways.reshape(4, -1)
 
     def follow(self, residual: NDArray[np.float32]) -> None:
         """Takes a still frame into the mean."""
-        self.frames += 1
-        self.mean += residual * np.float32(1 / self.frames if self.frames <= SETTLED else 1 / SLOW)
+        self.mean += residual * np.float32(1 / self.frames if self.frames <= SETTLED else EVERY / SLOW)
         if self.frames == SETTLED:
             self._ways = None
 
@@ -134,13 +142,14 @@ class MotionGate:
         self._contrast = CONTRAST * 4 ** (1 - 2 * motion.sensitivity)
         self._reference: Reference | None = None
         self._noise = np.zeros((2, 0, 0), np.float32)
+        self._limit: NDArray[np.float32] | None = None
         self._watched = np.zeros((0, 0), bool)
 
     def look(self, rgb: NDArray[np.uint8], time_s: float) -> View:
         """Compares uint8 [H,W,3], captured `time_s` seconds after the camera's start."""
         size, cells, reference = (rgb.shape[0], rgb.shape[1]), cells_of(rgb), self._reference
         if self._watched.shape != cells.shape[1:]:
-            self._noise = np.zeros((2, 0, 0), np.float32)
+            self._noise, self._limit = np.zeros((2, 0, 0), np.float32), None
             self._watched = watched(self.motion.regions, *cells.shape[1:])
         moved = reference is None or reference.size != size or self._moved(reference, cells)
         self.moving = moved
@@ -163,25 +172,35 @@ class MotionGate:
         self._reference = None
 
     def _moved(self, reference: Reference, cells: NDArray[np.float32]) -> bool:
+        if self._limit is None:
+            self._limit = self._limits(cells, reference)
+        residual, gain, shift = reference.residual(cells, self._limit)
+        reference.frames += 1
+        size = np.abs(residual)
+        # one frame has its own noise, the mean of many has none; edges that are shifted leave something
+        limit = reference.edges * np.float32(min(EDGES * shift, MOST_EDGE))
+        limit += self._limit if reference.frames > SETTLED else self._limit * np.float32(FRESH)
+        changed = size > limit
+        moved = abs(gain) > LIGHT or shift > SHIFT or self._together((changed[0] | changed[1]) & self._watched)
+        learn = reference.frames % EVERY == 0
+        if not moved and (learn or reference.frames <= SETTLED):
+            reference.follow(np.where(changed, np.float32(0), residual))
+        if learn or moved:  # in a moving frame what changed is no noise, in a still one it is what leaves do
+            seen = np.minimum(size, MOST_NOISE) - self._noise
+            seen[changed & moved] = 0
+            self._noise += seen * np.float32((EVERY if learn else 1) / LEARNING)
+            self._limit = None
+        return moved
+
+    def _limits(self, cells: NDArray[np.float32], reference: Reference) -> NDArray[np.float32]:
+        """By how many grey levels each cell has to change, [2, rows, columns]."""
         if not self._noise.size:  # the first comparison: half of the cells have no more than this
             some = np.median(np.abs(cells - reference.mean), axis=(1, 2), keepdims=True) / 0.845
             self._noise = np.clip(some, FIRST_NOISE, MOST_NOISE) + np.zeros_like(cells)
-        # one frame has its own noise, the mean of many has none
-        limit = self._noise * np.float32(NOISES * math.sqrt((1 + 1 / reference.frames) / 1.1))
+        limit = self._noise * np.float32(NOISES)
         limit[0] += self._contrast
         limit[1] += 1.5 * self._contrast  # of colour there are fewer pixels, and cameras guess at it
-        residual, gain, shift = reference.residual(cells, limit)
-        size = np.abs(residual)
-        limit += reference.edges * np.float32(EDGES * min(shift, SHIFT))
-        changed = size > limit
-        moved = abs(gain) > LIGHT or shift > SHIFT or self._together((changed[0] | changed[1]) & self._watched)
-        # in a moving frame what changed is no noise; in a still one it is what leaves and branches do
-        if moved:
-            size = np.where(changed, self._noise, size)
-        else:
-            reference.follow(np.where(changed, np.float32(0), residual))
-        self._noise += (np.minimum(size, MOST_NOISE) - self._noise) * np.float32(1 / LEARNING)
-        return moved
+        return limit
 
     def _together(self, changed: NDArray[np.bool_]) -> bool:
         """Whether enough changed cells lie in one square of twice their side."""
@@ -208,8 +227,11 @@ def cells_of(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         line = rgb[int((i + 0.5) * side / ROWS) : rows * side : side]
         for k in range(COLUMNS):
             start = int((k + 0.5) * side / COLUMNS)
-            pixels[i * COLUMNS + k] = line[:, start : columns * side : side, CHANNELS[i][k]]
-    return (_WEIGHTS @ pixels.reshape(ROWS * COLUMNS, -1)).reshape(2, rows, columns)
+            pixels[i * COLUMNS + k] = line[:, start : columns * side : side, CHANNELS[i * COLUMNS + k]]
+    cells = np.empty((2, rows, columns), np.float32)
+    np.multiply(pixels.sum(0), 1 / len(pixels), out=cells[0])
+    np.subtract(pixels[RED].mean(0), pixels[BLUE].mean(0), out=cells[1])
+    return cells
 
 
 def watched(regions: tuple[tuple[tuple[float, float], ...], ...], rows: int, columns: int) -> NDArray[np.bool_]:
@@ -218,12 +240,3 @@ def watched(regions: tuple[tuple[tuple[float, float], ...], ...], rows: int, col
     for corners in regions:
         ImageDraw.Draw(grid).polygon([(x * columns - 0.5, y * rows - 0.5) for x, y in corners], fill=0)
     return np.array(grid, bool)
-
-
-def _weights() -> NDArray[np.float32]:
-    channels = np.array(CHANNELS).reshape(-1)
-    red, blue = channels == 0, channels == 2
-    return np.stack([np.full(len(channels), 1 / len(channels)), red / red.sum() - blue / blue.sum()]).astype(np.float32)
-
-
-_WEIGHTS = _weights()

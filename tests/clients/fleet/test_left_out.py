@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +11,12 @@ from clients.fleet import camera as module
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig
 from clients.fleet.fleet import run_fleet, status_line
+from clients.fleet.request import Answer
 from clients.fleet.zones import Zone
 from clients.outputs.records import answer_record
 from clients.video.frames import Frame
 from clients.video.motion import Motion
-from clients.video.reader import AHEAD, Reader
+from clients.video.reader import AHEAD, CapturedFrame, Reader
 from tests.clients.fleet.test_fleet import Server, pool
 from tests.clients.fleet.virtual import VirtualPolicy
 
@@ -120,16 +120,14 @@ async def test_nothing_stands_for_frames_after_one_that_failed(detections):
     assert each["dropped"] == {"no_answer": lost}
 
 
-async def test_a_late_answer_stands_for_later_frames(detections, monkeypatch):
-    """It is too late for the frame that it is the answer to, and for those that waited with it."""
-    clock = SimpleNamespace(monotonic=asyncio.get_running_loop().time)
-    monkeypatch.setattr("clients.video.reader.time", clock)
-    server = Held(detections(), seconds=0.4)
-    _, each, answers = await run([EMPTY] * 40, server, deadline_s=0.2)
-    late = each["dropped"]["late"]
-    assert late in (WAITING, WAITING + 1)
-    assert [a.outcome for a in answers] == ["late"] * late + ["still"] * (40 - late)
-    assert server.requests == 1
+async def test_a_late_answer_stands_for_later_frames(detections):
+    """It is too late for the frame that it is the answer to, and for those that waited as long."""
+    yard, now = Camera(replace(BASE, deadline_s=0.2)), asyncio.get_running_loop().time()
+    first, waited, fresh = (CapturedFrame(i, i / 10, EMPTY, now - age, 0, b"") for i, age in enumerate((0.5, 0.4, 0)))
+    yard._latest = Answer.now(first, "late", detections())
+    assert [yard._standing(frame).outcome for frame in (waited, fresh)] == ["late", "still"]
+    yard._latest = Answer.now(first, "late")  # it was not sent
+    assert yard._standing(fresh).outcome == "no_answer"
 
 
 async def test_another_question_is_asked_at_once(detections):
