@@ -34,6 +34,7 @@ BENCH = {
     "video-soak": ("perf.bench.video_soak", "videos for a long time: memory, frames in order, the cap of objects"),
     "hard-soak": ("perf.bench.hard_soak", "an hour of cameras that misbehave on servers that fail"),
     "tracking": ("perf.bench.tracking", "ids through occlusions: the tracker's masks beside ByteTrack's boxes"),
+    "gate": ("perf.bench.gate", "quiet cameras: which frames the motion gate leaves out, and what it misses"),
     "zoom": ("perf.bench.zoom", "small objects: one look, or a second one on crops"),
     "loop-cost": ("perf.bench.loop_cost", "what fetching a frame costs a client's event loop"),
     "campaign": ("perf.bench.campaign", "all of this on a GPU host in one go, into a folder of results"),

@@ -14,6 +14,8 @@ from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.endpoint import FRAME
 from clients.fleet.fleet import open_pool, run_fleet
 from clients.fleet.zones import Zone
+from clients.video.encode import VideoWriter
+from clients.video.motion import Motion
 from clients.video.sources import open_source
 from tests.clients.grpc_server import Relay
 
@@ -43,7 +45,8 @@ async def run(camera, servers, act=lambda answer: None):
 
     summary = await asyncio.wait_for(run_fleet([camera], pool, handle, asyncio.Event()), 300)
     (each,) = summary["each"]
-    assert each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
+    gone = sum(each["dropped"].values()) + sum(each["failed"].values())
+    assert each["read"] == each["answered"] + each["still"] + gone
     assert [a.frame.index for a in answers] == list(range(len(answers)))
     return answers, each
 
@@ -119,6 +122,29 @@ async def test_a_server_that_goes_away_costs_a_frame_and_no_id(video_server, fil
     assert [a.found.frame_index for a in answers if a.found] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]
     assert each["restarts"] == 1
     assert camera._following.home.address == (first.address, other.address)[servers - 1]
+
+
+async def test_frames_in_which_nothing_moves_are_left_out(video_server, film_of, tmp_path):
+    """Six frames that move, thirty that do not: the detector looks once more, session and ids go on."""
+    with open_source(film_of(6)) as source:
+        moving = [frame.rgb for frame in source]
+    path = tmp_path / "stops.mp4"
+    with VideoWriter(path, 10.0) as writer:
+        for rgb in [*moving, *[moving[-1]] * 30, moving[0]]:
+            writer.write(rgb)
+    answers, each = await run(Camera(config(path, motion=Motion(), detect_every=4)), (video_server.grpc_url,))
+    sent = [a.frame.index for a in answers if not a.unchanged]
+    assert sent[:9] == list(range(9)), (
+        "three more, so that a detector that looks at every fourth frame sees what stopped"
+    )
+    assert sent[-1] == 36
+    assert len(sent) <= 14
+    assert each["still"] == 37 - len(sent)
+    assert "restarts" not in each
+    assert answers[-1].found.frame_index == len(sent) - 1, "in the same session"
+    before, between = answers[sent[-2]], answers[35]
+    assert between.tracks == before.tracks
+    assert set(between.found.track_states.tolist()) <= {1}, "none is new, and the detector confirms none"
 
 
 async def test_a_camera_stays_with_the_server_that_knows_its_objects(video_server, film):
