@@ -1,9 +1,9 @@
 """The small checkpoint's trained tracker through a drawn video: the sub-models beside transformers' own tracker.
 
 Objects appear late, are absent while another scene is shown, and are given again. The same over 200 frames, which takes
-minutes:
+minutes, and at another resolution:
 
-    SAM3_TEST_FRAMES=200 python -m pytest tests/export/tracker/test_shipped.py
+    SAM3_TEST_FRAMES=200 SAM3_TEST_RESOLUTION=252 python -m pytest tests/export/tracker/test_shipped.py
 """
 
 import os
@@ -21,7 +21,7 @@ from export.tiny.video.evaluate import Video, given_mask, held_out_video
 from tests.export.tracker.propagation import ours, overlap, theirs
 
 FRAMES = int(os.environ.get("SAM3_TEST_FRAMES", "24"))
-RESOLUTION = 140
+RESOLUTION = int(os.environ.get("SAM3_TEST_RESOLUTION", "140"))
 VIDEO, OTHER = 0, 1
 LATE, AWAY, AGAIN = 4, slice(9, 14), 17
 """The frame in which the last object is given, those of another video, and that in which the first is given again."""
