@@ -44,8 +44,8 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
     """The web application. With a `token` every request must carry it: as `?token=` once, which sets a cookie, or as a
     bearer token.
 
-    Errors are JSON with one sentence as `detail`: 404 for an unknown camera, 422 for classes or exemplars that a camera
-    cannot have.
+    Errors are JSON with one sentence as `detail`: 404 for an unknown camera, 422 for classes, exemplars or regions
+    that a camera cannot have.
     """
     app = FastAPI(title="sam3-dashboard", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -98,6 +98,10 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
     @app.put("/api/cameras/{name:path}/exemplars", status_code=204)
     async def exemplars(name: str, boxes: Annotated[list[Exemplar], Body()]) -> None:
         board.set_exemplars(name, boxes)
+
+    @app.put("/api/cameras/{name:path}/regions", status_code=204)
+    async def regions(name: str, polygons: Annotated[list[list[tuple[float, float]]], Body()]) -> None:
+        board.set_regions(name, polygons)
 
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return app

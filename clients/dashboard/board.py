@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from clients.conversation import Tracks
-from clients.dashboard.edit import checked_classes, checked_exemplars
+from clients.dashboard.edit import checked_classes, checked_exemplars, checked_regions
 from clients.draw import annotate, colour_map
 from clients.fleet.camera import Camera
 from clients.fleet.request import Answer, Exemplar
@@ -98,6 +98,16 @@ class Board:
         camera = self.camera(name)
         camera.exemplars = checked_exemplars(camera.config, exemplars)
 
+    def set_regions(self, name: str, regions: Sequence[Sequence[tuple[float, float]]]) -> None:
+        """Changes in which polygons of (x, y), in 0..1 of the frame, nothing counts as movement. Raises NoSuchCamera,
+        or Refused for regions that the camera cannot have.
+        """
+        camera = self.camera(name)
+        motion = checked_regions(camera.config, regions)
+        camera.config = replace(camera.config, motion=motion)
+        if camera.gate is not None:
+            camera.gate.motion = motion
+
     def _figures(self, camera: Camera, view: View, now: float) -> dict[str, Any]:
         stats, reader, answer = camera.stats, camera.reader, view.answer
         recent = sum(now - t <= RATE_S for t in view.times)
@@ -127,14 +137,15 @@ class Board:
 
 
 def _motion(camera: Camera) -> dict[str, Any] | None:
-    """Whether something moved in the latest frame, and the share of frames that were not sent, 0 to 1; None for a
-    camera without a motion gate."""
+    """Whether something moved in the latest frame, the share of frames that were not sent, 0 to 1, and the masked
+    regions; None for a camera without a motion gate."""
     if camera.gate is None:
         return None
     stats = camera.stats
     seen = stats.answered + stats.still
     saved = round(stats.still / seen, 3) if seen else 0.0
-    return {"moving": camera.gate.moving, "saved": saved, "advice": stats.advice}
+    regions = camera.gate.motion.regions
+    return {"moving": camera.gate.moving, "saved": saved, "advice": stats.advice, "regions": regions}
 
 
 def _detections(answer: Answer | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Checks of the classes and exemplars that a browser sets for a running camera.
+"""Checks of the classes, exemplars and masked regions that a browser sets for a running camera.
 
 What the server would refuse is refused here, where the user sees the reason: a camera with an invalid request would
 detect nothing any more.
@@ -12,12 +12,13 @@ from dataclasses import replace
 
 from clients.fleet.config import CameraConfig
 from clients.fleet.request import Exemplar
+from clients.video.motion import Motion
 from ensemble.boxes import inside_frame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS, Variant
 
 
 class Refused(ValueError):  # noqa: N818 - the name says what happened
-    """Classes or exemplars that a camera cannot have; the message says what was expected."""
+    """Classes, exemplars or regions that a camera cannot have; the message says what was expected."""
 
 
 MOST_BOXES = Variant().max_boxes
@@ -57,3 +58,23 @@ def checked_exemplars(config: CameraConfig, exemplars: Sequence[Exemplar]) -> tu
         if count > MOST_BOXES:
             raise Refused(f"expected at most {MOST_BOXES} exemplars of a class, got {count} of {name!r}")
     return tuple(checked)
+
+
+def checked_regions(config: CameraConfig, regions: Sequence[Sequence[tuple[float, float]]]) -> Motion:
+    """The camera's motion gate with these polygons masked. Raises Refused."""
+    if config.motion is None:
+        raise Refused(
+            f"expected a camera with a motion gate, got {config.name}, all frames of which are sent; write"
+            " `motion: true` in the configuration"
+        )
+    for corners in regions:
+        if len(corners) < 3:
+            raise Refused(f"expected at least three corners of a region, got {len(corners)}")
+        if not all(0 <= side <= 1 for corner in corners for side in corner):
+            raise Refused(
+                "expected corners as fractions of the frame from 0 to 1, got some outside; draw inside the frame"
+            )
+    try:
+        return replace(config.motion, regions=tuple(tuple((x, y) for x, y in corners) for corners in regions))
+    except ValueError as error:
+        raise Refused(f"{error}; clear one first") from None

@@ -134,7 +134,7 @@ class MotionGate:
     """The gate of one camera. `look` is for the reading thread; `sent` and `forget` may be called from another one.
 
     `tail` is how many frames more are sent after each movement: a tracker whose detector looks at every fourth frame
-    needs three. `moving` tells of the latest frame.
+    needs three. `moving` tells of the latest frame. `motion` may be replaced at any time.
     """
 
     def __init__(self, motion: Motion, tail: int = 0) -> None:
@@ -143,14 +143,16 @@ class MotionGate:
         self._reference: Reference | None = None
         self._noise = np.zeros((2, 0, 0), np.float32)
         self._limit: NDArray[np.float32] | None = None
-        self._watched = np.zeros((0, 0), bool)
+        self._watched, self._masked = np.zeros((0, 0), bool), motion.regions
 
     def look(self, rgb: NDArray[np.uint8], time_s: float) -> View:
         """Compares uint8 [H,W,3], captured `time_s` seconds after the camera's start."""
         size, cells, reference = (rgb.shape[0], rgb.shape[1]), cells_of(rgb), self._reference
-        if self._watched.shape != cells.shape[1:]:
+        if self._noise.shape[1:] != cells.shape[1:]:
             self._noise, self._limit = np.zeros((2, 0, 0), np.float32), None
-            self._watched = watched(self.motion.regions, *cells.shape[1:])
+        if self._watched.shape != cells.shape[1:] or self._masked is not self.motion.regions:
+            self._masked = self.motion.regions
+            self._watched = watched(self._masked, *cells.shape[1:])
         moved = reference is None or reference.size != size or self._moved(reference, cells)
         self.moving = moved
         begins = moved or reference is None or not 0 <= time_s - reference.time_s < self.motion.refresh_s

@@ -1,4 +1,4 @@
-// The large view of one camera: its figures, and boxes drawn on its image that become exemplars of a class.
+// The large view of one camera: its figures, and boxes drawn on its image: exemplars of a class, or masked regions.
 
 import { ask, listed, said } from "./common.js";
 
@@ -30,16 +30,23 @@ export function enlarge(figures, image) {
     said(line.querySelector("span"), `${exemplar.like ? "like" : "unlike"} ${exemplar.name}: ${percent(exemplar.box)}`);
     button(line, "clear", () => send(camera.exemplars.filter((other) => other !== exemplar)));
   });
+  listed(part(".regions"), "#line", regions(), (line, corners) => {
+    said(line.querySelector("span"), `masked: ${corners.map(percent).join(", ")}`);
+    button(line, "clear", () => mask(regions().filter((other) => other !== corners)));
+  });
   part(".clear").hidden = !camera.exemplars.length;
   listed(part(".found"), "#line", camera.detections, (line, found) => {
     said(line.querySelector("span"), `${found.label}${found.track === undefined ? "" : ` #${found.track}`} ${found.score}`);
-    button(line, `${form.sign.value} this`, () => add(found.label, found.box));
+    button(line, `${form.sign.value} this`, () => put(found.label, found.box));
   });
   if (drag) return;
   frame.hidden = camera.frame < 0;
   part("img").alt = image.alt;
   if (part("img").src !== image.src) part("img").src = image.src;
   draw(camera.exemplars);
+  listed(part(".masks"), "#mask", regions(), (element, corners) => {
+    element.style.clipPath = `polygon(${corners.map(([x, y]) => `${100 * x}% ${100 * y}%`).join(", ")})`;
+  });
 }
 
 const percent = (box) => box.map((side) => `${Math.round(100 * side)}`).join(" ") + " %";
@@ -50,17 +57,30 @@ function button(line, text, act) {
 }
 
 function draw(exemplars) {
-  listed(part(".boxes"), "#box", exemplars, (element, { box: [x0, y0, x1, y1], like }) => {
+  listed(part(".boxes"), "#box", exemplars, (element, { box: [x0, y0, x1, y1], like, masked = false }) => {
     element.classList.toggle("unlike", !like);
+    element.classList.toggle("masked", masked);
     Object.assign(element.style, { left: `${100 * x0}%`, top: `${100 * y0}%`, width: `${100 * (x1 - x0)}%`, height: `${100 * (y1 - y0)}%` });
   });
 }
 
 const likes = () => form.sign.value === "like";
-const add = (name, box) => send([...camera.exemplars, { name, box, like: likes() }]);
+const masks = () => form.sign.value === "masked";
+const regions = () => camera.motion?.regions ?? [];
+const put = (name, box) => masks() ? mask([...regions(), rectangle(box)]) : send([...camera.exemplars, { name, box, like: likes() }]);
+const within = (share) => Math.min(1, Math.max(0, share));
+
+function rectangle(box) { // a found one may reach over the edge
+  const [x0, y0, x1, y1] = box.map(within);
+  return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]];
+}
 
 async function send(exemplars) {
   said(part(".error"), await ask(shown, "exemplars", exemplars));
+}
+
+async function mask(polygons) {
+  said(part(".error"), await ask(shown, "regions", polygons));
 }
 
 part("img").onload = ({ target }) => frame.style.setProperty("--aspect", target.naturalWidth / target.naturalHeight);
@@ -69,7 +89,6 @@ form.onsubmit = (event) => event.preventDefault();
 
 function point(event) {
   const { left, top, width, height } = frame.getBoundingClientRect();
-  const within = (share) => Math.min(1, Math.max(0, share));
   return [within((event.clientX - left) / width), within((event.clientY - top) / height)];
 }
 
@@ -83,13 +102,13 @@ frame.onpointermove = (event) => {
   if (!drag) return;
   const [[x0, y0], [x1, y1]] = [drag.from, point(event)];
   drag.box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
-  draw([...camera.exemplars, { box: drag.box, like: likes() }]);
+  draw([...camera.exemplars, { box: drag.box, like: likes(), masked: masks() }]);
 };
 
 frame.onpointerup = () => {
   const box = drag?.box;
   drag = null;
-  if (box && Math.min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE) add(form.word.value, box);
+  if (box && Math.min(box[2] - box[0], box[3] - box[1]) >= LEAST_SIDE) put(form.word.value, box);
 };
 
 frame.onpointercancel = () => { drag = null; };

@@ -202,6 +202,25 @@ def test_a_box_is_dragged_and_cleared(view):
     assert large.locator(".exemplars li").count() == 0
 
 
+def test_a_masked_region_is_dragged_and_cleared(view):
+    card(view, "yard / west").get_by_label("enlarge").click()
+    large = view.get_by_role("dialog")
+    large.locator("select[name=sign]").select_option("masked")
+    frame = large.locator(".frame")
+    frame.locator("img").wait_for()
+    left, top, width, height = (frame.bounding_box()[side] for side in ("x", "y", "width", "height"))
+    view.mouse.move(left + 0.05 * width, top + 0.1 * height)
+    view.mouse.down()
+    view.mouse.move(left + 0.25 * width, top + 0.3 * height, steps=3)
+    view.mouse.up()
+    large.locator(".regions li").get_by_text("masked: 5 10 %, 25 10 %, 25 30 %, 5 30 %").wait_for()
+    assert "polygon(5" in large.locator(".masks div").evaluate("element => element.style.clipPath")
+    assert large.locator(".exemplars li").count() == 0
+    large.locator(".regions").get_by_role("button", name="clear").click()
+    large.locator(".regions li").wait_for(state="detached")
+    assert large.locator(".masks div").count() == 0
+
+
 def test_a_detection_becomes_an_exemplar_with_the_keyboard(view):
     card(view, "yard / west").get_by_label("enlarge").focus()
     view.keyboard.press("Enter")
