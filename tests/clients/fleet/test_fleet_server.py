@@ -73,7 +73,7 @@ def test_the_command(server, film, tmp_path):
 
 
 def test_nothing_is_lost_on_ctrl_c(server, film, tmp_path):
-    arguments = command(tmp_path, server, film, loop=True, realtime=True)
+    arguments = command(tmp_path, server, film, loop=True, realtime=True, motion=True)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         files = [tmp_path / f"camera-{i}.jsonl" for i in range(2)]
         deadline = time.monotonic() + 300
@@ -86,7 +86,9 @@ def test_nothing_is_lost_on_ctrl_c(server, film, tmp_path):
     for each, path in zip(result["each"], files, strict=True):
         outcomes = collections.Counter(line["outcome"] for line in lines_of(path))
         assert outcomes["answered"] == each["answered"] > 0
-        assert each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
+        assert outcomes["still"] == each["still"]
+        gone = sum(each["dropped"].values()) + sum(each["failed"].values())
+        assert each["read"] == each["answered"] + each["still"] + gone
 
 
 async def test_rtsp_cameras(server, rtsp):
