@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import reduce
@@ -205,13 +206,16 @@ def paired(resolutions: Sequence[int], trackers: Sequence[int] | None) -> Pairs:
 def add_speed(head: Row, pairs: Pairs, options: argparse.Namespace) -> Row:
     """The file's content with `fps` and `cpu_ms` in its rows. Raises FileNotFoundError where there is none yet."""
     data = json.loads(options.output.read_text())
+    load = [round(os.getloadavg()[0], 1)]
     films = [held_out_video(number) for number in range(options.videos)]
     videos = [(film, names_of(film)) for film in films]
     for resolution, chosen in pairs:
         for row in speeds(options.repository, resolution, chosen, options.every, videos):
             print(json.dumps(row), file=sys.stderr, flush=True)
             fill(data["rows"], [row])
-    data["speed"] = {name: head[name] for name in ("command", "date", "versions", "machine")} | {"how": HOW}
+    load.append(round(os.getloadavg()[0], 1))
+    about = {name: head[name] for name in ("command", "date", "versions", "machine")}
+    data["speed"] = {**about, "how": HOW, "load_before_and_after": load}
     return data
 
 

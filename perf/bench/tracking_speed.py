@@ -23,8 +23,8 @@ from perf.bench.video.flow import Flow
 
 ROUNDS = 3
 HOW = (
-    "the server's flow in one process, frames of 480x270 resized but not decoded, without Triton; of each video the"
-    f" fastest of {ROUNDS} rounds; cpu_ms is the time of all threads a frame"
+    "the server's flow in one process, frames of 480x270 resized but not decoded, without Triton; each frame as"
+    f" in the fastest of {ROUNDS} rounds, since other work may disturb one; cpu_ms is the time of all threads a frame"
 )
 Row = dict[str, Any]
 
@@ -44,11 +44,10 @@ def speeds(
         (served,) = videos_of(placement.choose(known, [resolution]), known, None, ours)
         play = Player(served)
         play(*videos[0], every[0])  # the first runs allocate
-        taken = np.array([[[play(*video, k) for video in videos] for k in every] for _ in range(rounds)])
-        best = taken.min(0).sum(1)  # [k, (wall, processor)] seconds
-        frames = sum(len(video.frames) for video, _ in videos)
+        rows = [[np.concatenate([play(*video, k) for video in videos]) for k in every] for _ in range(rounds)]
+        best = np.min(rows, 0).mean(1)  # [k, (wall, processor)] seconds
         for k, (wall, processor) in zip(every, best, strict=True):
-            told = {"fps": round(frames / wall, 2), "cpu_ms": round(1e3 * processor / frames, 2)}
+            told = {"fps": round(1 / wall, 2), "cpu_ms": round(1e3 * processor, 2)}
             yield {"resolution": resolution, "tracker_resolution": ours, "detect_every": k, **told}
 
 
@@ -60,11 +59,11 @@ class Player:
         self._tokenizer = PromptTokenizer(served.detector.tokenizer, served.tracking.variant.checkpoint.context_length)
         self._side = served.variant.detector.resolution
 
-    def __call__(self, video: Video, names: tuple[str, ...], every: int) -> tuple[float, float]:
-        """Seconds of wall clock and of all threads' processor time for all frames."""
+    def __call__(self, video: Video, names: tuple[str, ...], every: int) -> np.ndarray:
+        """Seconds of wall clock and of all threads' processor time for each frame, [T, 2]."""
         pipeline, last = self._flow.pipeline, len(video.frames) - 1
         tokens = [self._tokenizer(name) for name in names]
-        wall, processor = time.perf_counter(), time.process_time()
+        clocks = [(time.perf_counter(), time.process_time())]
         for index, frame in enumerate(video.frames):
             asked = Asked(1, index == 0, index == last, every)
             request = FrameRequest(names, frame=frame, mask_format="bits")
@@ -73,7 +72,8 @@ class Player:
             (answer,) = pipeline.complete(pipeline.begin([job], pixels))
             if isinstance(answer, Exception):
                 raise answer
-        return time.perf_counter() - wall, time.process_time() - processor
+            clocks.append((time.perf_counter(), time.process_time()))
+        return np.diff(clocks, axis=0)
 
 
 def fill(rows: Sequence[Row], measured: Sequence[Row]) -> None:
