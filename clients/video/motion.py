@@ -35,8 +35,9 @@ SETTLED, SLOW = 8, 64
 """Frames over which the comparison averages after a frame was sent, and the pace at which it follows from then on."""
 LEARNING = 32
 """Frames over which a cell's noise is learned."""
-LIGHT, SHIFT = 0.35, 1.2
-"""The largest change of gain, and the largest shift in cells, that are no movement."""
+GAIN, OFFSET, SHIFT = 0.35, 30.0, 1.2
+"""The largest changes of light, as a part of the contrast and in grey levels, and the largest shift in cells that are
+no movement."""
 EDGES, MOST_EDGE = 4.0, 0.8
 """Of the contrast of an edge, what a shift by one cell may leave unexplained, and the most of it: few pixels of a cell
 are read, and an edge leaps from one to the next. Of colour, where fewer are read, all counts twice."""
@@ -80,9 +81,10 @@ class Reference:
     def residual(
         self, cells: NDArray[np.float32], limit: NDArray[np.float32]
     ) -> tuple[NDArray[np.float32], float, float]:
-        """What light and shift do not explain of the cells' difference, [2, rows, columns]; the gain that was found,
-        less 1, and the shift in cells. They are found in brightness, in two steps: cells that differ from what the
-        first explains by more than `limit`, or a shift can make of them, have no part in the second."""
+        """What light and shift do not explain of the cells' difference, [2, rows, columns]; the change of light, 1 for
+        the largest that is no movement, and the shift in cells. They are found in brightness, in two steps: cells that
+        differ from what the first explains by more than `limit`, or a shift can make of them, have no part in the
+        second."""
         if self._ways is None:
             self._explain()
         left = cells - self.mean
@@ -93,7 +95,8 @@ class Reference:
             found = np.linalg.solve(weighed @ self._few.T + STEADY, weighed @ few)
             start = few - found @ self._few
         left -= (found @ self._ways).reshape(left.shape)
-        return left, float(found[1]), math.hypot(*found[2:])
+        offset, gain, right, down = map(float, found)
+        return left, max(abs(gain) / GAIN, abs(offset) / OFFSET), math.hypot(right, down)
 
     def _explain(self) -> None:
         """What may explain a difference, at every cell: an offset (of brightness alone), a gain, and a shift along
@@ -176,14 +179,14 @@ class MotionGate:
     def _moved(self, reference: Reference, cells: NDArray[np.float32]) -> bool:
         if self._limit is None:
             self._limit = self._limits(cells, reference)
-        residual, gain, shift = reference.residual(cells, self._limit)
+        residual, light, shift = reference.residual(cells, self._limit)
         reference.frames += 1
         size = np.abs(residual)
         # one frame has its own noise, the mean of many has none; edges that are shifted leave something
         limit = reference.edges * np.float32(min(EDGES * shift, MOST_EDGE))
         limit += self._limit if reference.frames > SETTLED else self._limit * np.float32(FRESH)
         changed = size > limit
-        moved = abs(gain) > LIGHT or shift > SHIFT or self._together((changed[0] | changed[1]) & self._watched)
+        moved = light > 1 or shift > SHIFT or self._together((changed[0] | changed[1]) & self._watched)
         learn = reference.frames % EVERY == 0
         if not moved and (learn or reference.frames <= SETTLED):
             reference.follow(np.where(changed, np.float32(0), residual))

@@ -66,6 +66,7 @@ AFTERWARDS = {
     "slow offset": ([lit(offset=0.5 * i) for i in range(30)], 0),
     "a shaking pole": ([shifted(*SHAKES[i % 5]) for i in range(20)], 0),
     "a lamp": ([lamp()] * 16, 1),
+    "a lamp everywhere": ([lit(offset=45.0)] * 16, 1),
     "a hand over the lens": ([lit(0.0, 90.0)] * 16, 1),
     "it appears and stays": ([with_box(150)] * 16, 1),
     "it moves and stops": ([*WALK, *[WALK[-1]] * 16], 10),
