@@ -15,7 +15,6 @@ from clients.dashboard.load import Load, cpu_times, gpus
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.request import Answer, Exemplar
-from clients.video.motion import Motion
 from clients.video.reader import CapturedFrame
 from ensemble.spec import MAX_CLASSES, MAX_PROMPT_CHARACTERS
 from tests.clients.dashboard.pages import page
@@ -80,21 +79,6 @@ async def test_figures(board, detections):
     assert [c["name"] for c in yard["classes"]] == list(CONFIG.classes)
     assert yard["fps"] == 0.2  # one answer in five seconds
     assert (gate["state"], gate["frame"], gate["detections"], gate["latency_ms"]) == ("connecting", -1, [], None)
-
-
-async def test_figures_tell_of_the_motion_gate(board, detections):
-    """Frames that were not sent have a picture too; the latency shown is that of an answer of the server."""
-    yard = Camera(CameraConfig("yard", "none", ("red circle", "blue square"), (0.5, 0.5), motion=Motion()))
-    board = Board([yard])
-    assert board.figures()[0]["motion"] == {"moving": True, "saved": 0.0, "advice": "", "regions": ()}
-    for i in range(4):
-        given = answer(detections(), i)
-        board(yard, replace(given, outcome="still", latency_ms=0.2, answered_frame=0) if i else given)
-    yard.stats.answered, yard.stats.still, yard.gate.moving = 1, 3, False
-    (figures,) = board.figures()
-    assert figures["motion"] == {"moving": False, "saved": 0.75, "advice": "", "regions": ()}
-    assert (figures["frame"], figures["latency_ms"], figures["still"]) == (3, 42, 3)
-    assert await board.picture("yard")
 
 
 async def test_figures_contain_tracks(board, detections):
@@ -213,44 +197,6 @@ async def test_unusable_exemplars_are_refused(board, boxes, why):
     assert status == 422
     assert why in json.loads(body)["detail"]
     assert board.cameras["gate"].exemplars == ()
-
-
-CORNER = [[0.0, 0.0], [0.5, 0.0], [0.0, 0.5]]
-
-
-async def test_masked_regions_are_set_reported_and_cleared():
-    yard = Camera(CameraConfig("yard", "none", ("person",), (0.5,), motion=Motion(smallest=0.01)))
-    async with page(Board([yard])) as ask:
-        assert (await ask("/api/cameras/yard/regions", [CORNER]))[0] == 204
-        assert json.loads((await ask("/api/cameras"))[1])[0]["motion"]["regions"] == [CORNER]
-        assert yard.gate.motion == yard.config.motion == Motion(smallest=0.01, regions=((*map(tuple, CORNER),),))
-        assert (await ask("/api/cameras/yard/regions", []))[0] == 204
-    assert yard.gate.motion.regions == ()
-
-
-@pytest.mark.parametrize(
-    ("regions", "why"),
-    [
-        ([CORNER[:2]], "at least three corners of a region, got 2"),
-        ([[*CORNER, [0.2, 1.5]]], "fractions of the frame from 0 to 1, got some outside; draw inside the frame"),
-        ([[[0, 0], [1, 0], [1, 1], [0, 1]]], "regions that leave a part of the frame"),
-        ([[[0, 0], [1, 0], [1]]], "0.2.1: Field required"),
-    ],
-    ids=["two corners", "outside", "all of it", "half a corner"],
-)
-async def test_unusable_regions_are_refused(regions, why):
-    yard = Camera(CameraConfig("yard", "none", ("person",), (0.5,), motion=Motion()))
-    async with page(Board([yard])) as ask:
-        status, body = await ask("/api/cameras/yard/regions", regions)
-    assert (status, why in json.loads(body)["detail"]) == (422, True), body
-    assert yard.gate.motion == Motion()
-
-
-async def test_a_camera_without_a_gate_has_no_regions(board):
-    async with page(board) as ask:
-        status, body = await ask("/api/cameras/gate/regions", [CORNER])
-    assert status == 422
-    assert "write `motion: true` in the configuration" in json.loads(body)["detail"]
 
 
 @pytest.mark.parametrize(("what", "body"), [("classes", ["dog"]), ("exemplars", []), ("frame.jpg", None)], ids=str)
