@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clients.connection import AsyncClient
@@ -78,17 +78,19 @@ async def watch(
     keep: bool = False,
 ) -> dict[str, Any]:
     """`run_fleet` for a command: SIGINT and SIGTERM stop it, and so does the end of `seconds`; with `status` it logs a
-    line now and then. Both signals do nothing else from then on, also when this has returned, so that nothing
-    interrupts the account."""
+    line now and then. When this has returned both signals do nothing any more, so that neither interrupts the account
+    nor, while Python ends, replaces the exit status."""
     loop = asyncio.get_running_loop()
 
     def stop_soon(*_: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the account is being written
-            loop.call_soon_threadsafe(stop.set)
+        loop.call_soon_threadsafe(stop.set)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # outside the main thread
-            signal.signal(number, stop_soon)  # a handler of the loop would end with it
+    def on_signals(handler: Callable[..., None] | signal.Handlers) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # outside the main thread
+                signal.signal(number, handler)
+
+    on_signals(stop_soon)
     if seconds is not None:
         loop.call_later(seconds, stop.set)
 
@@ -103,6 +105,7 @@ async def watch(
     finally:
         if reporter is not None:
             reporter.cancel()
+        on_signals(signal.SIG_IGN)  # Python's end puts a handler of ours back to the default, but not this
 
 
 def status_line(cameras: Sequence[Camera]) -> str:

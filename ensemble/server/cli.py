@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     level = logging.DEBUG if options.verbose else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _end)
     try:
         settings = {"resolutions": options.resolution, **server_settings(options)}
         if options.videos is not None:
@@ -73,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("sam3-serve: %s", error)
         return 1
     return 0
+
+
+def _end(*_: object) -> None:
+    """Ends the command in order; a second SIGTERM must not interrupt that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def fitting(options: argparse.Namespace) -> dict[str, Any]:

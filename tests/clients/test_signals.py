@@ -124,6 +124,31 @@ def test_without_a_server(film, tmp_path, closed_port, number):
     assert account["answered"] == shown["answered"] == 0
 
 
+def test_a_signal_while_python_ends():
+    """Modules are cleared after Python has put its own handlers back: a second SIGTERM can come then."""
+    code = """
+import asyncio, os, signal, sys
+from clients.fleet.fleet import watch
+from clients.fleet.pool import Pool
+
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGTERM):
+        kill(me, number)
+
+late = Late()
+
+async def main():
+    stop = asyncio.Event()
+    stop.set()
+    await watch([], Pool([], 1), None, stop)
+
+asyncio.run(main())
+sys.exit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_a_page_that_cannot_listen(film, tmp_path, closed_port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
