@@ -2,107 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from clients import Client, InvalidRequest, ServerUnavailable
 from ensemble.server.embedded import EmbeddedServer
-from ensemble.server.ports import choose_ports
 from export.tiny.video.evaluate import held_out_video
+from perf.bench.gateway import Gateway, envoy
 from tests.ensemble.waiting import until
 
 pytestmark = pytest.mark.server
 
-FILE = Path(__file__).parents[2] / "deploy" / "envoy.yaml"
 MODEL, VIDEO_MODEL = "sam3_r140", "sam3_video_r140"
 
 
-@dataclass
-class Gateway:
-    """A running Envoy: its addresses, and what it thinks of the servers behind it."""
-
-    grpc: str
-    http: str
-    admin: str
-
-    def about(self, cluster: str) -> dict[str, dict[str, str]]:
-        """By server's address: health flags and counters of one cluster."""
-        with urllib.request.urlopen(f"http://{self.admin}/clusters?format=json", timeout=20) as page:
-            clusters = {c["name"]: c.get("host_statuses", []) for c in json.load(page)["cluster_statuses"]}
-        found = {}
-        for host in clusters[cluster]:
-            place = host["address"]["socket_address"]
-            known = {entry["name"]: entry.get("value", "0") for entry in host["stats"]}
-            unwell = {name for name, value in host["health_status"].items() if value is True}
-            found[f"{place['address']}:{place['port_value']}"] = known | {"unwell": ",".join(sorted(unwell))}
-        return found
-
-    def healthy(self, cluster: str = "servers_grpc") -> set[str]:
-        return {address for address, known in self.about(cluster).items() if not known["unwell"]}
-
-
-def address(url: str) -> dict[str, Any]:
-    host, _, port = url.rpartition(":")
-    return {"socket_address": {"address": host, "port_value": int(port)}}
-
-
-def configured(servers: list[EmbeddedServer], ports: tuple[int, ...], model: str) -> dict[str, Any]:
-    """The file for these servers, on these ports, with a quicker look at their health."""
-    told = yaml.safe_load(FILE.read_text())
-    static = told["static_resources"]
-    for listener, port in zip([told["admin"], *static["listeners"]], ports, strict=True):
-        listener["address"]["socket_address"]["port_value"] = port
-    for cluster in static["clusters"]:
-        grpc = cluster["name"].endswith("grpc")
-        endpoints = []
-        for server in servers:
-            endpoint: dict[str, Any] = {"address": address(server.grpc_url if grpc else server.http_url)}
-            if grpc:
-                endpoint["health_check_config"] = {"port_value": server.http_port}
-            endpoints.append({"endpoint": endpoint})
-        cluster["load_assignment"] = {"cluster_name": cluster["name"], "endpoints": [{"lb_endpoints": endpoints}]}
-        (check,) = cluster["health_checks"]
-        check |= {"interval": "0.5s", "no_traffic_interval": "0.5s"}
-        check["http_health_check"]["path"] = f"/v2/models/{model}/infer"
-    return told
-
-
-@contextmanager
-def envoy(folder: Path, servers: list[EmbeddedServer], model: str = MODEL) -> Iterator[Gateway]:
-    ports = choose_ports("127.0.0.1", (0, 0, 0))
-    file = folder / "envoy.json"
-    file.write_text(json.dumps(configured(servers, ports, model)))
-    command = [str(Path(sys.executable).with_name("envoy")), "-c", str(file), "--disable-hot-restart", "-l", "warning"]
-    with (folder / "envoy.log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
-        try:
-            admin, grpc, http = (f"127.0.0.1:{port}" for port in ports)
-            gateway = Gateway(grpc, http, admin)
-            until(lambda: answers(gateway))
-            yield gateway
-        finally:
-            process.terminate()
-
-
-def answers(gateway: Gateway) -> bool:
-    try:
-        return bool(gateway.about("servers_grpc"))
-    except OSError:
-        return False
+def quickly(folder: Path, servers: list[EmbeddedServer], model: str = MODEL) -> AbstractContextManager[Gateway]:
+    """Envoy with a quicker look at the servers' health."""
+    return envoy(folder, servers, model, {"interval": "0.5s", "no_traffic_interval": "0.5s"})
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +37,7 @@ def second(video_repository):
 
 @pytest.fixture(scope="module")
 def gateway(video_server, second, tmp_path_factory):
-    with envoy(tmp_path_factory.mktemp("envoy"), [video_server, second]) as running:
+    with quickly(tmp_path_factory.mktemp("envoy"), [video_server, second]) as running:
         until(lambda: len(running.healthy()) == len(running.healthy("sessions_grpc")) == 2)
         yield running
 
@@ -156,7 +79,7 @@ def test_a_wrong_request_is_its_callers_alone(gateway, film):
 
 
 def test_a_server_without_the_model_gets_nothing(video_server, tmp_path, film):
-    with envoy(tmp_path, [video_server], "sam3_r1008") as lost:
+    with quickly(tmp_path, [video_server], "sam3_r1008") as lost:
         until(lambda: not lost.healthy())
         with (
             Client(lost.grpc, model=MODEL) as sam3,
