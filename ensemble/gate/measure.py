@@ -99,4 +99,7 @@ def on_host(value: Any) -> np.ndarray:
     """A NumPy array of an engine's tensor: of NumPy, CuPy or PyTorch."""
     if isinstance(value, np.ndarray):
         return value
-    return value.get() if hasattr(value, "get") else value.cpu().numpy()
+    if hasattr(value, "get"):
+        value.device.synchronize()  # it may be under way, on a stream that no other waits for
+        return value.get()
+    return value.cpu().numpy()

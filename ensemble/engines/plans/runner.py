@@ -19,8 +19,12 @@ from ensemble.engines.plans.ways import Shapes, Way, way_of
 from ensemble.spec import MB, Tracker, Variant
 
 _ALL = Variant(tracker=Tracker())
-ON_GPU = frozenset(t.name for model in (*_ALL.sub_models, *_ALL.tracker_parts) for t in model.outputs if not t.host)
-"""Outputs that stay on the GPU, in every variant."""
+ON_GPU = {
+    f"sam3_{model.part}": frozenset(t.name for t in model.outputs if not t.host)
+    for model in (*_ALL.sub_models, *_ALL.tracker_parts)
+}
+"""How a sub-model's name begins -> its outputs that stay on the GPU, in every variant. Masks of a detector are read on
+the host, and those of a tracker's step, which have the same name, are not."""
 MAX_GRAPHS = 8
 """Sizes of one sub-model whose calls keep their inputs and outputs in place, as a graph needs it."""
 ALIGNED = 256
@@ -37,6 +41,7 @@ class PlanRunner:
 
     def __init__(self, engine: str, path: Path, device_id: int) -> None:
         self._name = path.resolve().parents[1].name
+        self._kept = next((names for start, names in ON_GPU.items() if self._name.startswith(start)), frozenset[str]())
         self._gpu = shared_gpu(device_id)
         self._library = library = open_library(engine)
         gpu = self._gpu
@@ -66,8 +71,9 @@ class PlanRunner:
         with self._gpu.working() as stream:
             given = {name: self._on_gpu(name, inputs[name], stream) for name in self.inputs}
             made = self._run(given, stream)
-            wanted = {name: made[name] if name in ON_GPU else _to_host(made[name], stream) for name in outputs}
-            if not ON_GPU.issuperset(outputs):
+            kept = self._kept
+            wanted = {name: made[name] if name in kept else _to_host(made[name], stream) for name in outputs}
+            if not kept.issuperset(outputs):
                 stream.synchronize()
         return wanted
 

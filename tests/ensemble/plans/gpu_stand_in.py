@@ -220,7 +220,7 @@ class Runs:
             self.config.cache.sizes.append(self._shape[0])
         named = {name: at(self.addresses[name], self._shape, dtype) for name, dtype in TENSORS.items()}
         computed = at(address, self._shape, np.float32)
-        for name, factor in (("fpn_2", 2), ("pred_logits", 3)):
+        for name, factor in zip(list(TENSORS)[1:], (2, 3), strict=True):
             computed[...] = named["pixel_values"].astype(np.float32) * factor
             named[name][...] = computed
         return True

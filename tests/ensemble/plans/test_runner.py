@@ -82,6 +82,26 @@ def test_it_computes_what_the_plan_does(opened, count):
         np.testing.assert_array_equal(made["pred_logits"], given["pixel_values"] * 3.0)
 
 
+@pytest.mark.parametrize(
+    ("model", "output", "stays"),
+    [
+        pytest.param("sam3_mask_head_r252_q50", "mask_bits", False, id="a detector's masks"),
+        pytest.param("sam3_tracker_step_r252", "mask_bits", True, id="a tracker's masks"),
+        pytest.param("sam3_tracker_step_r252", "track_score", True, id="a tracker's scores"),
+        pytest.param("sam3_vision_encoder_r252_fp8", "hidden", True, id="tokens for a tracker"),
+        pytest.param("sam3_memory_encoder_r252", "memory", True, id="memory maps"),
+        pytest.param("sam3_decoder_r252_q50", "pred_boxes", False, id="boxes"),
+    ],
+)
+def test_what_stays_on_the_gpu_depends_on_the_sub_model(opened, model, output, stays, monkeypatch):
+    """Two sub-models name their masks alike, and those of one are read on the host."""
+    tensors = {"pixel_values": np.uint8, output: np.float16, "pred_logits": np.float32}
+    monkeypatch.setattr(gpu_stand_in, "TENSORS", tensors)
+    found = opened(model).run(frames(2), (output,))[output]
+    assert isinstance(found, Array) == stays
+    np.testing.assert_array_equal(found.get() if stays else found, frames(2)["pixel_values"] * 2.0)
+
+
 def test_every_context_has_the_profile_and_the_memory(opened):
     runner = opened()
     for count in (1, 2, 3):
