@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from ensemble import interfaces, tracker_interfaces
+from ensemble.checkpoint import Checkpoint as Checkpoint
+from ensemble.checkpoint import Layers as Layers
 from ensemble.interfaces import STAGES as STAGES
 from ensemble.records import Axis, ModelSpec
 
@@ -83,19 +85,6 @@ def find_engine(name: str) -> EngineSpec:
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     return ENGINES[name]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """The sizes that a checkpoint fixes. Defaults are `facebook/sam3` (transformers' `Sam3Config()`)."""
-
-    name: str = "facebook/sam3"
-    image_size: int = 1008  # pixels a side that it was trained at
-    patch_size: int = 14  # pixels
-    hidden_size: int = 256  # width of FPN, prompts and queries
-    num_queries: int = 200
-    context_length: int = 32  # tokens of one prompt
-    vocabulary_size: int = 49408  # different tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,14 +248,19 @@ class Variant:
 
     # ---- plain data
     def to_dict(self) -> dict[str, Any]:
-        """All fields; without a tracker as it was before there were any, so that nothing counts as changed."""
-        return {name: value for name, value in asdict(self).items() if name != "tracker" or value}
+        """All fields but a tracker that is not there and layers that are SAM3's, so that nothing that was exported
+        before these were told counts as changed."""
+        data = {name: value for name, value in asdict(self).items() if name != "tracker" or value}
+        if self.checkpoint.layers == Layers():
+            del data["checkpoint"]["layers"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Variant:
         """The inverse of `to_dict`; raises TypeError on unknown fields, ValueError on values that cannot be."""
         tracker = data.get("tracker")
-        parts = {"checkpoint": Checkpoint(**data.get("checkpoint", {})), "tracker": tracker and Tracker(**tracker)}
+        checkpoint = Checkpoint.from_dict(data.get("checkpoint", {}))
+        parts = {"checkpoint": checkpoint, "tracker": tracker and Tracker(**tracker)}
         return cls(**{**data, **parts})
 
 

@@ -234,8 +234,8 @@ def pool_mb(variants: Sequence[Variant]) -> float:
 
 
 def _sizes(v: Variant) -> tuple[Architecture, int]:
-    """Widths as far as they matter between the models, and bytes of a number there."""
-    return Architecture(v.checkpoint), 4 if v.precision in ("fp32", "int8") else 2
+    """Sizes of its checkpoint, and bytes of a number between the models."""
+    return Architecture.of(v.checkpoint), 4 if v.precision in ("fp32", "int8") else 2
 
 
 def _batch_bytes(v: Variant) -> float:

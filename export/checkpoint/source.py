@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import Sam3Model
 from transformers.initialization import no_init_weights
 
-from ensemble.spec import Checkpoint
+from ensemble.spec import Checkpoint, Layers
 from export.checkpoint.account import Account
 from export.checkpoint.tracker import LoadedTracker
 from export.sub_models import pooled_keys
@@ -69,6 +69,7 @@ class Source:
             num_queries=config.detr_decoder_config.num_queries,
             context_length=config.text_config.max_position_embeddings,
             vocabulary_size=config.text_config.vocab_size,
+            layers=Layers.of_config(config.to_dict(), sum(weights.numel() for weights in self.model.parameters())),
         )
 
     @cached_property

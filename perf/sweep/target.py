@@ -16,12 +16,11 @@ from typing import Any
 from ensemble.loopback import open_url
 from ensemble.server import gpu
 from ensemble.server import repository as placement
-from ensemble.server.architecture import SAM3, Architecture
+from ensemble.server.architecture import Architecture
 from ensemble.server.cli import add_front_options, front_settings, server_settings
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from ensemble.spec import Variant, is_front_name
-from export.tiny import CHECKPOINT
 from perf.sweep.points import front_parts
 
 DEFAULT_URL = "localhost:8001"
@@ -91,10 +90,7 @@ def describe(variant: Variant, engine: str) -> dict[str, Any]:
     known: dict[str, Any] = {"engine": engine, "queries": variant.queries, "precision": variant.precision}
     known |= {name: getattr(variant, name) for name in placement.FRONT_SETTINGS}
     known |= {"checkpoint": variant.checkpoint.name}
-    folder = CHECKPOINT.with_name(Path(variant.checkpoint.name).name)
-    if variant.checkpoint.hidden_size == SAM3.fpn:
-        return known | {"architecture": SAM3.to_dict()}
-    return known | ({"architecture": Architecture.from_checkpoint(folder).to_dict()} if folder.is_dir() else {})
+    return known | {"architecture": Architecture.of(variant.checkpoint).to_dict()}
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:

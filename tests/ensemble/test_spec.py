@@ -1,9 +1,11 @@
 """The specification: derived sizes and names, and what it refuses."""
 
+import json
+
 import pytest
 
 from ensemble.records import Axis
-from ensemble.spec import RESOLUTIONS, Checkpoint, Variant, check_resolution, is_front_name
+from ensemble.spec import RESOLUTIONS, Checkpoint, Layers, Variant, check_resolution, is_front_name
 
 SMALL = Checkpoint("small", image_size=252, hidden_size=128, num_queries=50)
 
@@ -32,6 +34,13 @@ def test_names(part, name):
     assert variant.model_name(part) == name
     assert {m.part: m.name for m in variant.sub_models}[part] == name
     assert variant.front.name == "sam3_r672"
+
+
+def test_layers_are_told_where_they_are_not_those_of_sam3():
+    small = Variant(checkpoint=Checkpoint("fewer blocks", layers=Layers(parameters=6e8, layers=24)))
+    assert Variant.from_dict(json.loads(json.dumps(small.to_dict()))) == small
+    assert "layers" not in Variant().to_dict()["checkpoint"]
+    assert Variant.from_dict(Variant().to_dict()) == Variant()
 
 
 def test_precision_is_part_of_the_name_only_below_sixteen_bits():

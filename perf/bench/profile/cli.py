@@ -28,7 +28,7 @@ from ensemble.prompts import PromptTokenizer
 from ensemble.records import ModelSpec
 from ensemble.request import FrameRequest
 from ensemble.server import repository as placement
-from ensemble.server.architecture import SAM3, Architecture
+from ensemble.server.architecture import Architecture
 from ensemble.server.repository import Served
 from ensemble.server.requirements import ServerError
 from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant
@@ -139,11 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--frames", type=int, default=1, help="of one batch; default %(default)s")
     p.add_argument("--classes", type=int, default=4, help="default %(default)s")
     p.add_argument("--rounds", type=int, default=5, help="default %(default)s")
-    p.add_argument(
-        "--checkpoint",
-        type=Path,
-        help="folder with config.json, for the count of operations; default: facebook/sam3's sizes",
-    )
     record.add_output(p, "folder", suffix="")
     p.add_argument(
         "--threshold", type=float, default=DEFAULT_THRESHOLD, help="least score with a mask; default %(default)s"
@@ -185,7 +180,7 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
     rows = engine.finish(options.output / "trace.json", options.rounds)
     if not rows and not options.nvtx:
         log.warning("the profiler saw no kernel: CUPTI is not available here, or not allowed to this user")
-    architecture = Architecture.from_checkpoint(options.checkpoint) if options.checkpoint else SAM3
+    architecture = Architecture.of(variant.checkpoint)
     counted, limits = operations(variant, architecture, options.frames, options.classes), engine.ceilings()
     found = {"model": variant.front_name, "engine": served.engine, "device": device}
     found |= {"frames": options.frames, "classes": options.classes}

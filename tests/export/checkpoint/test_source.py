@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Sam3Config, Sam3Model
 
-from ensemble.spec import Checkpoint, Variant
+from ensemble.spec import Checkpoint, Layers, Variant
 from export.checkpoint import Source, at_size, load
 from export.engines.onnx import sample_inputs
 
@@ -22,6 +22,7 @@ def test_record_is_read_from_the_configuration(source):
         num_queries=20,
         context_length=32,
         vocabulary_size=source.model.config.text_config.vocab_size,
+        layers=Layers(1e6, 64, 4, 2, 4, 160, 4, 2, 2, 4, 128, 64, 2, 128),
     )
     assert source.record.vocabulary_size == source.tokenizer.get_vocab_size() < 49408
     assert source.name.endswith("/small")

@@ -19,7 +19,7 @@ from ensemble.server.memory import (
     server_need,
     weight_bytes,
 )
-from ensemble.spec import RESOLUTIONS, Variant
+from ensemble.spec import RESOLUTIONS, Checkpoint, Layers, Variant
 from perf import record
 from perf.capacity import cli as capacity
 from perf.capacity import evidence
@@ -27,6 +27,7 @@ from perf.capacity.calibrate import fit
 from perf.capacity.model import frame_flops
 from perf.report import guide
 from perf.results import Results
+from perf.sweep.target import describe
 
 POOL_MB = 1700.0
 TRUTH = Footprint(3000.0, 50.0, "made up for this test")
@@ -210,3 +211,15 @@ def test_a_process_a_model_took_what_the_start_check_reckons_with():
         variant = Variant(row["resolution"])
         reckoned = server_need([variant], "aoti", weight_bytes() / MB, pool_mb([variant]))
         assert reckoned.total == pytest.approx(row["peak_mb"], rel=0.05)
+
+
+def test_a_slimmed_checkpoint_is_not_taken_for_sam3(tmp_path: Path):
+    path = gpu_sweep(tmp_path / "sweep.json")
+    swept = json.loads(path.read_text())
+    fewer = Variant(checkpoint=Checkpoint("fewer blocks", layers=Layers(parameters=7.4e8, layers=24)))
+    swept["setting"] |= describe(fewer, "aoti")
+    path.write_text(json.dumps(swept))
+    found = evidence.from_sweep(path).architecture
+    assert (found.layers, found.parameters) == (24, 7.4e8)
+    assert frame_flops(1008, 4, found) < frame_flops(1008, 4, SAM3)
+    assert describe(Variant(), "aoti")["architecture"] == SAM3.to_dict()
