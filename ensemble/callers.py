@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import numpy as np
 
 from ensemble import request, triton_io
 from ensemble.detector import Prepared
+from ensemble.ending import Ending, ServerEnding
 from ensemble.interfaces import STAGES
 from ensemble.metrics import FrontMetrics
 from ensemble.pipeline import Job
 from ensemble.postprocess import Detections, to_rle
+from ensemble.preprocess.cpu import attempt
 from ensemble.prompts import PromptTokenizer
 from ensemble.spec import Variant
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +33,37 @@ class Callers:
     tokenizer: PromptTokenizer
     metrics: FrontMetrics
     stages: Sequence[str] = STAGES
+    ending: Ending = field(default_factory=Ending.of_environment)
 
     @classmethod
     def of(cls, variant: Variant, args: Mapping[str, str]) -> Callers:
         """`args` are those of Triton's `initialize`."""
-        return cls(variant, tokenizer_of(variant, args), FrontMetrics(args["model_name"], variant.max_batch))
+        return cls(variant, tokenizer_of(variant, args), FrontMetrics.of(args, variant.max_batch))
 
     def parse(self, arrays: Mapping[str, np.ndarray]) -> Job:
-        """The job that a request's arrays ask for. Raises RequestError."""
+        """The job that a request's arrays ask for. Raises RequestError; ServerEnding where no frame is taken any
+        more."""
+        self.ending.check()
         wanted = request.parse(arrays, self.variant.max_boxes)
         return Job(wanted, [self.tokenizer(name) for name in wanted.classes])
 
     def respond(self, item: Prepared, answer: Detections | Exception, start: float, frames: int) -> Any:
         """The response to one caller, whose request came at `start` (`time.perf_counter`) and shared its batch with
-        `frames` frames, itself among them."""
-        if isinstance(answer, Exception):
-            invalid = isinstance(answer, request.RequestError)
-            self.metrics.frame("rejected" if invalid else "failed")
-            return triton_io.refusal(answer)
-        assert isinstance(item, Job), "only jobs have detections"
+        `frames` frames, itself among them. An answer that cannot be packed is a failure like others: nothing is
+        raised."""
+        if not isinstance(answer, Exception):
+            assert isinstance(item, Job), "only jobs have detections"
+            packed = attempt(self._packed, item, answer, start, frames)
+            if not isinstance(packed, Exception):
+                self.metrics.frame("ok", start, len(answer.scores), item.stage_ms)
+                return packed
+            log.error("an answer could not be packed", exc_info=packed)
+            answer = packed
+        outcomes = {request.RequestError: "rejected", ServerEnding: "refused"}
+        self.metrics.frame(outcomes.get(type(answer), "failed"), start)
+        return triton_io.refusal(answer)
+
+    def _packed(self, item: Job, answer: Detections, start: float, frames: int) -> Any:
         begun = time.perf_counter()
         masks, rle = answer.mask_bits, []
         if item.request.mask_format == "rle":
@@ -66,7 +83,6 @@ class Callers:
             "batch": np.array([frames], np.int32),
             **self.more(answer),
         }
-        self.metrics.frame("ok", len(answer.scores), item.stage_ms)
         return triton_io.response({name: array[None] for name, array in arrays.items()})
 
     def more(self, answer: Detections) -> dict[str, np.ndarray]:

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -24,13 +23,6 @@ from ensemble.preprocess.cpu import attempt
 
 log = logging.getLogger(__name__)
 Answers = Sequence[Detections | Exception] | Exception
-
-
-@dataclass(frozen=True, slots=True)
-class Asked(engine.Part):
-    """One caller's frame, and since when it is here."""
-
-    start: float
 
 
 class TritonPythonModel(engine.TritonPythonModel):
@@ -47,13 +39,14 @@ class TritonPythonModel(engine.TritonPythonModel):
 
     def execute(self, requests: list[Any]) -> None:
         """Leaves the frames to the threads, which answer."""
+        start = time.perf_counter()
+        self._callers.metrics.taken(start, len(requests))
         for request in requests:
-            start, sender = time.perf_counter(), request.get_response_sender()
-            job = attempt(self._job, request)
+            sender, job = request.get_response_sender(), attempt(self._job, request)
             if isinstance(job, Exception):
                 triton_io.send(sender, self._callers.respond(job, job, start, 1))
             else:
-                self._hand_over(Asked(self._front, [job], sender, start))
+                self._hand_over(engine.Part(self._front, [job], sender, start))
         self._taken.wait()
 
     def finalize(self) -> None:
@@ -80,9 +73,5 @@ class TritonPythonModel(engine.TritonPythonModel):
                 answers = [answers] * len(parts)
             self._callers.metrics.batch(len(parts))
             for part, answer in zip(parts, answers, strict=True):
-                response = attempt(self._callers.respond, part.jobs[0], answer, part.start, len(parts))
-                if isinstance(response, Exception):
-                    log.error("an answer could not be packed", exc_info=response)
-                    response = triton_io.refusal(response)
-                triton_io.send(part.sender, response)
+                triton_io.send(part.sender, self._callers.respond(part.jobs[0], answer, part.start, len(parts)))
             attempt(self._front.metrics.update, self._front.detector.pipeline)

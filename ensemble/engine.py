@@ -57,24 +57,25 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One front model's batch: whose it is, its frames, and where the answer goes."""
+    """One front model's batch, or one caller's frame: whose it is, its frames, where the answer goes, and since when
+    (`time.perf_counter`) it is here."""
 
     front: Front
     jobs: list[Job]
     sender: Any
+    start: float
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Parts of one front model whose pixels have been read together: their items, the pixels of those that could be
-    read, and since when they are ready."""
+    """Parts of one front model whose pixels have been read together: their items, and the pixels of those that could be
+    read."""
 
     front: Front
     parts: list[Part]
     jobs: list[Job]
     prepared: list[Prepared]
     pixel_values: Any
-    ready: float
 
 
 class TritonPythonModel:
@@ -108,10 +109,11 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Leaves the batches to the threads, which answer."""
+        start = time.perf_counter()
         for request in requests:
             sender = request.get_response_sender()
             try:
-                self._hand_over(self._part(request, sender))
+                self._hand_over(self._part(request, sender, start))
             except Exception as error:
                 triton_io.send(sender, triton_io.refusal(error))
         self._taken.wait()
@@ -124,7 +126,7 @@ class TritonPythonModel:
             thread.join()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _part(self, request: Any, sender: Any) -> Part:
+    def _part(self, request: Any, sender: Any, start: float) -> Part:
         # Copied: the memory is Triton's again as soon as `execute` returns.
         arrays = {name: array.copy() for name, array in triton_io.request_arrays(request).items()}
         name = bytes(arrays["front"].item(0)).decode(errors="replace")
@@ -133,7 +135,8 @@ class TritonPythonModel:
         front = self.fronts[name]
         closed = arrays.get("closed", NOTHING)
         front.close(closed)
-        return Part(front, [] if closed.size and not arrays["file_bytes"].size else front.unpack(arrays), sender)
+        jobs = [] if closed.size and not arrays["file_bytes"].size else front.unpack(arrays)
+        return Part(front, jobs, sender, start)
 
     def _hand_over(self, part: Part) -> None:
         front = part.front
@@ -167,7 +170,7 @@ class TritonPythonModel:
             except Exception as error:
                 self._give_up(parts, error)
                 continue
-            self._read.put(Read(front, parts, jobs, prepared, pixel_values, time.perf_counter()))
+            self._read.put(Read(front, parts, jobs, prepared, pixel_values))
 
     def _computing(self) -> None:
         """The thread that runs the sub-models. A batch is answered when the next one's features are under way, or at
@@ -206,11 +209,12 @@ def on_gpu(device_id: int | None, work: Callable[[], None]) -> None:
 
 
 def begin(batch: Sequence[Read]) -> Begun:
-    """Starts what is read, of one front model, as one batch."""
+    """Starts what is read, of one front model, as one batch. Whatever a frame was not worked on since it came, it
+    waited."""
     now = time.perf_counter()
-    for read in batch:
-        for job in read.jobs:
-            job.add_ms("queue", (now - read.ready) * 1e3)
+    for part in (part for read in batch for part in read.parts):
+        for job in part.jobs:
+            job.add_ms("queue", max(0.0, (now - part.start) * 1e3 - sum(job.stage_ms.values())))
     pixel_values = [read.pixel_values for read in batch if len(read.pixel_values)] or [batch[0].pixel_values]
     return batch[0].front.detector.begin([item for read in batch for item in read.prepared], joined(pixel_values))
 

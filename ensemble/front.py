@@ -51,9 +51,11 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request, in order. Nothing is raised here: that would fail the whole batch."""
         start = time.perf_counter()
+        self.callers.metrics.taken(start, len(requests))
         self.callers.metrics.batch(len(requests))
-        batch: list[Prepared] = [attempt(self._job, request) for request in requests]
-        answers = self.engine.detect(batch) if self.engine else self._detect(batch)
+        with self.callers.ending.under_way():
+            batch: list[Prepared] = [attempt(self._job, request) for request in requests]
+            answers = self.engine.detect(batch) if self.engine else self._detect(batch)
         frames = len(requests)
         return [self.callers.respond(item, answer, start, frames) for item, answer in zip(batch, answers, strict=True)]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 STAGES = ("decode", "queue", "text", "vision", "geometry", "decoder", "masks", "pack", "total")
 """Order of `stage_ms`: milliseconds that a frame spent in each stage, its batch's other frames included; `queue` is the
-wait for the batches before it."""
+wait for the batches before it, once the frame has left Triton's own queue."""
 ENGINE_MODEL = "sam3_engine"
 """Name of the Triton model that holds all sub-models of a server in one process a GPU."""
 

@@ -73,7 +73,7 @@ class TritonPythonModel:
         triton_io.LogHandler.install(name)
         self.variant = variant = VideoVariant.from_dict(json.loads(parameters["video"]["string_value"]))
         detector = variant.detector
-        metrics = FrontMetrics(name, variant.max_batch, STAGES)
+        metrics = FrontMetrics.of(args, variant.max_batch, STAGES)
         self.callers = VideoCallers(detector, tokenizer_of(detector, args), metrics, STAGES)
         self.decoders = ThreadPoolExecutor(min(variant.max_batch, os.cpu_count() or 1), "decode")
         self.engine = VideoEngineClient(name, variant, self.decoders, parameters["preprocess"]["string_value"])
@@ -81,8 +81,14 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request, in order. Nothing is raised here: that would fail the whole batch."""
         start = time.perf_counter()
+        with self.callers.ending.under_way():
+            return self._answers(requests, start)
+
+    def _answers(self, requests: list[Any], start: float) -> list[Any]:
         asked = [attempt(self._parsed, triton_io.request_arrays(each)) for each in requests]
         frames = [each for each in asked if not isinstance(each, int)]
+        if frames:
+            self.callers.metrics.taken(start, len(frames))
         self.callers.metrics.batch(len(frames))
         answers = iter(self.engine.detect(frames)) if frames else iter(())
         ended = [each for each in asked if isinstance(each, int)]
@@ -99,10 +105,12 @@ class TritonPythonModel:
         self.decoders.shutdown(wait=False, cancel_futures=True)
 
     def _parsed(self, arrays: Mapping[str, np.ndarray]) -> VideoJob | int:
-        """The job that a request asks for; the session's id where it asks for its end alone. Raises RequestError."""
+        """The job that a request asks for; the session's id where it asks for its end alone. Raises RequestError;
+        ServerEnding where no frame is taken any more."""
         wanted: VideoRequest = request.parse(arrays, self.variant)
         if wanted.frame is None:
             return wanted.asked.session
+        self.callers.ending.check()
         return VideoJob(wanted.frame, [self.callers.tokenizer(n) for n in wanted.frame.classes], asked=wanted.asked)
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from ensemble import direct
+from ensemble import callers, direct
 from ensemble.callers import Callers
 from ensemble.metrics import FrontMetrics
 from tests.ensemble.engine_model import ENGINES
@@ -19,7 +19,9 @@ from tests.ensemble.waiting import until
 @pytest.fixture
 def model(sub_models, tmp_path, monkeypatch):
     """Started as Triton does; ended after the test."""
-    monkeypatch.setattr(Callers, "of", lambda variant, args: Callers(variant, WORDS, FrontMetrics("sam3_r28", 4)))
+    monkeypatch.setattr(
+        Callers, "of", lambda variant, args: Callers(variant, WORDS, FrontMetrics("sam3_r28", "sam3_r28_0_0", 4))
+    )
     fronts = {VARIANT.front_name: {"variant": VARIANT.to_dict(), "engines": ENGINES}}
     told = {"fronts": json.dumps(fronts), "preprocess": "cpu"}
     made = direct.TritonPythonModel()
@@ -111,19 +113,20 @@ def test_pixels_that_cannot_be_read_at_all(model, monkeypatch):
 
 
 def test_an_answer_that_cannot_be_packed(model, monkeypatch):
-    respond = Callers.respond
+    """Its caller is told, and it is counted among the failed."""
 
-    def broken(self, item, answer, start, frames):
-        if item.request.mask_format == "rle":
-            raise ValueError("no run lengths")
-        return respond(self, item, answer, start, frames)
+    def broken(masks, size):
+        raise ValueError("no run lengths")
 
-    monkeypatch.setattr(Callers, "respond", broken)
+    failed = ("sam3_frames_total", "sam3_r28", "failed")
+    before = MetricFamily.told.get(failed, 0)
+    monkeypatch.setattr(callers, "to_rle", broken)
     bad, good = request(mask_format=np.array([[b"rle"]], object)), request()
     model.execute([bad, good])
     model.finalize()
     assert bad.sent[0].error().message() == "ValueError: no run lengths"
     assert len(outputs(good)["scores"]) == 2
+    until(lambda: MetricFamily.told.get(failed, 0) - before == 1)
 
 
 def test_a_frame_is_its_callers_until_execute_returns(model, held):

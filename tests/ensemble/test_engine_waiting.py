@@ -1,6 +1,7 @@
 """Batches that wait in the engine model: which become one, what is told where that fails, and how many may wait."""
 
 import threading
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -206,3 +207,14 @@ def test_frames_that_fail_on_the_way_do_not_count_as_waiting(start, monkeypatch)
     model.execute([good])
     model.finalize()
     assert len(answers(good, job(1, ("bbb",)))[0].scores) == 2
+
+
+def test_whatever_a_frame_was_not_worked_on_it_waited():
+    """Before it is read as well as after."""
+    begun, waiting = [], job(1, ("aa",))
+    waiting.stage_ms = {"text": 300.0, "decode": 700.0}
+    front = SimpleNamespace(detector=SimpleNamespace(begin=lambda items, pixels: begun.append(items)))
+    part = engine_module.Part(front, [waiting], None, time.perf_counter() - 10.0)
+    engine_module.begin([engine_module.Read(front, [part], [waiting], [waiting], np.zeros((1, 3, 28, 28), np.uint8))])
+    assert begun == [[waiting]]
+    assert waiting.stage_ms["queue"] >= 9000.0

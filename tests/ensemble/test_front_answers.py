@@ -1,6 +1,7 @@
 """What a front model makes of the answers of its engine, outside Triton: masks as they were asked for, errors by whose
 fault they are."""
 
+import time
 import types
 
 import numpy as np
@@ -27,10 +28,11 @@ def detections(count):
 
 
 @pytest.fixture
-def model():
-    """A front model whose engine gives the answers that a test puts there."""
+def model(request):
+    """A front model whose engine gives the answers that a test puts there; it is called as the test in its metrics,
+    which come a moment after the answers."""
     made = TritonPythonModel()
-    made.callers = Callers(VARIANT, WORDS, FrontMetrics("sam3_r28", VARIANT.max_batch))
+    made.callers = Callers(VARIANT, WORDS, FrontMetrics(request.node.name, "0", VARIANT.max_batch))
     made.answers = []
 
     def detect(batch):
@@ -42,7 +44,7 @@ def model():
     return made
 
 
-def request(mask_format="none", **changes):
+def asked(mask_format="none", **changes):
     arrays = {
         "frame": np.zeros((1, 4, 6, 3), np.uint8),
         "classes": np.array([[b"bbb"]], object),
@@ -57,7 +59,7 @@ def outputs(response):
 
 def test_rle_instead_of_bits(model):
     model.answers = [detections(2)]
-    (response,) = model.execute([request("rle")])
+    (response,) = model.execute([asked("rle")])
     found = outputs(response)
     assert found["mask_bits"].shape == (1, 0, 8, 1)
     assert found["mask_rle"].shape == (1, 2)
@@ -67,14 +69,14 @@ def test_rle_instead_of_bits(model):
 
 def test_bits_instead_of_rle(model):
     model.answers = [detections(2)]
-    (response,) = model.execute([request("bits")])
+    (response,) = model.execute([asked("bits")])
     np.testing.assert_array_equal(outputs(response)["mask_bits"], BITS[None])
     assert outputs(response)["mask_rle"].shape == (1, 0)
 
 
 def test_every_output_of_the_interface_is_answered(model):
     model.answers = [detections(1)]
-    (response,) = model.execute([request("bits")])
+    (response,) = model.execute([asked("bits")])
     found = outputs(response)
     assert list(found) == [tensor.name for tensor in VARIANT.front.outputs]
     assert all(array.shape[0] == 1 for array in found.values())
@@ -82,18 +84,17 @@ def test_every_output_of_the_interface_is_answered(model):
     assert found["batch"].tolist() == [[1]]
 
 
-def test_errors_say_whose_they_are(model):
-    before = dict(MetricFamily.told)
+def test_errors_say_whose_they_are(model, request):
     model.answers = [RequestError("image: no picture"), EngineError("MemoryError: no room"), detections(1)]
-    first, second, third = model.execute([request(), request(), request()])
+    first, second, third = model.execute([asked(), asked(), asked()])
     assert (first.error().message(), first.error().code) == ("image: no picture", TritonError.INVALID_ARG)
     assert (second.error().message(), second.error().code) == (
         "EngineError: MemoryError: no room",
         TritonError.INTERNAL,
     )
     assert not third.has_error()
-    keys = [("sam3_frames_total", "sam3_r28", outcome) for outcome in ("ok", "rejected", "failed")]
-    until(lambda: [MetricFamily.told.get(key, 0) - before.get(key, 0) for key in keys] == [1, 1, 1])
+    keys = [("sam3_frames_total", request.node.name, outcome) for outcome in ("ok", "rejected", "failed")]
+    until(lambda: [MetricFamily.told.get(key, 0) for key in keys] == [1, 1, 1])
 
 
 def test_what_cannot_be_parsed_is_handed_on_as_its_own_answer(model):
@@ -104,8 +105,32 @@ def test_what_cannot_be_parsed_is_handed_on_as_its_own_answer(model):
         return [batch[0], RequestError("image: no picture")]
 
     model.engine = types.SimpleNamespace(detect=detect)
-    bad, other = model.execute([request(threshold=np.array([[7.0]], np.float32)), request()])
+    bad, other = model.execute([asked(threshold=np.array([[7.0]], np.float32)), asked()])
     assert "threshold: expected 0 to 1" in bad.error().message()
     assert other.error().message() == "image: no picture"
     assert isinstance(seen[0], RequestError)
     assert [ids.tolist() for ids, _ in seen[1].tokens] == [[3, 0, 0, 0, 0]]
+
+
+def test_the_age_of_the_oldest_frame(model, request):
+    """Of those that were taken and not answered yet."""
+    gauge, metrics = ("sam3_oldest_frame_seconds", request.node.name, "0"), model.callers.metrics
+    metrics.taken(10.0, 2)
+    metrics.taken(12.0, 1)
+    until(lambda: metrics.oldest_s(15.0) == 5.0)
+    metrics.frame("ok", 10.0)
+    metrics.frame("ok", 12.0)
+    metrics.frame("failed", 10.0)
+    until(lambda: metrics.oldest_s(15.0) == 0.0)
+    held = time.perf_counter() - 1000.0
+    metrics.taken(held, 1)
+    until(lambda: MetricFamily.told.get(gauge, 0) >= 1000.0)
+    metrics.frame("failed", held)
+    until(lambda: MetricFamily.told[gauge] == 0.0)
+
+
+def test_no_frame_stays_behind(model):
+    """Answered, refused or failed: what was taken has gone when `execute` returns."""
+    model.answers = [RequestError("image: no picture"), EngineError("no room"), detections(1)]
+    model.execute([asked(), asked(), asked()])
+    until(lambda: model.callers.metrics.oldest_s(time.perf_counter()) == 0.0)
