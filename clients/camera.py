@@ -121,7 +121,7 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
             "model": model,
             "frames": summary["answered"],
             "failed": summary["failed"],
-            "dropped": camera.stats.dropped["replaced"],
+            "dropped": summary["dropped"],
             "skipped": summary["skipped"],
             "unhandled": summary["unhandled"],
             "detections": summary["detections"],

@@ -15,6 +15,7 @@ Whoever the objects are comes from boxes (`tracks.py`), or with `track: masks` f
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -29,6 +30,7 @@ from clients.fleet.pool import Pool
 from clients.fleet.request import Answer, Exemplar, detect
 from clients.fleet.stats import CameraStats
 from clients.fleet.tracks import Tracker
+from clients.fleet.turns import RECENT_S, Claim
 from clients.fleet.zones import ZoneMonitor
 from clients.redact import without_password
 from clients.video.motion import MotionGate
@@ -42,8 +44,6 @@ USUAL_FPS = 10.0
 """The tracker's frame rate for a camera without `fps`: it only scales how long a lost object keeps its track."""
 STILLS = 8
 """Still frames that may wait for the answer that they share: each holds its pixels."""
-BUSY, BUSY_SHARE = 600, 0.02
-"""After so many answers a camera is told of whose frames fewer than this share were still."""
 
 OUTCOMES = {
     RequestTimeout: "timeout",
@@ -83,6 +83,8 @@ class Camera:
             transport=config.transport,
             gate=self.gate,
         )
+        # without a gate nobody knows whether something moves
+        self.claim = Claim(config.least_fps, config.weight, lambda: not self.gate or self.gate.still_s <= RECENT_S)
         self._in_order: asyncio.Queue[asyncio.Task[Answer] | CapturedFrame | None] = asyncio.Queue()
         self._stills = asyncio.Semaphore(STILLS)
         self._asked: tuple[CameraConfig, tuple[Exemplar, ...]] = (config, ())
@@ -90,6 +92,7 @@ class Camera:
         self._requests: set[asyncio.Task[Answer]] = set()
         self._slots = asyncio.Semaphore(config.in_flight)
         self._failures = 0
+        self._replaced = 0  # frames of those that the reader replaced, whose reason is known
         self._stopped = asyncio.Event()
         self._following = Following() if config.track == "masks" else None
         matches_boxes = (config.track or config.zones) and self._following is None
@@ -113,9 +116,9 @@ class Camera:
         if self._following is not None:
             await self._following.close(GRACE_S)
         self.stats.read, self.stats.skipped = self.reader.read, self.reader.skipped
-        for reason, count in (("replaced", self.reader.replaced), ("stopped", left)):
-            if count:
-                self.stats.dropped[reason] += count
+        self.stats.dropped, self._replaced = self.dropped, self.reader.replaced
+        if left:
+            self.stats.dropped["stopped"] += left
         self.stats.error = self.stats.error or self.reader.error
         if not self._feeder.cancelled():
             self._feeder.result()  # raises an unexpected error
@@ -141,13 +144,29 @@ class Camera:
         if self._feeder is not None:
             self._feeder.cancel()
 
+    @property
+    def dropped(self) -> Counter[str]:
+        """The frames that were dropped so far, by reason."""
+        return self.stats.dropped + Counter(replaced=self.reader.replaced - self._replaced)
+
+    async def _turn(self, pool: Pool) -> Endpoint:
+        """A slot at a server, once it is this camera's turn. Newer frames replace older ones meanwhile."""
+        before, outages, away = self.reader.replaced, pool.outages, pool.away
+        try:
+            return await pool.acquire(self._following.home if self._following else None, self.claim)
+        finally:
+            lost = self.reader.replaced - before
+            self._replaced += lost
+            if lost:
+                self.stats.dropped["no_server" if away or pool.outages > outages else "no_turn"] += lost
+
     async def _feed(self, pool: Pool) -> None:
         sent = 0
         while (self.limit is None or sent < self.limit) and await self.reader.available():
             if self.gate is not None and await self._left_out(self.gate):
                 continue
             await self._slots.acquire()
-            endpoint = await pool.acquire(self._following.home if self._following else None)
+            endpoint = await self._turn(pool)
             frame = self.reader.take()  # after the waiting, not before: this is the newest frame
             if frame is None:
                 pool.release(endpoint)
@@ -219,7 +238,7 @@ class Camera:
                     self.stats.dropped["stopped"] += 1
                     continue
                 answer = self._latest
-            self._count(answer)
+            self.stats.count(answer, gated=self.gate is not None)
             try:
                 done = handler(self, self._tracked(answer))
                 if done is not None:
@@ -258,25 +277,3 @@ class Camera:
             self.stats.handler_failed(error)
             return answer
         return replace(answer, tracks=tuple(tracks.tolist()), events=tuple(events))
-
-    def _count(self, answer: Answer) -> None:
-        stats = self.stats
-        if answer.outcome == "answered":
-            stats.answered += 1
-            stats.detections += len(answer.found or ())
-            stats.latencies_ms.append(answer.latency_ms)
-            if self.gate is not None and stats.answered == BUSY and stats.still < BUSY_SHARE * BUSY:
-                stats.advise(
-                    f"the motion gate leaves out {stats.still} of {BUSY + stats.still} frames, since something moves in"
-                    " nearly all; mask what always moves with `regions`, lower `sensitivity`, or leave `motion` out"
-                )
-            if isinstance(answer.found, Tracks):
-                stats.restarts = answer.found.restarts
-                stats.dropped_objects += answer.found.dropped_objects
-        elif answer.outcome == "still":
-            stats.still += 1
-        elif answer.outcome in ("late", "no_answer"):
-            stats.dropped[answer.outcome] += 1
-        else:
-            stats.failed[answer.outcome] += 1
-            stats.error = answer.error

@@ -41,6 +41,8 @@ CAMERA_KEYS = {
     "resolution",
     "model",
     "fps",
+    "least_fps",
+    "weight",
     "deadline_ms",
     "in_flight",
     "masks",
@@ -65,14 +67,15 @@ FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "camer
 @dataclass(frozen=True, slots=True)
 class CameraConfig:
     """One camera. `thresholds` are by class; `model` is the front model (None: the server's only one); `fps` the most
-    frames per second (None: all of them); `deadline_s` seconds from capture to answer (infinite: none); `in_flight` the
-    most frames under way at once. `realtime` plays a file at its own speed, `loop` again and again; `raw` sends pixels
-    instead of JPEG; `transport` is what RTSP is asked for (None: TCP, else UDP). `outputs` are files, written as their
-    suffixes say; `track` gives objects ids, and so do `zones`: "boxes" matches boxes from frame to frame, with "masks"
-    the server's tracker follows at most `max_objects` objects at a time, and its detector looks at each
-    `detect_every`-th frame. `zoom` looks at small objects again at a higher resolution; `motion` says which frames are
-    not sent since nothing moved (None: all are sent); `webhook` is the address to which events are posted. Raises
-    ValueError for what does not go together.
+    frames per second (None: all of them), `least_fps` the floor that it gets before others get more than theirs,
+    and `weight` its share of the rest where the servers cannot answer all; `deadline_s` seconds from capture to
+    answer (infinite: none); `in_flight` the most frames under way at once. `realtime` plays a file at its own
+    speed, `loop` again and again; `raw` sends pixels instead of JPEG; `transport` is what RTSP is asked for (None:
+    TCP, else UDP). `outputs` are files, written as their suffixes say; `track` gives objects ids, and so do
+    `zones`: "boxes" matches boxes from frame to frame, with "masks" the server's tracker follows at most
+    `max_objects` objects at a time, and its detector looks at each `detect_every`-th frame. `zoom` looks at small
+    objects again at a higher resolution; `motion` says which frames are not sent since nothing moved (None: all are
+    sent); `webhook` is the address to which events are posted. Raises ValueError for what does not go together.
     """
 
     name: str
@@ -81,6 +84,8 @@ class CameraConfig:
     thresholds: tuple[float, ...]
     model: str | None = None
     fps: float | None = None
+    least_fps: float = 0.0
+    weight: float = 1.0
     deadline_s: float = math.inf
     in_flight: int = 2
     masks: str = "none"
@@ -98,6 +103,11 @@ class CameraConfig:
     webhook: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.fps is not None and self.least_fps > self.fps:
+            raise ValueError(
+                f"expected a floor (least_fps) of at most fps {self.fps:g}, got {self.least_fps:g}; write less, or a"
+                " higher fps"
+            )
         if self.track != "masks":
             if self.model and is_video_name(self.model):
                 raise ValueError(f"{self.model} follows objects; write `track: masks`, or a model of pictures")
@@ -197,6 +207,10 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
     options: dict[str, Any] = {}
     if "fps" in given:
         options["fps"] = given["fps"].number(0.01, 1000, "frames per second from 0.01 to 1000")
+    if "least_fps" in given:
+        options["least_fps"] = given["least_fps"].number(0, 1000, "frames per second from 0 (no floor) to 1000")
+    if "weight" in given:
+        options["weight"] = given["weight"].number(0.01, 100, "a weight from 0.01 to 100")
     if "deadline_ms" in given:
         options["deadline_s"] = given["deadline_ms"].number(1, 3.6e6, "milliseconds from 1 to 3600000") / 1e3
     if "in_flight" in given:
@@ -236,6 +250,8 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
         options["outputs"] = tuple(_output(path, given["name"].text(), home) for path in paths)
     name, model = given["name"].text("a name"), read_model(given, options.get("track") == "masks")
     said = given.get("track", given.get("model", given["name"]))
+    if options.get("least_fps", 0.0) > options.get("fps", math.inf):
+        said = max(given["least_fps"], given["fps"], key=lambda entry: entry.line)  # the other may be a default
     camera: CameraConfig = said.check(lambda: CameraConfig(name, source, classes, thresholds, model, **options))
     return camera
 

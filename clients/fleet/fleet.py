@@ -113,6 +113,6 @@ def status_line(cameras: Sequence[Camera]) -> str:
     return " | ".join(
         f"{c.config.name}: {c.stats.answered} answered, "
         + (f"{c.stats.still} still, " if c.gate else "")
-        + f"{c.stats.dropped.total() + c.reader.replaced} dropped, {c.stats.failed.total()} failed, {c.reader.state}"
+        + f"{c.dropped.total()} dropped, {c.stats.failed.total()} failed, {c.reader.state}"
         for c in cameras
     )

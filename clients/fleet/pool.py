@@ -1,9 +1,9 @@
 """The servers of a fleet, and the queue of cameras that wait for a free slot at one of them.
 
-Each server has a number of slots: the frames that it processes at once. Slots are given in the order of the requests,
-and a camera requests one for one frame at a time, so under overload every camera gets its share. A server that does not
-answer gets no frames until it answers again; meanwhile the other servers take its share, and where there is no other
-the cameras wait. A camera whose objects one server remembers waits for that one, and changes only where it is away.
+Each server has a number of slots: the frames that it processes at once. A camera requests one for one frame at a time,
+and where all are taken, `turns.py` says who is next. A server that does not answer gets no frames until it answers
+again; meanwhile the other servers take its share, and where there is no other the cameras wait. A camera whose objects
+one server remembers waits for that one, and changes only where it is away.
 
 A server may also stop answering without closing anything: it froze, its host lost its power, a cable was pulled. One
 that is silent while it has frames is asked whether it is there. Without a reply its frames in flight are given up, and
@@ -17,12 +17,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from clients.errors import RequestTimeout
 from clients.fleet.endpoint import Endpoint, Found
+from clients.fleet.turns import Claim, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +41,30 @@ PATIENCE_S, PATIENCE_TIMES = 8.0, 4.0
 its latest answers took, whichever is longer; and only where another one is there."""
 
 
+KEPT = 0.9
+"""Floors of which less is kept are told of in the log."""
+
+
 class Pool:
-    """The endpoints of a fleet; `in_flight` is the most frames that one of them may have at once."""
+    """The endpoints of a fleet; `in_flight` is the most frames that one of them may have at once. `outages` counts how
+    often the last of the servers went away."""
 
     def __init__(self, endpoints: Sequence[Endpoint], in_flight: int, probe_every: float = PROBE_EVERY_S) -> None:
         self.endpoints = list(endpoints)
         for endpoint in self.endpoints:
             endpoint.limit = float(min(in_flight, FIRST_LIMIT))
         self.in_flight, self._probe_every = in_flight, probe_every
-        self._waiting: deque[tuple[asyncio.Future[Endpoint], Endpoint | None]] = deque()
+        self.turns, self._told, self.outages = Turns(), False, 0
+        self._waiting: list[tuple[asyncio.Future[Endpoint], Endpoint | None, Claim]] = []
 
-    async def acquire(self, home: Endpoint | None = None) -> Endpoint:
+    async def acquire(self, home: Endpoint | None = None, claim: Claim | None = None) -> Endpoint:
         """A slot at the endpoint with the fewest frames in flight, or at `home` unless that is away, once one is free
-        and all earlier requests for it have theirs. Give it back with `release`.
+        and it is the turn of `claim` (None: of one like any other). Give it back with `release`.
         """
-        future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
-        self._waiting.append((future, home))
+        loop, claim = asyncio.get_running_loop(), claim or Claim()
+        future: asyncio.Future[Endpoint] = loop.create_future()
+        self.turns.ask(claim, loop.time())
+        self._waiting.append((future, home, claim))
         self._assign()
         try:
             return await future
@@ -91,6 +99,7 @@ class Pool:
             return
         endpoint.away = True
         endpoint.outages += 1
+        self.outages += self.away
         logger.warning("%s %s; its cameras wait or use the other servers", endpoint.address, hangs or "does not answer")
         endpoint.search = asyncio.get_running_loop().create_task(self._probe(endpoint, bool(hangs)))
         if hangs:
@@ -103,6 +112,11 @@ class Pool:
                 if task is not None:
                     task.cancel()
         await asyncio.gather(*(client.close() for e in self.endpoints for client in e.clients.values()))
+
+    @property
+    def away(self) -> bool:
+        """Whether no server is there."""
+        return all(endpoint.away for endpoint in self.endpoints)
 
     def _others(self, endpoint: Endpoint) -> bool:
         """Whether another server could take over."""
@@ -139,16 +153,37 @@ class Pool:
         self._assign()
 
     def _assign(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for future, home in waiting:
-            if future.done():  # its camera was stopped
-                continue
-            free = [e for e in self.endpoints if not e.away and e.busy < int(e.limit)]
+        if not any(self._free(endpoint) for endpoint in self.endpoints):
+            return
+        now, turns = asyncio.get_running_loop().time(), self.turns
+        waiting = [one for one in self._waiting if not one[0].done()]  # those of stopped cameras are done
+        self._waiting = []
+        for future, home, claim in sorted(waiting, key=lambda one: turns.order(one[2], now)):
+            free = [endpoint for endpoint in self.endpoints if self._free(endpoint)]
             if home is not None and not home.away:
                 free = [home] if home in free else []
             if not free:
-                self._waiting.append((future, home))
+                self._waiting.append((future, home, claim))
             else:
                 endpoint = min(free, key=lambda e: e.busy)
                 endpoint.busy += 1
+                turns.give(claim, now)
                 future.set_result(endpoint)
+        self._tell()
+
+    def _free(self, endpoint: Endpoint) -> bool:
+        return not endpoint.away and endpoint.busy < int(endpoint.limit)
+
+    def _tell(self) -> None:
+        """Logs that the floors are no longer kept, or that they are again."""
+        if (self.turns.kept < KEPT) == self._told:
+            return
+        self._told = not self._told
+        if self._told:
+            logger.warning(
+                "the cameras' floors (least_fps) ask for more than the servers answer: each camera gets about %.0f %%"
+                " of its floor; lower them, or add a server",
+                100 * self.turns.kept,
+            )
+        else:
+            logger.warning("the cameras' floors (least_fps) are kept again")

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from clients.conversation import Tracks
+from clients.fleet.request import Answer
 from clients.redact import without_password
 from clients.video.skipped import Skipped
 
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LATEST = 2048
 """Latencies kept of each camera."""
+BUSY, BUSY_SHARE = 600, 0.02
+"""After so many answers a camera is told of whose frames fewer than this share were still."""
 
 
 def percentiles(milliseconds: Collection[float]) -> tuple[float, float]:
@@ -33,9 +37,12 @@ def percentiles(milliseconds: Collection[float]) -> tuple[float, float]:
 
 @dataclass(slots=True)
 class CameraStats:
-    """One camera's counts. `still` frames were not sent, since nothing moved; `dropped` and `failed` count by reason;
-    `latencies_ms` are from capture to answer. With `track: masks`, `restarts` is how often the session began anew,
-    `dropped_objects` what found no room in it. `advice` is what would serve the camera better.
+    """One camera's counts. `still` frames were not sent, since nothing moved; `dropped` and `failed` count by reason: a
+    newer frame replaced one while the camera waited for its turn (`no_turn`), for any server to be there
+    (`no_server`), or for answers of its own that are under way (`replaced`); it was answered too late (`late`), or
+    the answer that it shares is missing (`no_answer`); the fleet was `stopped`. `latencies_ms` are from capture to
+    answer. With `track: masks`, `restarts` is how often the session began anew, `dropped_objects` what found no
+    room in it. `advice` is what would serve the camera better.
     """
 
     name: str
@@ -53,6 +60,28 @@ class CameraStats:
     restarts: int = 0
     dropped_objects: int = 0
     advice: str = ""
+
+    def count(self, answer: Answer, gated: bool) -> None:
+        """Counts what became of a frame of a camera, which may have a motion gate."""
+        if answer.outcome == "answered":
+            self.answered += 1
+            self.detections += len(answer.found or ())
+            self.latencies_ms.append(answer.latency_ms)
+            if gated and self.answered == BUSY and self.still < BUSY_SHARE * BUSY:
+                self.advise(
+                    f"the motion gate leaves out {self.still} of {BUSY + self.still} frames, since something moves in"
+                    " nearly all; mask what always moves with `regions`, lower `sensitivity`, or leave `motion` out"
+                )
+            if isinstance(answer.found, Tracks):
+                self.restarts = answer.found.restarts
+                self.dropped_objects += answer.found.dropped_objects
+        elif answer.outcome == "still":
+            self.still += 1
+        elif answer.outcome in ("late", "no_answer"):
+            self.dropped[answer.outcome] += 1
+        else:
+            self.failed[answer.outcome] += 1
+            self.error = answer.error
 
     def advise(self, text: str) -> None:
         """Notes and logs what would serve this camera better."""

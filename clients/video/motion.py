@@ -137,11 +137,13 @@ class MotionGate:
     """The gate of one camera. `look` is for the reading thread; `sent` and `forget` may be called from another one.
 
     `tail` is how many frames more are sent after each movement: a tracker whose detector looks at every fourth frame
-    needs three. `moving` tells of the latest frame. `motion` may be replaced at any time.
+    needs three. `moving` tells of the latest frame, `still_s` how many seconds before it something moved the last time.
+    `motion` may be replaced at any time.
     """
 
     def __init__(self, motion: Motion, tail: int = 0) -> None:
         self.motion, self.tail, self.moving = motion, tail, True
+        self.still_s, self._moved_s = 0.0, 0.0
         self._contrast = CONTRAST * 4 ** (1 - 2 * motion.sensitivity)
         self._reference: Reference | None = None
         self._noise = np.zeros((2, 0, 0), np.float32)
@@ -158,6 +160,9 @@ class MotionGate:
             self._watched = watched(self._masked, *cells.shape[1:])
         moved = reference is None or reference.size != size or self._moved(reference, cells)
         self.moving = moved
+        if moved:
+            self._moved_s = time_s
+        self.still_s = time_s - self._moved_s
         begins = moved or reference is None or not 0 <= time_s - reference.time_s < self.motion.refresh_s
         still = not begins and reference is not None and not reference.tail
         return View(cells, size, time_s, still, begins, reference)

@@ -100,6 +100,28 @@ MISTAKES = {
     "threshold is a word": (change("threshold: 0.4", "threshold: high"), 4, "got 'high'"),
     "resolution": (change("resolution: 672", "resolution: 1000"), 6, "nearest: 994, 1008"),
     "fps": (change("fps: 5", "fps: 0"), 5, "expected frames per second"),
+    "negative fps": (change("fps: 5", "fps: -1"), 5, "expected frames per second from 0.01 to 1000, got -1"),
+    "negative floor": (change("fps: 5", "least_fps: -2"), 5, "expected frames per second from 0 (no floor) to 1000"),
+    "a floor that is no number": (change("fps: 5", "least_fps: .nan"), 5, "got nan"),
+    "floor above the target": (
+        change("fps: 5", "fps: 5\n  least_fps: 6"),
+        6,
+        "floor (least_fps) of at most fps 5, got 6",
+    ),
+    "floor above the usual target": (
+        change("realtime: true", "least_fps: 6"),
+        21,
+        "of at most fps 5, got 6; write less",
+    ),
+    "target below the usual floor": (
+        change("fps: 5", "least_fps: 4").replace("realtime: true", "fps: 3"),
+        21,
+        "of at most fps 3, got 4",
+    ),
+    "weight 0": (change("realtime: true", "weight: 0"), 21, "expected a weight from 0.01 to 100, got 0"),
+    "a weight that is no number": (change("realtime: true", "weight: .nan"), 21, "from 0.01 to 100, got nan"),
+    "infinite weight": (change("realtime: true", "weight: .inf"), 21, "from 0.01 to 100, got inf"),
+    "a word as weight": (change("realtime: true", "weight: high"), 21, "from 0.01 to 100, got 'high'"),
     "in_flight": (change("in_flight: 1\n", "in_flight: yes\n"), 13, "expected a whole number from 1 to 64, got True"),
     "masks": (change("masks: rle", "masks: png"), 20, "expected one of none, bits, rle, got 'png'"),
     "flag": (change("realtime: true", "realtime: 1"), 21, "expected true or false"),
@@ -197,6 +219,13 @@ def test_tracked_masks(write):
     assert (entrance.track, entrance.detect_every, entrance.max_objects) == ("masks", 3, 4)
     assert (yard.track, yard.model, yard.in_flight) == (None, "sam3_r1008", 2)
     assert read_config(write(change("fps: 5", "track: true"))).cameras[0].track == "boxes"
+
+
+def test_rates(write):
+    """Target, floor and weight; a camera that says nothing has no floor and the weight of all others."""
+    entrance, yard = read_config(write(change("realtime: true", "least_fps: 2\n    weight: 3"))).cameras
+    assert (entrance.fps, entrance.least_fps, entrance.weight) == (5, 0, 1)
+    assert (yard.fps, yard.least_fps, yard.weight) == (5, 2, 3)
 
 
 def test_motion(write):

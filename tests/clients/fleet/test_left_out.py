@@ -8,6 +8,7 @@ import pytest
 
 from clients.errors import RequestTimeout
 from clients.fleet import camera as module
+from clients.fleet import stats
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig
 from clients.fleet.fleet import run_fleet, status_line
@@ -143,7 +144,7 @@ async def test_another_question_is_asked_at_once(detections):
 
 
 async def test_a_camera_whose_every_frame_moves_is_told(detections, monkeypatch, caplog):
-    monkeypatch.setattr(module, "BUSY", 20)
+    monkeypatch.setattr(stats, "BUSY", 20)
     _, each, _ = await run([EMPTY, BOX] * 15, Server(detections()))
     assert (each["answered"], each["still"]) == (30, 0)
     assert "the motion gate leaves out 0 of 20 frames" in each["advice"]
