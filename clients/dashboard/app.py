@@ -14,6 +14,7 @@ import logging
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from clients.console import say
+from clients.dashboard import prometheus
 from clients.dashboard.board import Board, NoSuchCamera
 from clients.dashboard.edit import Refused
 from clients.dashboard.load import METRICS_PORT, Load
@@ -48,6 +50,7 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
     that a camera cannot have.
     """
     app = FastAPI(title="sam3-dashboard", docs_url=None, redoc_url=None, openapi_url=None)
+    began = time.monotonic()
 
     @app.middleware("http")
     async def check(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -81,6 +84,10 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
     @app.get("/api/cameras")
     async def cameras() -> list[dict[str, Any]]:
         return board.figures()
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(prometheus.exposition(board, began), media_type=prometheus.CONTENT_TYPE)
 
     @app.get("/api/load")
     async def busy() -> dict[str, Any]:
