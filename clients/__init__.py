@@ -13,11 +13,19 @@ of the other rooms it imports only the specification, so it installs on a camera
 from clients.connection import AsyncClient, Client
 from clients.conversation import Tracks
 from clients.detections import Detections
-from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
+from clients.errors import (
+    AccessDenied,
+    InvalidRequest,
+    ModelNotFound,
+    RequestTimeout,
+    Sam3ServerError,
+    ServerUnavailable,
+)
 from clients.video.frames import Frame, SourceError
 from clients.video.sources import open_source
 
 __all__ = [
+    "AccessDenied",
     "AsyncClient",
     "Client",
     "Detections",

@@ -26,6 +26,7 @@ from clients.outputs.files import SUFFIXES
 from clients.outputs.outputs import Outputs
 from clients.outputs.records import frame_record
 from clients.redact import without_password
+from clients.tls import CA_HELP, URL_HELP
 from clients.transport import DEFAULT_TIMEOUT_S, Server
 from clients.video.frames import IMAGE_SUFFIXES
 from clients.video.reader import Reader
@@ -80,8 +81,8 @@ async def run_source(arguments: argparse.Namespace) -> dict[str, Any]:
         outputs=tuple(arguments.output),
         **given(arguments, *OF_MASKS),
     )
-    address = Server(arguments.url, arguments.protocol, arguments.timeout).address
-    pool = open_pool(FleetConfig((config,), (address,), arguments.protocol, arguments.timeout))
+    server = Server(arguments.url, arguments.protocol, arguments.timeout, arguments.ca)
+    pool = open_pool(FleetConfig((config,), (server.full_address,), server.protocol, server.timeout, ca=arguments.ca))
     camera = Camera(config, Reader(config.source, raw=config.raw, reconnect=False), arguments.limit)
     outputs = Outputs([camera], plain_record, append=False)
     if wrong := await outputs.open():
@@ -167,9 +168,8 @@ def parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="many cameras: a YAML file instead of --source and --classes"
     )
     p.add_argument("--seconds", type=float, metavar="S", help="stop after S seconds")
-    p.add_argument(
-        "--url", default="localhost", help="host:port of the server (default: %(default)s with Triton's port)"
-    )
+    p.add_argument("--url", default="localhost", help=f"{URL_HELP} (default: %(default)s with Triton's port)")
+    p.add_argument("--ca", type=Path, metavar="FILE", help=CA_HELP)
     p.add_argument("--protocol", choices=("grpc", "http"), default="grpc", help="default: %(default)s")
     p.add_argument("--model", help="front model, such as sam3_r672 (default: the server's only one)")
     p.add_argument(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clients.calls import AsyncCalls, BlockingCalls
@@ -39,8 +40,10 @@ class _Connection:
         protocol: str = "grpc",
         model: str | None = None,
         timeout: float = DEFAULT_TIMEOUT_S,
+        ca: Path | str | None = None,
+        key: str | None = None,
     ) -> None:
-        self.server = Server(url, protocol, timeout)
+        self.server = Server(url, protocol, timeout, ca, key)
         self.model = model
         self._thread = threading.get_ident()
         self._triton: Any = self._connected()
@@ -53,8 +56,10 @@ class Client(_Connection):
     """Blocking client of one server; a context manager, or call `close`.
 
     `url` is `host:port` or a host, `protocol` is `grpc` or `http`, `model` is a front model's name (default: the
-    server's only one), `timeout` is in seconds per request. Threads may share a gRPC client; an HTTP client belongs to
-    the thread that made it, since tritonclient's is not thread-safe. Raises ValueError for unusable settings.
+    server's only one), `timeout` is in seconds per request. `grpcs://host` and `https://host` are spoken over TLS, with
+    `key`, an API key or a token (default: the environment variable SAM3_API_KEY), and `ca`, a file of certificates
+    where this computer does not know who signed the server's. Threads may share a gRPC client; an HTTP client belongs
+    to the thread that made it, since tritonclient's is not thread-safe. Raises ValueError for unusable settings.
     """
 
     def _connected(self) -> Any:
@@ -106,7 +111,7 @@ class Client(_Connection):
         try:
             result = self._infer(model, self.server.infer_inputs(request))
         except ModelNotFound as error:
-            raise ModelNotFound(f"{error}{listing(self.models())}") from error.__cause__
+            raise ModelNotFound(f"{error}{self._served()}") from error.__cause__
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
     def session(self, classes: Sequence[str], **options: Unpack[SessionOptions]) -> Session:
@@ -125,6 +130,13 @@ class Client(_Connection):
     def video_models(self) -> tuple[str, ...]:
         """Names of the video front models that the server has loaded."""
         return video_models(self._index())
+
+    def _served(self) -> str:
+        """What it serves instead, where it says so."""
+        try:
+            return listing(self.models())
+        except Sam3ServerError:
+            return ""
 
     def _index(self) -> Any:
         grpc_only: dict[str, Any] = {"as_json": True} if self.server.protocol == "grpc" else {}
@@ -204,7 +216,7 @@ class AsyncClient(_Connection):
         try:
             result = await self._infer(model, self.server.infer_inputs(request))
         except ModelNotFound as error:
-            raise ModelNotFound(f"{error}{listing(await self.models())}") from error.__cause__
+            raise ModelNotFound(f"{error}{await self._served()}") from error.__cause__
         return parse_response(result.as_numpy, classes, model=model, latency_ms=(time.perf_counter() - start) * 1e3)
 
     def session(self, classes: Sequence[str], **options: Unpack[SessionOptions]) -> AsyncSession:
@@ -214,6 +226,12 @@ class AsyncClient(_Connection):
     async def video_models(self) -> tuple[str, ...]:
         """Names of the video front models that the server has loaded."""
         return video_models(await self._index())
+
+    async def _served(self) -> str:
+        try:
+            return listing(await self.models())
+        except Sam3ServerError:
+            return ""
 
     async def _index(self) -> Any:
         grpc_only: dict[str, Any] = {"as_json": True} if self.server.protocol == "grpc" else {}

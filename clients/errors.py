@@ -1,4 +1,4 @@
-"""The exceptions of the clients: four kinds of failure and their base, `Sam3ServerError`.
+"""The exceptions of the clients: five kinds of failure and their base, `Sam3ServerError`.
 
 tritonclient, gRPC, aiohttp and sockets each raise their own exceptions; `translate` turns all of them into one of
 these. Callers catch by kind and not by transport: each kind is also the built-in exception that a Python programmer
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from clients import tls
 from clients.redact import without_password
 
 START_HINT: Final = (
@@ -22,6 +23,13 @@ TIMEOUT_STATUS: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "499", "504"}
 UNAVAILABLE_STATUS: Final = frozenset({"StatusCode.UNAVAILABLE", "503", "502"})
 INVALID_STATUS: Final = frozenset({"StatusCode.INVALID_ARGUMENT", "400", "413", "StatusCode.RESOURCE_EXHAUSTED"})
 NOT_FOUND_STATUS: Final = frozenset({"StatusCode.NOT_FOUND", "404"})
+DENIED_STATUS: Final = frozenset({"StatusCode.UNAUTHENTICATED", "StatusCode.PERMISSION_DENIED", "401", "403"})
+CLOSED_STATUS: Final = frozenset({"StatusCode.UNIMPLEMENTED", "404"})
+"""Of an endpoint that a gateway keeps closed."""
+RATE: Final = "local_rate_limited"
+"""Envoy's words for more requests than a client may send; over HTTP it has a status of its own."""
+TOO_LARGE: Final = "Payload Too Large"
+"""Envoy's words for a request above its limit; over gRPC it has no status of its own."""
 
 
 OF_ANOTHER: Final = "incomplete string data for inference input"
@@ -53,20 +61,21 @@ class ServerUnavailable(Sam3ServerError, ConnectionError):  # noqa: N818 - the n
     """Nothing answers at the address, or the server is shutting down. Worth retrying once it is up."""
 
 
+class AccessDenied(Sam3ServerError, PermissionError):  # noqa: N818 - the name says what happened
+    """The server's gateway refuses the key: it is missing, unknown or has expired."""
+
+
 class RequestTimeout(Sam3ServerError, TimeoutError):  # noqa: N818 - the name says what happened
     """No answer within the client's timeout. The server may still be working on the request."""
 
 
-def translate(
-    error: BaseException, *, address: str, protocol: str, model: str | None, timeout: float
-) -> Sam3ServerError:
+def translate(error: BaseException, *, where: str, model: str | None, timeout: float) -> Sam3ServerError:
     """The `Sam3ServerError` for an exception of a transport.
 
-    `address` is `host:port`, `timeout` is in seconds. A `ModelNotFound` from here does not list the server's models
-    yet: asking for them takes another request.
+    `where` is the server's address with its scheme, `timeout` is in seconds. A `ModelNotFound` from here does not list
+    the server's models yet: asking for them takes another request.
     """
     status, message = _status_and_message(error)
-    where = f"{protocol}://{address}"
     if (
         status in TIMEOUT_STATUS
         or isinstance(error, (TimeoutError, asyncio.TimeoutError))
@@ -76,13 +85,30 @@ def translate(
             f"no answer from {where} within {timeout:g} s; the server is overloaded or the frame too expensive: "
             "pass a larger timeout, send fewer frames at once, or choose a smaller resolution"
         )
+    if status in DENIED_STATUS:
+        return AccessDenied(
+            f"{where} refuses the key ({message}); pass a valid one as key= in Python, or in the environment variable"
+            f" {tls.KEY_VARIABLE}"
+        )
+    if status == "429" or RATE in message:
+        return Sam3ServerError(f"{where} takes no more requests of this client for now ({RATE}); send fewer a second")
+    if status == "413" or TOO_LARGE in message:
+        return InvalidRequest(f"{where} takes no request of this size ({message}); send JPEG, or a smaller frame")
+    if model is None and status in CLOSED_STATUS:
+        return ModelNotFound(
+            f"{where} does not list its models ({message}); name one, such as model='sam3_r672' in Python, or --model"
+        )
     if _is_unknown_model(status, message):
         return ModelNotFound(f"{where} does not serve {model!r} ({message})")
     if status in INVALID_STATUS:
         return InvalidRequest(message)
     from_transport = type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, OSError)
     if status in UNAVAILABLE_STATUS or from_transport:
-        return ServerUnavailable(f"no SAM3 server answers at {where} ({message}); {START_HINT} ({PORTS})")
+        encrypted = where.startswith(("grpcs:", "https:"))
+        if encrypted and (trouble := tls.trouble(f"{message} {error}")):
+            return ServerUnavailable(f"{where} cannot be trusted or understood: {trouble} ({message})")
+        hint = tls.HINTS[encrypted] if any(words in message.lower() for words in tls.CUT_OFF) else ""
+        return ServerUnavailable(f"no SAM3 server answers at {where} ({message}); {START_HINT} ({PORTS}){hint}")
     return Sam3ServerError(f"{where} failed on {model!r}: {message}")
 
 

@@ -32,6 +32,7 @@ from clients.errors import Sam3ServerError, ServerUnavailable
 from clients.outputs.records import frame_record
 from clients.own_server import NoServer, own_server
 from clients.session import Session
+from clients.tls import CA_HELP, URL_HELP
 from clients.transport import DEFAULT_TIMEOUT_S, only_video_model
 from clients.video.encode import VideoWriter
 from clients.video.frames import Frame, SourceError
@@ -72,7 +73,7 @@ def follow(path: Path, options: argparse.Namespace, stop: threading.Event) -> Ac
     try:
         with (
             open_source(path) as source,
-            Client(options.url, protocol=options.protocol, timeout=options.timeout) as sam3,
+            Client(options.url, protocol=options.protocol, timeout=options.timeout, ca=options.ca) as sam3,
         ):
             model = options.model or only_video_model(sam3.video_models(), sam3.server.address)
             settings = {"max_objects": options.max_objects, "detect_every": options.detect_every}
@@ -140,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = p.add_argument
     add("films", nargs="+", type=Path, metavar="FILM", help="video files, each with a name of its own")
     add("--classes", nargs="+", required=True, metavar="NAME", help="what to look for")
-    add("--url", help="host:port of the server; default localhost")
+    add("--url", help=f"{URL_HELP}; default localhost")
+    add("--ca", type=Path, metavar="FILE", help=CA_HELP)
     add("--protocol", choices=("grpc", "http"), default="grpc", help="default %(default)s")
     add("--memory", metavar="SIZE", help="start a server that takes at most so much of the GPU, as in 8GB")
     add("--repository", type=Path, metavar="FOLDER", help=f"start a server of it; with --memory default {REPOSITORY}")

@@ -35,6 +35,8 @@ _SEGMENT = re.compile(
 )
 _HOOK = re.compile(r"(?i)(?P<key>(?:://[^\s'\"]*?hooks?\b[\w.-]*(?::\d+)?|\bhooks\.[\w.-]+)/)[^\s'\")]+")
 """The path of a webhook is its secret."""
+_BEARER = re.compile(r"(?i)(?P<key>\bbearer\s+)[\w.~+/=-]{8,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*")
+"""What follows the name of its scheme, and a token (JWT) wherever it stands."""
 _LONE_USER = re.compile(r"(?<![\w/.@])(?:[^\s/@:'\"]+:[^\s'\"]+@(?=[\w\[])|[^\s/:'\"]+@(?=[\w.-]+:\d))")
 
 
@@ -45,7 +47,7 @@ def without_password(text: Path | str) -> str:
     shown = _HOOK.sub(lambda found: found["key"] + ELLIPSIS, shown)
     for pattern in (_QUERY_VALUE, _NAMED):
         shown = pattern.sub(lambda found: found["key"] + HIDDEN, shown)
-    shown = _LONE_USER.sub("", shown)
+    shown = _LONE_USER.sub("", _BEARER.sub(lambda found: (found["key"] or "") + HIDDEN, shown))
     return _SEGMENT.sub(lambda found: found["key"] + HIDDEN, shown)
 
 
@@ -60,7 +62,7 @@ def host_only(address: str) -> str:
 
 def _without_query(rest: str) -> str:
     """What follows `scheme://`, without the words of its query that have no key."""
-    token = rest.split(None, 1)[0] if rest.strip() else ""
+    token = re.split(r"\s", rest, maxsplit=1)[0]
     return _BARE_QUERY.sub(HIDDEN, token) + rest[len(token) :]
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from clients import tls
 from clients.errors import ModelNotFound, Sam3ServerError, ServerUnavailable, translate
 from clients.redact import without_password
 from ensemble.loopback import is_loopback
@@ -40,31 +42,56 @@ PINGS = 3
 @dataclass(frozen=True, slots=True)
 class Server:
     """Where requests are sent: `url` is `host:port` (a bare host gets the protocol's default port), `timeout` is in
-    seconds per request. Raises ValueError for settings that cannot work.
+    seconds per request. A scheme before the host says the protocol, and whether it is spoken over TLS: `grpc`, `grpcs`,
+    `http` or `https`. `ca` is a file with the certificates (PEM) of the authorities that may have signed the server's;
+    `key` is sent over TLS with each request, by default that of the environment variable SAM3_API_KEY. Raises
+    ValueError for settings that cannot work.
     """
 
     url: str = "localhost"
     protocol: str = "grpc"
     timeout: float = DEFAULT_TIMEOUT_S
+    ca: Path | str | None = None
+    key: str | None = field(default=None, repr=False)
+    encrypted: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if self.protocol not in DEFAULT_PORTS:
             raise ValueError(f"protocol must be one of {', '.join(DEFAULT_PORTS)}, got {self.protocol!r}")
+        scheme, colon, rest = self.url.partition("://")
+        if colon and scheme.lower() in tls.SCHEMES:
+            protocol, encrypted = tls.SCHEMES[scheme.lower()]
+            self._settle(url=rest.removesuffix("/"), protocol=protocol, encrypted=encrypted)
         if any(character in self.url for character in "/@?#"):
             shown = without_password(self.url)
             bare = urlsplit(shown if "://" in shown else f"//{shown}").netloc
-            kind = "a scheme" if "://" in self.url else "a user name and a path"
+            kind = f"another scheme than {', '.join(tls.SCHEMES)}" if "://" in self.url else "a user name and a path"
             raise ValueError(f"url must be host:port without {kind}, got {shown!r}; write {bare!r}")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
+        if self.ca is not None:
+            if not self.encrypted:
+                raise ValueError(f"ca is of TLS; write {self.protocol}s://{self.url}, or leave ca out")
+            tls.check_authorities(self.ca)
+        self._settle(key=tls.key_to_send(self.key, self.encrypted))
+
+    def _settle(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
     def address(self) -> str:
         """`host:port`."""
+        port = tls.PORT if self.encrypted else DEFAULT_PORTS[self.protocol]
         if self.url.count(":") > 1 and not self.url.startswith("["):  # an IPv6 address alone
-            return f"[{self.url}]:{DEFAULT_PORTS[self.protocol]}"
-        host, colon, port = self.url.rpartition(":")
-        return self.url if colon and port.isdigit() and host else f"{self.url}:{DEFAULT_PORTS[self.protocol]}"
+            return f"[{self.url}]:{port}"
+        host, colon, digits = self.url.rpartition(":")
+        return self.url if colon and digits.isdigit() and host else f"{self.url}:{port}"
+
+    @property
+    def full_address(self) -> str:
+        """With the scheme: `grpcs://host:443`."""
+        return f"{self.protocol}{'s' * self.encrypted}://{self.address}"
 
     @property
     def per_call(self) -> dict[str, float]:
@@ -79,7 +106,12 @@ class Server:
         if self.protocol == "http":
             timeouts = ("conn_timeout",) if asyncio else ("connection_timeout", "network_timeout")
             options = dict.fromkeys(timeouts, self.timeout)
-        return module.InferenceServerClient(self.address, **options)
+        if self.encrypted:
+            options |= tls.options(self.protocol, asyncio, self.ca, urlsplit(f"//{self.address}").hostname or "")
+        client = module.InferenceServerClient(self.address, **options)
+        if self.key is not None:
+            client.register_plugin(tls.with_key(self.key))
+        return client
 
     def _channel_arguments(self) -> list[tuple[str, int]]:
         every_s = max(KEEPALIVE_S, self.timeout / PINGS)
@@ -93,7 +125,7 @@ class Server:
 
     def error(self, error: BaseException, model: str | None) -> Sam3ServerError:
         """The client's exception for one of the transport's."""
-        found = translate(error, address=self.address, protocol=self.protocol, model=model, timeout=self.timeout)
+        found = translate(error, where=self.full_address, model=model, timeout=self.timeout)
         if isinstance(found, ServerUnavailable) and self.protocol == "grpc" and (proxy := proxy_of(self.address)):
             return ServerUnavailable(f"{found}; gRPC goes through {proxy}: without it where no_proxy names this host")
         return found

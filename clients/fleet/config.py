@@ -61,7 +61,7 @@ CAMERA_KEYS = {
 }
 LONGEST_SILENCE_S = 30.0
 """Of a camera with `track: masks`: a server forgets a session after a minute without a frame."""
-FILE_KEYS = {"servers", "protocol", "timeout_s", "in_flight", "defaults", "cameras"}
+FILE_KEYS = {"servers", "protocol", "ca", "timeout_s", "in_flight", "defaults", "cameras"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +142,15 @@ class CameraConfig:
 @dataclass(frozen=True, slots=True)
 class FleetConfig:
     """All cameras and the servers that they share. `in_flight` is the most frames that one server has at once,
-    `timeout_s` the longest wait for an answer in seconds."""
+    `timeout_s` the longest wait for an answer in seconds, `ca` the certificates of who signed those of servers that are
+    spoken to over TLS."""
 
     cameras: tuple[CameraConfig, ...]
     servers: tuple[str, ...] = ("localhost",)
     protocol: str = "grpc"
     timeout_s: float = DEFAULT_TIMEOUT_S
     in_flight: int = 32
+    ca: Path | None = None
 
 
 def read_config(path: Path | str) -> FleetConfig:
@@ -157,11 +159,15 @@ def read_config(path: Path | str) -> FleetConfig:
     file = load(path)
     top = file.mapping(FILE_KEYS, ("cameras",))
     protocol = top["protocol"].choice("grpc", "http") if "protocol" in top else "grpc"
-    servers = ["localhost"]
+    servers, ca = ["localhost"], None
+    if "ca" in top:
+        ca = Path(path).parent / top["ca"].text("a file of certificates")
+        if "servers" not in top:
+            top["ca"].fail("it beside `servers`, such as [grpcs://host]")
     if "servers" in top:
         given = top["servers"]
         entries = given.items("a list of host:port") if isinstance(given.value, list) else [given]
-        servers = [_server(entry, protocol) for entry in entries]
+        servers = [_server(entry, protocol, ca) for entry in entries]
     defaults = top["defaults"].mapping(CAMERA_KEYS) if "defaults" in top else {}
     cameras: list[CameraConfig] = []
     lines: dict[str, int] = {}
@@ -193,6 +199,7 @@ def read_config(path: Path | str) -> FleetConfig:
         protocol=protocol,
         timeout_s=timeout.number(0.1, 3600, "seconds from 0.1 to 3600") if timeout else DEFAULT_TIMEOUT_S,
         in_flight=flight.whole(1, 1024, "a whole number from 1 to 1024") if flight else 32,
+        ca=ca,
     )
 
 
@@ -256,9 +263,11 @@ def _camera(given: dict[str, Entry], home: Path) -> CameraConfig:
     return camera
 
 
-def _server(entry: Entry, protocol: str) -> str:
+def _server(entry: Entry, protocol: str, ca: Path | None) -> str:
+    """`host:port`, with its scheme where one is written."""
     url = entry.text("host:port")
-    return str(entry.check(lambda: Server(url, protocol).address))
+    server: Server = entry.check(lambda: Server(url, protocol, ca=ca))
+    return server.full_address if "://" in url else server.address
 
 
 def _output(entry: Entry, name: str, home: Path) -> Path:

@@ -27,9 +27,8 @@ def open_pool(config: FleetConfig) -> Pool:
     """A pool of the configuration's servers. Connects on the first request."""
 
     def endpoint(address: str) -> Endpoint:
-        return Endpoint(
-            lambda model: AsyncClient(address, protocol=config.protocol, model=model, timeout=config.timeout_s), address
-        )
+        settings: dict[str, Any] = {"protocol": config.protocol, "timeout": config.timeout_s, "ca": config.ca}
+        return Endpoint(lambda model: AsyncClient(address, model=model, **settings), address)
 
     return Pool([endpoint(address) for address in config.servers], config.in_flight)
 

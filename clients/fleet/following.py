@@ -69,7 +69,13 @@ class Following:
 
 async def _video_model(client: AsyncClient, wanted: str | None) -> str:
     """`wanted`, or the server's only video front model. Raises ModelNotFound with what it serves instead."""
-    models, address = await client.video_models(), client.server.address
+    address = client.server.address
+    try:
+        models = await client.video_models()
+    except ModelNotFound:  # a gateway that does not list them
+        if wanted is None:
+            raise
+        return wanted
     if wanted is None or not models:
         return only_video_model(models, address)
     if wanted not in models:

@@ -104,7 +104,7 @@ STATUS = {
 @pytest.mark.parametrize("case", STATUS)
 def test_status_decides_the_kind(case):
     status, message, kind = STATUS[case]
-    error = translate(InferenceServerException(message, status), address="h:1", protocol="grpc", model="x", timeout=2)
+    error = translate(InferenceServerException(message, status), where="grpc://h:1", model="x", timeout=2)
     assert type(error) is kind
     assert message in str(error) or kind is RequestTimeout
 
@@ -116,7 +116,7 @@ def test_grpc_reconnects_within_a_second():
 def test_settings_are_checked():
     for wrong, says in [
         ({"protocol": "carrier pigeon"}, "grpc, http"),
-        ({"url": "http://host:8000"}, "'host:8000'"),
+        ({"url": "ftp://host:8000"}, "'host:8000'"),
         ({"timeout": 0}, "positive"),
     ]:
         with pytest.raises(ValueError, match=says):

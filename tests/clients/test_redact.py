@@ -28,6 +28,12 @@ from tests.clients.answering import Answering, answering
 
 SECRET = "Tr0ub4dor"
 HIDES = {
+    # keys of servers
+    f"authorization: Bearer {SECRET}": "authorization: ***",
+    f"sent Bearer {SECRET}": "sent Bearer ***",
+    f"token eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ5YXJkIn0.{SECRET} is old": "token *** is old",
+    f"SAM3_API_KEY={SECRET}": "SAM3_API_KEY=***",
+    "write grpcs:// or https:// before it": "write grpcs:// or https:// before it",
     # before the host, plain and with what a password may hold
     f"rtsp://admin:{SECRET}@cam:554/1": "rtsp://cam:554/1",
     f"rtsp://admin:x@{SECRET}@cam/1": "rtsp://cam/1",
@@ -188,7 +194,7 @@ def _metrics(address, tmp_path):
 
 
 def _errors(address, tmp_path):
-    made = translate(OSError(f"cannot reach {address}"), address="gpu:8001", protocol="http", model=None, timeout=1)
+    made = translate(OSError(f"cannot reach {address}"), where="http://gpu:8001", model=None, timeout=1)
     return f"{made!r} {ServerUnavailable(address)} {Sam3ServerError(address)!r}"
 
 

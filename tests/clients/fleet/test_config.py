@@ -85,7 +85,7 @@ MISTAKES = {
     # mistake: (the file, the line, the message)
     "empty": ("", 1, "the file is empty"),
     "no YAML": ("cameras: [\n", 2, "not YAML"),
-    "a list": ("- a\n", 1, "expected a mapping with cameras"),
+    "a list": ("- a\n", 1, "expected a mapping with ca, cameras"),
     "no cameras": ("servers: [a]\n", 1, "'cameras' is missing"),
     "cameras is empty": ("cameras: []\n", 1, "expected a list of cameras"),
     "unknown key": (change("deadline_ms: 800", "deadlin_ms: 800"), 12, "did you mean 'deadline_ms'?"),
@@ -195,7 +195,7 @@ MISTAKES = {
         13,
         "expected a `refresh_s` of `motion` of at most 30, got 90; write less",
     ),
-    "server": (change("[gpu-1,", "[http://gpu-1,"), 1, "without a scheme"),
+    "server": (change("[gpu-1,", "[ftp://gpu-1,"), 1, "another scheme than grpc, grpcs"),
 }
 
 
