@@ -13,6 +13,7 @@ import numpy as np
 
 from ensemble.base64_image import file_of
 from ensemble.boxes import inside_frame
+from ensemble.ending import ServerEnding
 from ensemble.spec import (
     DEFAULT_MAX_DETECTIONS,
     DEFAULT_THRESHOLD,
@@ -32,8 +33,8 @@ class RequestError(ValueError):
 
 
 def sentence(error: Exception) -> str:
-    """What a caller is told: a RequestError as it is, of others which kind they are."""
-    return str(error) if isinstance(error, RequestError) else f"{type(error).__name__}: {error}"
+    """What a caller is told: a RequestError and a ServerEnding as they are, of others which kind they are."""
+    return str(error) if isinstance(error, (RequestError, ServerEnding)) else f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True, slots=True)

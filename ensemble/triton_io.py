@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
+from ensemble.ending import ServerEnding
 from ensemble.request import RequestError, sentence
 
 log = logging.getLogger(__name__)
@@ -72,15 +73,15 @@ def response(arrays: Mapping[str, Any]) -> Any:
     return pb_utils.InferenceResponse([to_triton(name, value) for name, value in arrays.items()])
 
 
-def error_response(message: str, invalid: bool = False) -> Any:
-    """An answer that tells one caller what was wrong: the request (`invalid`), or the server."""
-    code = pb_utils.TritonError.INVALID_ARG if invalid else pb_utils.TritonError.INTERNAL
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def error_response(message: str, code: Any = None) -> Any:
+    """An answer that tells one caller what was wrong: the server, where `code` says nothing else."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code or pb_utils.TritonError.INTERNAL))
 
 
 def refusal(error: Exception) -> Any:
-    """An answer that says what failed, and whether the request was at fault."""
-    return error_response(sentence(error), isinstance(error, RequestError))
+    """An answer that says what failed, and whether the request was at fault or the server is going away."""
+    codes = {RequestError: pb_utils.TritonError.INVALID_ARG, ServerEnding: pb_utils.TritonError.UNAVAILABLE}
+    return error_response(sentence(error), codes.get(type(error)))
 
 
 def send(sender: Any, response: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ensemble.server import gpu, repository
 from ensemble.server.closed import CLOSABLE
+from ensemble.server.drain import DRAIN_S, drain
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.fit_videos import Load, fit
 from ensemble.server.memory import parse_mb
@@ -66,7 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             urls = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url, "pid": server.pid}
             print(json.dumps(urls), flush=True)
             log.info("ready; Ctrl-C stops it")
-            supervise(server, options.probe_interval)
+            try:
+                supervise(server, options.probe_interval)
+            except (SystemExit, KeyboardInterrupt):
+                drain(server.ending, server.health, options.drain_seconds)
+                raise
     except KeyboardInterrupt:
         log.info("stopped")
     except ServerError as error:
@@ -186,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
         default=20.0,
         help="seconds between probes by a real inference; default %(default)s",
     )
+    help_ = "at the end, for frames that are here to be answered; default %(default)s"
+    add("--drain-seconds", type=float, default=DRAIN_S, help=help_)
     add("--verbose", action="store_true", help="show Triton's whole log")
     add("arguments", nargs="*", help="further tritonserver arguments, after --")
     return parser

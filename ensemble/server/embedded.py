@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ensemble.ending import FOLDER, Ending
 from ensemble.gate.believe import believe, doubts
 from ensemble.gate.record import Record
 from ensemble.loopback import open_direct
@@ -94,6 +95,7 @@ class EmbeddedServer:
         self.identity = f"sam3-{uuid.uuid4().hex[:12]}"
         self.root = self.repository
         """The repository that Triton was started with."""
+        self.ending = Ending(None)
         self._process: ServerProcess | None = None
         self._guard: ServerProcess | None = None
         self._started: list[Served] = []
@@ -164,7 +166,9 @@ class EmbeddedServer:
             words = [f"{start_check.POOL_FLAG}{number}:" for number in cards]
             command += [f"{word}{pool}" for word in words if not any(a.startswith(word) for a in self._arguments)]
             command += [*closing(self._opened, self._arguments), *self._arguments]
-            self._process = ServerProcess(command, environment(package, libpython))
+            self.ending = Ending(self._scratch)
+            told = environment(package, libpython) | {FOLDER: str(self._scratch)}
+            self._process = ServerProcess(command, told)
             guard = [sys.executable, "-m", "ensemble.server.guard", "--address", self.address]
             guard += ["--port", str(self.http_port), "--target", f"{LOOPBACK}:{inner_port}"]
             self._guard = ServerProcess(guard, os.environ)
@@ -196,7 +200,7 @@ class EmbeddedServer:
     def health(self) -> Health:
         """What can be asked of the running server."""
         assert self.pid is not None, "start() comes first"
-        return Health(self.http_url, self.metrics_url, self.root, self.pid)
+        return Health.of(self.http_url, self.metrics_url, self.root, self.pid)
 
     def probe(self, timeout: float = 60.0) -> None:
         """Raises ServerError where one of the front models does not answer a frame within `timeout` seconds."""

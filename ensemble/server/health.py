@@ -7,7 +7,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ensemble import pbtxt
@@ -25,12 +25,24 @@ _WAITING = re.compile(r'^nv_inference_pending_request_count\{[^}]*model="(\w+)"[
 
 
 class Health:
-    """Questions to the server at `http_url`, which serves the repository `root` as process `pid`."""
+    """Questions to the server at `http_url`, which has these front models. `pid` is its process where its engine model
+    computes on the CPU of this machine."""
 
-    def __init__(self, http_url: str, metrics_url: str, root: Path, pid: int) -> None:
-        self._http, self._metrics, self._pid = http_url, metrics_url, pid
-        self.fronts = sorted(c.parent.name for c in root.glob("*/config.pbtxt") if is_front_name(c.parent.name))
-        self._engine_on_cpu = not pbtxt.read(root / ENGINE_MODEL / "config.pbtxt").on_gpu
+    def __init__(self, http_url: str, metrics_url: str, fronts: Sequence[str] = (), pid: int | None = None) -> None:
+        self._http, self._metrics, self.fronts, self._pid = http_url, metrics_url, sorted(fronts), pid
+
+    @classmethod
+    def of(cls, http_url: str, metrics_url: str, root: Path, pid: int) -> Health:
+        """Of the server that serves the repository `root` as process `pid`."""
+        fronts = [c.parent.name for c in root.glob("*/config.pbtxt") if is_front_name(c.parent.name)]
+        engine = root / ENGINE_MODEL / "config.pbtxt"  # in the container there is none
+        return cls(http_url, metrics_url, fronts, None if not engine.exists() or pbtxt.read(engine).on_gpu else pid)
+
+    @classmethod
+    def ask(cls, http_url: str, metrics_url: str) -> Health:
+        """Of a server that says itself which front models it has; it has none where it does not answer."""
+        fronts = [name for name in cls(http_url, metrics_url).answered() if is_front_name(name)]
+        return cls(http_url, metrics_url, fronts)
 
     def probe(self, front: str, timeout: float) -> None:
         """Sends a front model one black frame. Raises ServerError where it does not answer within `timeout` seconds.
@@ -72,4 +84,4 @@ class Health:
     def engine_seconds(self) -> float:
         """Processor seconds of the engine model so far; 0 where it computes on a GPU, for which a process may wait
         busily for ever."""
-        return cpu_seconds(self._pid, ENGINE_MODEL) if self._engine_on_cpu else 0.0
+        return 0.0 if self._pid is None else cpu_seconds(self._pid, ENGINE_MODEL)

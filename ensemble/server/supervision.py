@@ -12,11 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from ensemble.interfaces import ENGINE_MODEL
-from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.health import Health
 from ensemble.server.requirements import ServerError
+from ensemble.spec import is_front_name
+
+if TYPE_CHECKING:  # the container's probe reads this module, and has the standard library only
+    from ensemble.server.embedded import EmbeddedServer
 
 RESTARTS, PER_SECONDS = 5, 600.0
 """More restarts than that in that time mean that starting again does not help."""
@@ -122,4 +125,6 @@ class Probe:
             self.error = str(error)
 
     def _engine_work(self, answered: Mapping[str, int]) -> tuple[int, float]:
-        return answered.get(ENGINE_MODEL, 0), self._health.engine_seconds()
+        """Of the engine model; in the container, of the sub-models that Triton runs itself."""
+        own = sum(count for model, count in answered.items() if not is_front_name(model))
+        return own, self._health.engine_seconds()

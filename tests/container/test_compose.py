@@ -55,8 +55,8 @@ def test_the_server_starts_through_the_check():
 
 def test_the_check_needs_nothing_but_the_standard_library():
     code = (
-        "import sys; import ensemble.server.container; print(*{m.split('.')[0] for m in sys.modules} -"
-        " set(sys.stdlib_module_names))"
+        "import sys; import ensemble.server.container, ensemble.server.probe; print(*{m.split('.')[0]"
+        " for m in sys.modules} - set(sys.stdlib_module_names))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"], **TEXT

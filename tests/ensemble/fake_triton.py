@@ -41,7 +41,7 @@ class GpuTensor(HostTensor):
 
 
 class TritonError:
-    INVALID_ARG, INTERNAL = "invalid argument", "internal"
+    INVALID_ARG, INTERNAL, UNAVAILABLE = "invalid argument", "internal", "unavailable"
 
     def __init__(self, message, code=INTERNAL):
         self._message, self.code = message, code

@@ -22,7 +22,7 @@ def begin(*command: str, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(words, capture_output=True, text=True, env=os.environ | environment, check=False, timeout=60)
 
 
-def test_the_process_becomes_the_server(tmp_path):
+def test_the_server_runs_as_told(tmp_path):
     write(tmp_path, [672], built_for={})
     done = begin("echo", f"--model-repository={tmp_path}", "--exit-on-error=true")
     assert done.returncode == 0, done.stderr
