@@ -6,13 +6,15 @@ import fcntl
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from ensemble.records import ModelSpec
 from ensemble.spec import Variant
 from export.checkpoint import at_size, load
 from export.engines.onnx import export_onnx
@@ -24,6 +26,7 @@ from export.engines.tensorrt_rtx.build import LEVEL, VersionRtx
 from export.engines.tensorrt_rtx.package import USUAL
 from export.manifest import recipe
 from export.sub_models.parts import make_part
+from export.sub_models.tracker.parts import TRACKER_PARTS, make_tracker_part
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,6 +36,20 @@ def small(checkpoint: Path) -> Callable[[int], Variant]:
     """Resolution -> the small checkpoint's variant in fp16, as the export makes it."""
     record = load(str(checkpoint)).record
     return lambda resolution: Variant(resolution, 50, "fp16", checkpoint=record)
+
+
+@pytest.fixture(scope="session")
+def tracked(checkpoint: Path, small: Callable[[int], Variant]) -> Callable[[int], Variant]:
+    """Resolution -> the same with its tracker."""
+    tracker = load(str(checkpoint), video=True).tracker
+    assert tracker is not None
+    return lambda resolution: replace(small(resolution), tracker=tracker.record)
+
+
+@pytest.fixture(scope="session")
+def record(small: Callable[[int], Variant], tracked: Callable[[int], Variant]) -> Callable[[int, str], ModelSpec]:
+    """(resolution, part) -> the part's record."""
+    return lambda resolution, part: getattr((tracked if part in TRACKER_PARTS else small)(resolution), part)
 
 
 @dataclass(frozen=True)
@@ -45,14 +62,24 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(checkpoint: Path, small: Callable[[int], Variant]) -> Callable[[int, str], Built]:
+def built(
+    checkpoint: Path, small: Callable[[int], Variant], tracked: Callable[[int], Variant]
+) -> Callable[[int, str], Built]:
     """(resolution, part) -> the plan as `sam3-export --engine tensorrt_rtx --compute-capability 86 89 120` builds it.
     Plans whose recipe has not changed are kept from run to run: most of the time goes into tracing their graphs."""
-    source, tool = load(str(checkpoint)), ready("tensorrt_rtx", TensorRT(compute_capability=USUAL))
+    source = load(str(checkpoint), video=True)
+    tool = ready("tensorrt_rtx", TensorRT(compute_capability=USUAL))
+
+    def module_of(resolution: int, part: str) -> nn.Module:
+        if part not in TRACKER_PARTS:
+            return make_part(part, at_size(source.model, resolution, 50), engine.ENGINE.style, "fp16")
+        assert source.tracker is not None
+        sized = source.tracker.at_size(resolution)
+        return make_tracker_part(part, sized.model, sized.neck, engine.ENGINE.style, "fp16")
 
     @cache
     def build(resolution: int, part: str) -> Built:
-        variant = small(resolution)
+        variant = (tracked if part in TRACKER_PARTS else small)(resolution)
         made_from = recipe(source, variant, part, tool)
         folder = ROOT / "build" / "test-plans" / f"{part}-{resolution}"
         files = folder / "model.rtx", folder / "model.onnx", folder / "built.json"
@@ -62,7 +89,7 @@ def built(checkpoint: Path, small: Callable[[int], Variant]) -> Callable[[int, s
             if not files[2].is_file() or json.loads(files[2].read_text())["recipe"] != made_from:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir()
-                module = make_part(part, at_size(source.model, resolution, 50), engine.ENGINE.style, "fp16")
+                module = module_of(resolution, part)
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(engine, "export_onnx", lambda *told: shutil.copy(export_onnx(*told), files[1]))
                     info = tool.build(module, getattr(variant, part), variant, files[0])
@@ -79,14 +106,16 @@ def graph(built: Callable[[int, str], Built]) -> Callable[[int, str], Path]:
 
 
 @pytest.fixture(scope="session")
-def defined(graph: Callable[[int, str], Path], small: Callable[[int], Variant]) -> Callable[[int, str], Definition]:
+def defined(
+    graph: Callable[[int, str], Path], record: Callable[[int, str], ModelSpec]
+) -> Callable[[int, str], Definition]:
     """(resolution, part) -> what the builder is given."""
     trt = pytest.importorskip("tensorrt_rtx_bindings")
     logger = trt.Logger(trt.Logger.ERROR)
 
     @cache
     def parsed(resolution: int, part: str) -> Definition:
-        record = getattr(small(resolution), part)
-        return define(trt, logger, VersionRtx(USUAL), graph(resolution, part), record, "fp16", LEVEL)
+        wanted = record(resolution, part)
+        return define(trt, logger, VersionRtx(USUAL), graph(resolution, part), wanted, "fp16", LEVEL)
 
     return parsed
