@@ -1,0 +1,1 @@
+"""How many servers a day of cameras needs, by simulation."""
