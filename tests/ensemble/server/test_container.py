@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -29,6 +30,20 @@ def test_the_server_runs_as_told(tmp_path):
     words = done.stdout.split()
     assert words[:2] == [f"--model-repository={tmp_path}", "--exit-on-error=true"]
     assert [word.split("=")[0] for word in words[2:]] == list(FLAGS)
+
+
+def test_sigterm_is_passed_on_once_nothing_is_under_way(tmp_path):
+    """As the container's first process: the server does not get the signal itself. Its exit status is the
+    container's."""
+    write(tmp_path, [672], built_for={})
+    server = 'trap "ls $SAM3_ENDING; exit 7" TERM; echo up; while :; do sleep 0.1; done'
+    words = [sys.executable, "-m", "ensemble.server.container", "sh", "-c", server, f"--model-repository={tmp_path}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().split() == ["ending", "under-way"]
+    assert process.returncode == 7
 
 
 def test_own_restrictions_stay_as_they_are(tmp_path):
@@ -102,6 +117,9 @@ def test_other_batches_than_exported(tmp_path):
             2,
             "SAM3_QUEUE_DELAY_US one number each",
             id="no delay",
+        ),
+        pytest.param(
+            ["echo", "--model-repository=R"], {"SAM3_DRAIN_SECONDS": "long"}, 2, "SAM3_DRAIN_SECONDS and", id="no end"
         ),
     ],
 )
