@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -56,3 +57,9 @@ def test_the_component_goes_with_the_servers_that_kubernetes_runs(tmp_path):
     assert monitor["spec"]["endpoints"][0]["port"] in [port["name"] for port in service["spec"]["ports"]]
     together = (monitor, scaled, service, deployment, found["PrometheusRule", "server"])
     assert {one["metadata"]["namespace"] for one in together} == {"sam3"}
+
+
+def test_each_alert_has_its_remedy_in_the_manual():
+    text = (ROOT / "docs" / "scale.md").read_text()
+    described = re.findall(r"^\| `(Sam3\w+)` \| \S", text, re.MULTILINE)
+    assert described == [rule["alert"] for rule in rules("alert")]
