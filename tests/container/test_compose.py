@@ -49,7 +49,7 @@ def test_every_server_flag_is_one_that_triton_knows(known_flags):
 
 def test_the_server_starts_through_the_check():
     assert SERVER["command"][:4] == ["python3", "-m", "ensemble.server.container", "tritonserver"]
-    assert set(SERVER["environment"]) == {start.RESOLUTIONS, start.MEMORY, *start.SETTINGS}, "who reads it"
+    assert set(SERVER["environment"]) == {start.RESOLUTIONS, start.MEMORY, start.DRAIN, *start.SETTINGS}, "who reads it"
     assert start_check.stated_pool_mb([re.sub(r"\$\{\w+:-(\d+)\}", r"\1", word) for word in SERVER["command"]]) == 2560
     assert pool_mb([Variant(1008)]) < 2560, "the default has room for the largest resolution"
 
