@@ -208,7 +208,7 @@ class Camera:
                 found = await self._following.frame(pool, endpoint, config, frame)
             self._failures = 0
             share = (clock() - frame.captured) / config.deadline_s
-            endpoint.record(share, sent, pool.in_flight)
+            endpoint.record(share, sent, pool.in_flight, found)
             thresholds = np.array(config.thresholds, np.float32)[found.class_ids]
             return Answer.now(frame, "late" if share > 1 else "answered", found.above(thresholds))
         except Sam3ServerError as error:

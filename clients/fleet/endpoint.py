@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from clients.connection import AsyncClient
+from clients.detections import Detections
 from clients.errors import InvalidRequest, RequestTimeout, Sam3ServerError, ServerUnavailable
 from ensemble.video.variant import is_video_name
 
@@ -19,7 +21,13 @@ TOO_LATE, IN_TIME = 0.3, 0.1
 ROOM = 0.6
 """Only answers that took less than this share of their deadline raise the limit."""
 LATEST_WEIGHT = 0.1
-"""Weight of the latest answer in the moving average of late answers."""
+"""Weight of the latest answer in the moving averages of late answers and of waiting."""
+LITTLE_WAITING, MUCH_WAITING = 1.0, 2.0
+"""How long frames wait at a server, in times of what they are worked on: only below the first its limit is raised,
+above the second it is lowered. One batch that waits while another is worked on keeps a server busy; what waits behind
+it gains nothing, and comes before frames of cameras whose turn it is."""
+NEARER = 1.001
+"""By which factor the shortest way to a server is taken for longer with each answer: networks change."""
 HEALTH_S = 1.5
 """A server that is there says so within this time, however busy its models are."""
 FORGETTING = 0.95
@@ -35,8 +43,9 @@ class Endpoint:
     """One server: a client for each front model in use, its frames in flight, and how often it went away.
 
     `limit` is how many frames it may have at once. A queue longer than the deadlines makes every answer late, however
-    fast the server is, so the limit follows the answers: a third less when too many are late, one more per round when
-    few are. A single camera whose deadline cannot be met does not make many.
+    fast the server is, so the limit follows the answers: a third less when too many are late, one less per round when
+    frames wait much longer than they are worked on, one more when neither. A single camera whose deadline cannot be met
+    does not make many.
 
     `heard` is when its latest answer came, `slowest` how long the slowest of the latest ones took; both in seconds, on
     the event loop's clock.
@@ -48,7 +57,9 @@ class Endpoint:
     busy: int = 0
     limit: float = 1.0
     late: float = 0.0
-    lowered: float = 0.0
+    waiting: float = 0.0
+    way_ms: float = math.inf
+    lowered: float = -math.inf
     away: bool = False
     outages: int = 0
     heard: float = 0.0
@@ -64,16 +75,33 @@ class Endpoint:
             self.clients[model] = self.connect(model)
         return self.clients[model]
 
-    def record(self, share: float, sent: float, largest_limit: int) -> None:
+    def record(self, share: float, sent: float, largest_limit: int, found: Detections) -> None:
         """Adapts the limit, within 1 and `largest_limit`, to an answer that took `share` of its deadline (above 1: it
         was late). `sent` is when the frame was sent, on the event loop's clock.
         """
         self.late += LATEST_WEIGHT * ((share > 1) - self.late)
-        # a late answer to a frame that was in flight when the limit was lowered is no reason to lower it again
-        if share > 1 and self.late > TOO_LATE and sent > self.lowered:
-            self.limit, self.lowered = max(1.0, self.limit * 2 / 3), asyncio.get_running_loop().time()
-        elif share < ROOM and self.late < IN_TIME:
+        self.waiting += LATEST_WEIGHT * (self._waited(found) - self.waiting)
+        # an answer to a frame that was in flight when the limit was lowered is no reason to lower it again
+        if sent <= self.lowered:
+            return
+        if share > 1 and self.late > TOO_LATE:
+            self._lower(self.limit * 2 / 3)
+        elif self.waiting > MUCH_WAITING:
+            self._lower(self.limit - 1)
+        elif share < ROOM and self.late < IN_TIME and self.waiting < LITTLE_WAITING:
             self.limit = min(float(largest_limit), self.limit + 1 / self.limit)
+
+    def _lower(self, limit: float) -> None:
+        self.limit, self.lowered = max(1.0, limit), asyncio.get_running_loop().time()
+
+    def _waited(self, found: Detections) -> float:
+        """How long a frame waited at the server, in times of what it was worked on; 0 where the answer does not say.
+        What of the round trip the server knows nothing of is its way, and beyond the shortest one more waiting."""
+        total, queue = found.stage_ms.get("total", 0.0), found.stage_ms.get("queue", 0.0)
+        outside = found.latency_ms - total
+        self.way_ms = min(self.way_ms * NEARER, outside)
+        worked = total - queue
+        return (queue + outside - self.way_ms) / worked if worked > 0 else 0.0
 
     async def ask(self, question: Coroutine[Any, Any, Found]) -> Found:
         """The answer to a request to this server. Raises ServerUnavailable as soon as the server is given up; the

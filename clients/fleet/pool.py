@@ -54,14 +54,14 @@ class Pool:
         for endpoint in self.endpoints:
             endpoint.limit = float(min(in_flight, FIRST_LIMIT))
         self.in_flight, self._probe_every = in_flight, probe_every
-        self.turns, self._told, self.outages = Turns(), False, 0
+        self.turns, self._anyone, self._told, self.outages = Turns(), Claim(), False, 0
         self._waiting: list[tuple[asyncio.Future[Endpoint], Endpoint | None, Claim]] = []
 
     async def acquire(self, home: Endpoint | None = None, claim: Claim | None = None) -> Endpoint:
         """A slot at the endpoint with the fewest frames in flight, or at `home` unless that is away, once one is free
         and it is the turn of `claim` (None: of one like any other). Give it back with `release`.
         """
-        loop, claim = asyncio.get_running_loop(), claim or Claim()
+        loop, claim = asyncio.get_running_loop(), claim or self._anyone
         future: asyncio.Future[Endpoint] = loop.create_future()
         self.turns.ask(claim, loop.time())
         self._waiting.append((future, home, claim))

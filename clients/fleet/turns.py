@@ -31,6 +31,8 @@ WINDOW_S = 10.0
 OUTAGE_S = 1.0
 """Too little capacity holds the floors' clock back again and again by a little. Once by more is a server that was away,
 of which no more than this counts."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Whose multiples, but for their whole parts, spread evenly however many there are."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.kept = 1.0
+        self._known = 0  # claims that were ever made
         self._tag = 0.0  # of the turn by weight that was given last
         self._due = -math.inf  # of the floor's turn that was given last
         self._held = 0.0  # seconds by which the floors' clock is behind
@@ -68,7 +71,11 @@ class Turns:
 
     def ask(self, claim: Claim, now: float) -> None:
         """The claim's camera begins to wait."""
-        claim.since = self._tag - 1 / claim.counts  # at most one turn is saved up, while its next frame came
+        step = 1 / claim.counts
+        claim.since = self._tag - step  # at most one turn is saved up, while its next frame came
+        if claim.tag == -math.inf:  # spread, else all of one weight would have their turns at once, and others none
+            self._known += 1
+            claim.tag = self._tag - step * (self._known * GOLDEN % 1)
         # what was not asked for in time is not made up for, except as far as all the others are behind too
         claim.due = now - self._held if claim.due == -math.inf else max(claim.due, self._due)
 

@@ -59,11 +59,11 @@ def test_the_exit_status_tells_of_outputs_that_were_lost(
         def __getattr__(self, name):
             return getattr(self.pool, name)
 
-        async def acquire(self, home=None):
+        async def acquire(self, *asked):
             self.asked += 1
             if self.asked == 5:
                 signal.raise_signal(signal.SIGTERM)
-            return await self.pool.acquire(home)
+            return await self.pool.acquire(*asked)
 
     monkeypatch.setattr(app, "open_pool", lambda _: Pool())
     assert app.main(["--config", str(path), "--port", "0", "--metrics"]) == status

@@ -129,17 +129,6 @@ async def test_a_camera_whose_frames_fail_sends_more_slowly(detections):
     assert summary["seconds"] >= FIRST_PAUSE_S * (1 + 2 + 4)
 
 
-async def test_overload_is_shared(detections):
-    """Six cameras, one of which is five times as fast as the others, on a server that takes two frames at once."""
-    cameras = [camera(10_000, live=True, pause=0.001 if i == 0 else 0.005, name=f"c{i}") for i in range(6)]
-    server = Server(detections(), seconds=0.01)
-    summary, _ = await run(cameras, pool(server, in_flight=2), seconds=1.0)
-    assert server.most == 2
-    assert summary["answered"] == pytest.approx(200, rel=0.05)  # two at once, each for a hundredth of a second
-    assert summary["fairness"] >= 0.9
-    assert summary["dropped_by"]["no_turn"] > 0
-
-
 async def test_a_queue_longer_than_the_deadline_is_not_filled(detections):
     """A server that takes one frame after the other, 10 ms each. Twelve cameras with four frames in flight would wait
     480 ms; the deadline is 100 ms."""
@@ -235,52 +224,6 @@ async def test_frames_are_sent_as_the_configuration_says(detections, film, raw):
     await run([Camera(replace(BASE, source=str(film), raw=raw))], pool(server))
     assert len(server.images) == 6
     assert all(i.shape == (64, 96, 3) if raw else i.startswith(b"\xff\xd8") for i in server.images)
-
-
-async def test_floors_and_weights_say_who_gets_what(detections):
-    """Eight cameras of 200 fps on a server that answers 100 frames a second, one at a time."""
-    wanted = [{"weight": 4.0}, {"weight": 2.0}, {"least_fps": 20.0, "weight": 0.1}, *({} for _ in range(5))]
-    cameras = [camera(10_000, live=True, name=f"c{i}", **options) for i, options in enumerate(wanted)]
-    summary, _ = await run(cameras, pool(Server(detections(), seconds=0.01), in_flight=1), seconds=10.0)
-    level = 80 / 11  # what is left of the floor, for a weight of 1
-    got = [each["answered"] / 10 for each in summary["each"]]
-    assert got == pytest.approx([4 * level, 2 * level, 20, *[level] * 5], rel=0.1)
-    assert all(each["dropped"]["no_turn"] > each["dropped"].get("replaced", 0) for each in summary["each"])
-
-
-async def test_frames_that_wait_for_answers_of_their_own_are_told_from_those_that_wait_for_a_turn(detections):
-    only = camera(100, live=True, in_flight=2)
-    summary, _ = await run([only], pool(Server(detections(), seconds=0.05)), seconds=2.0)
-    assert summary["dropped_by"] == {"replaced": only.reader.replaced}
-    assert only.dropped == summary["dropped_by"]  # still, once it has ended
-
-
-async def test_floors_above_what_the_servers_answer_are_told_of(detections, caplog):
-    cameras = [camera(10_000, live=True, name=f"c{i}", least_fps=40.0 * (2 - i)) for i in range(2)]
-    summary, _ = await run(cameras, pool(Server(detections(), seconds=0.01), in_flight=1), seconds=30.0)
-    got = [each["answered"] / 30 for each in summary["each"]]
-    assert got == pytest.approx([100 * 2 / 3, 100 / 3], rel=0.05)
-    (told,) = [record.message for record in caplog.records if "floors" in record.message]
-    assert "each camera gets about 8" in told
-    assert "lower them, or add a server" in told
-
-
-async def test_slots_are_given_in_the_order_of_the_requests(detections):
-    slots = pool(Server(detections()), in_flight=1)
-    held, order = await slots.acquire(), []
-
-    async def request(name):
-        endpoint = await slots.acquire()
-        order.append(name)
-        slots.release(endpoint)
-
-    tasks = [asyncio.create_task(request(i)) for i in range(4)]
-    await asyncio.sleep(0)
-    tasks[1].cancel()
-    slots.release(held)
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert order == [0, 2, 3]
-    assert slots.endpoints[0].busy == 0
 
 
 async def test_json_lines_are_complete(detections, tmp_path):

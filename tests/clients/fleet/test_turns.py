@@ -126,6 +126,13 @@ def test_who_needs_less_leaves_it_to_the_others():
     assert yard.run(30, 100) == pytest.approx([2, 23, 5], rel=0.05)
 
 
+@pytest.mark.parametrize("wish", [35, 45, 60])
+def test_a_camera_that_has_to_wait_for_its_next_frame_gets_its_share(wish):
+    yard = site(Claim(weight=5), *(Claim() for _ in range(7)), wishes=[wish, *[ALWAYS] * 7])
+    yard.run(100, 10)
+    assert yard.run(100, 50)[0] == pytest.approx(min(wish, 500 / 12), rel=0.1)
+
+
 def test_nothing_is_saved_up():
     """A camera that was quiet for an hour gets its share from then on, neither more nor late."""
     yard = site(Claim(), Claim(least_fps=1), Claim())
