@@ -88,19 +88,21 @@ def check_authorities(ca: Path | str) -> None:
 
 
 def options(protocol: str, asyncio: bool, ca: Path | str | None, host: str) -> dict[str, Any]:
-    """tritonclient's arguments for TLS; `host` is the name that the certificate must have."""
+    """tritonclient's arguments for TLS; `host` is the name that the certificate must have. Raises ValueError where the
+    installed packages cannot."""
     if protocol == "grpc":
         return {"ssl": True, "root_certificates": str(ca) if ca else None}
     if asyncio:
         return {"ssl": True, "ssl_context": ssl.create_default_context(cafile=ca)}
     import gevent.ssl
+    import geventhttpclient.connectionpool
 
+    if not hasattr(geventhttpclient.connectionpool, "SSLConnectionPool"):
+        raise ValueError("geventhttpclient 2.0.2 has no TLS on Python 3.12; write grpcs://host, or use AsyncClient")
     context = gevent.ssl.create_default_context(cafile=ca)
-    # `insecure` turns off geventhttpclient's own comparison of names, which Python 3.12 has no function for any more:
-    # the context has compared them during the handshake already
+    # newer versions of geventhttpclient hand over the authorities that it would take by itself: `ca` replaces them
     return {
         "ssl": True,
-        "ssl_context_factory": lambda: context,
+        "ssl_context_factory": lambda cafile=None: context,
         "ssl_options": {"server_hostname": host},
-        "insecure": True,
     }
