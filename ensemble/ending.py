@@ -27,7 +27,7 @@ class Ending:
 
     def __init__(self, folder: Path | None) -> None:
         self._mark = folder / MARK if folder else None
-        self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if folder else None
+        self._lock = (folder / LOCK).open("ab") if folder else None
 
     @classmethod
     def of_environment(cls) -> Ending:

@@ -33,6 +33,7 @@ def test_a_batch_under_way_is_waited_for_and_later_frames_are_refused(tmp_path):
         with pytest.raises(ServerEnding, match="takes no more frames; send them to another"):
             other.check()
     assert server.idle
+    assert other.idle
 
 
 def test_without_a_folder_every_frame_is_taken(monkeypatch):
