@@ -10,8 +10,8 @@ from tests.deploy.edge import Honest, envoy
 
 
 @pytest.fixture(scope="session")
-def edge(server, tmp_path_factory):
-    with envoy(server, tmp_path_factory.mktemp("edge")) as running:
+def edge(video_server, tmp_path_factory):
+    with envoy(video_server, tmp_path_factory.mktemp("edge")) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ from tests.ensemble.waiting import until
 
 pytestmark = pytest.mark.server
 
+VIDEO_MODEL = "sam3_video_r140"
 SERVICE = "inference.GRPCInferenceService"
 OPEN_CALLS = {"ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer"}
 CALLS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods]
@@ -22,9 +23,9 @@ CALLS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["GRPC
 
 @pytest.mark.parametrize("scheme", ["grpcs", "https"])
 @pytest.mark.parametrize("by", ["key", "token"])
-def test_a_client_with_a_key_or_a_token_is_answered(edge, server, scheme, by):
+def test_a_client_with_a_key_or_a_token_is_answered(edge, video_server, scheme, by):
     key = edge.keys["tester"] if by == "key" else secrets(edge.folder, "token", "gate")
-    with edge.client(scheme, key) as sam3, Client(server.grpc_url, model=MODEL, timeout=120) as direct:
+    with edge.client(scheme, key) as sam3, Client(video_server.grpc_url, model=MODEL, timeout=120) as direct:
         assert sam3.ready()
         found, expected = (each.detect(FRAME, ["red circle"]) for each in (sam3, direct))
         assert (found.boxes == expected.boxes).all()
@@ -161,6 +162,18 @@ def test_the_command_for_one_camera(edge, tmp_path, capsys, monkeypatch):
         assert command(edge, capsys, monkeypatch, *words, *url)[0] == 0
         status, told = command(edge, capsys, monkeypatch, *words, *url, key="not-this-one")
         assert (status, "refuses the key" in told) == (2, True)
+
+
+def test_a_video(edge, tmp_path, capsys, monkeypatch):
+    """Followed by a client's session, and by a camera, which cannot ask the server what it has."""
+    with edge.client() as sam3, sam3.session(["red circle"], model=VIDEO_MODEL) as session:
+        assert [session.frame(FRAME).frame_index for _ in range(3)] == [0, 1, 2]
+    Image.fromarray(FRAME).save(tmp_path / "yard.png")
+    words = ["--source", str(tmp_path / "yard.png"), "--classes", "red circle", "--track", "masks", "--output"]
+    where = ["--url", f"grpcs://localhost:{edge.port}", "--ca", str(edge.ca)]
+    assert command(edge, capsys, monkeypatch, *words, *where, "--model", VIDEO_MODEL)[0] == 0
+    status, told = command(edge, capsys, monkeypatch, *words, *where)
+    assert (status, "does not list its models" in told) == (2, True)
 
 
 def test_a_fleet(edge, tmp_path, capsys, monkeypatch):
