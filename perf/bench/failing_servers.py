@@ -16,6 +16,7 @@ import numpy as np
 from clients.message import build_request
 from clients.transport import Server
 from ensemble.interfaces import ENGINE_MODEL
+from ensemble.server.drain import drain
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from ensemble.server.supervision import supervise
@@ -96,9 +97,10 @@ class FailingServer:
         self._signal([pid], signal.SIGCONT)
 
     def server_is_upgraded(self) -> None:
-        """Stopped in order, and started again."""
+        """Ended in order, as `sam3-serve` ends one, and started again."""
         self._ended.set()
         self._thread.join()
+        drain(self.server.ending, self.server.health)
         self.server.stop()
         self._ended.clear()
         self.server.start()
