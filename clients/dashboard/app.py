@@ -94,8 +94,8 @@ def build_app(board: Board, load: Load, token: str = "") -> FastAPI:
         return await load.figures()
 
     @app.get("/api/cameras/{name:path}/frame.jpg")
-    async def frame(name: str) -> Response:
-        jpeg = await board.picture(name)
+    async def frame(name: str, small: bool = False) -> Response:
+        jpeg = await board.picture(name, small)
         return Response(jpeg, media_type="image/jpeg") if jpeg else Response(status_code=204)
 
     @app.put("/api/cameras/{name:path}/classes", status_code=204)

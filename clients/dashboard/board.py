@@ -9,8 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from clients.conversation import Tracks
 from clients.dashboard.edit import checked_classes, checked_exemplars, checked_regions
+from clients.dashboard.shares import Share
+from clients.detections import Detections
 from clients.draw import annotate, colour_map
 from clients.fleet.camera import Camera
 from clients.fleet.request import Answer, Exemplar
@@ -18,19 +24,22 @@ from clients.video.encode import to_jpeg
 
 RATE_S = 5.0
 """The window over which a camera's frame rate is measured."""
+SMALL = 480
+"""Pixels: a small picture is the frame over the least whole number that makes it no wider."""
 SILENT_S = 5.0
 """A camera without an answer for this long counts as silent."""
 
 
 @dataclass(slots=True, eq=False)
 class View:
-    """One camera's latest answer, the latency of the latest one that was computed for its own frame, the drawing (made
-    on request, for frame number `drawn`), the times of recent answers, and the latest frame's error."""
+    """One camera's latest answer, the latency of the latest one that was computed for its own frame, the drawings (made
+    on request: frame number and JPEG, of the whole size and the small one), the times of recent answers, the latest
+    frame's error, and what the camera gets of what it wishes for."""
 
+    share: Share
     answer: Answer | None = None
     latency_ms: float | None = None
-    jpeg: bytes = b""
-    drawn: int = -1
+    drawn: dict[bool, tuple[int, bytes]] = field(default_factory=dict)
     times: deque[float] = field(default_factory=lambda: deque(maxlen=512))
     error: str = ""
 
@@ -46,7 +55,7 @@ class Board:
     def __init__(self, cameras: Sequence[Camera], clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.cameras = {camera.config.name: camera for camera in cameras}
-        self.views = {name: View() for name in self.cameras}
+        self.views = {name: View(Share(camera)) for name, camera in self.cameras.items()}
 
     def __call__(self, camera: Camera, answer: Answer) -> None:
         view = self.views[camera.config.name]
@@ -62,18 +71,17 @@ class Board:
             raise NoSuchCamera(f"there is no camera {name!r}; there are {', '.join(self.cameras)}")
         return self.cameras[name]
 
-    async def picture(self, name: str) -> bytes | None:
-        """The latest answered frame of a camera, annotated, as JPEG; None before the first. Raises NoSuchCamera."""
+    async def picture(self, name: str, small: bool = False) -> bytes | None:
+        """The latest answered frame of a camera, annotated, as JPEG, for a tile in a `small` size; None before the
+        first. Raises NoSuchCamera."""
         view = self.views[self.camera(name).config.name]
         answer = view.answer
         if answer is None or (found := answer.found) is None:
             return None
-        if view.drawn != answer.frame.index:
-            view.jpeg = await asyncio.to_thread(
-                lambda: to_jpeg(annotate(answer.frame.rgb, found, tracks=answer.tracks), 80)
-            )
-            view.drawn = answer.frame.index
-        return view.jpeg
+        number = answer.frame.index
+        if view.drawn.get(small, (-1, b""))[0] != number:
+            view.drawn[small] = number, await asyncio.to_thread(_picture, answer.frame.rgb, found, answer.tracks, small)
+        return view.drawn[small][1]
 
     def figures(self) -> list[dict[str, Any]]:
         """Each camera as plain data, `state` one of `live`, `connecting`, `silent`, `lost`, `failed`, `ended`."""
@@ -128,12 +136,20 @@ class Board:
             "answered": stats.answered,
             "still": stats.still,
             "motion": _motion(camera),
-            "dropped": stats.dropped.total() + reader.replaced,
+            "share": view.share.look(now),
+            "dropped": camera.dropped.total(),
             "failed": stats.failed.total(),
             "stage_ms": {stage: round(ms, 1) for stage, ms in found.stage_ms.items()} if found is not None else {},
             "detections": _detections(answer),
             "hidden": found.hidden_ids.tolist() if isinstance(found, Tracks) else [],
         }
+
+
+def _picture(rgb: NDArray[np.uint8], found: Detections, tracks: Sequence[int], small: bool) -> bytes:
+    factor = -(-rgb.shape[1] // SMALL)
+    if small and factor > 1:
+        rgb = np.asarray(Image.fromarray(rgb).reduce(factor))
+    return to_jpeg(annotate(rgb, found, tracks=tracks, scale=2.0 if small else 1.0), 80)
 
 
 def _motion(camera: Camera) -> dict[str, Any] | None:

@@ -37,7 +37,13 @@ DETECTIONS = Family("sam3_camera_detections_total", "counter", "Detections in th
 AGE = Family("sam3_camera_answer_age_seconds", "gauge", "Seconds since the frame of the latest answer was captured")
 LATENCY = Family("sam3_camera_latency_seconds", "gauge", "Seconds from capture to answer, of the latest 2048 answers")
 LIVE = Family("sam3_camera_live", "gauge", "1 while frames come from the camera, else 0")
-FAMILIES = (FRAMES, DROPPED, TURNS, DETECTIONS, AGE, LATENCY, LIVE)
+READ = Family("sam3_camera_read_total", "counter", "Frames that the camera asked answers for")
+TARGET = Family(
+    "sam3_camera_target_fps", "gauge", "Most frames a second that are taken of the camera, where it has fps"
+)
+FLOOR = Family("sam3_camera_floor_fps", "gauge", "Frames a second that it gets before others get more (least_fps)")
+WEIGHT = Family("sam3_camera_weight", "gauge", "What its share counts at this moment: less while nothing moves")
+FAMILIES = (FRAMES, DROPPED, TURNS, DETECTIONS, AGE, LATENCY, LIVE, READ, TARGET, FLOOR, WEIGHT)
 
 
 def exposition(board: Board, began: float, now: float | None = None) -> str:
@@ -75,3 +81,8 @@ def _samples(camera: Camera, view: View, began: float, now: float) -> Iterable[t
         for quantile, milliseconds in zip(QUANTILES, percentiles(stats.latencies_ms), strict=True):
             yield LATENCY, {"quantile": quantile}, milliseconds / 1e3
     yield LIVE, {}, camera.reader.state == "live"
+    yield READ, {}, camera.reader.read
+    if camera.config.fps is not None:
+        yield TARGET, {}, camera.config.fps
+    yield FLOOR, {}, claim.least_fps
+    yield WEIGHT, {}, claim.counts

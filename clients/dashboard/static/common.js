@@ -12,6 +12,10 @@ export async function ask(name, what, body) {
   }
 }
 
+// The address of a camera's latest picture, for a tile in a small size.
+export const picture = ({ name, frame }, small) =>
+  `api/cameras/${encodeURIComponent(name)}/frame.jpg?n=${frame}${small ? "&small=1" : ""}`;
+
 // Sets a text only if it differs: a selection in it is kept, and screen readers do not repeat it.
 export function said(element, text) {
   if (element.textContent !== text) element.textContent = text;

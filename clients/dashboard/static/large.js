@@ -1,6 +1,6 @@
 // The large view of one camera: its figures, and boxes drawn on its image: exemplars of a class, or masked regions.
 
-import { ask, listed, said } from "./common.js";
+import { ask, listed, picture, said } from "./common.js";
 
 const LEAST_SIDE = 0.01; // share of the frame; a smaller box is a click
 const large = document.querySelector("#large");
@@ -17,7 +17,9 @@ export function open(name) {
   large.showModal();
 }
 
-export function enlarge(figures, image) {
+export const opened = () => large.open;
+
+export function enlarge(figures, alt) {
   if (!large.open || figures.name !== shown) return;
   camera = figures;
   said(part("h2"), camera.name);
@@ -41,8 +43,10 @@ export function enlarge(figures, image) {
   });
   if (drag) return;
   frame.hidden = camera.frame < 0;
-  part("img").alt = image.alt;
-  if (part("img").src !== image.src) part("img").src = image.src;
+  const image = part("img");
+  const source = picture(camera, false);
+  image.alt = alt;
+  if (image.complete && image.getAttribute("src") !== source) image.src = source;
   draw(camera.exemplars);
   listed(part(".masks"), "#mask", regions(), (element, corners) => {
     element.style.clipPath = `polygon(${corners.map(([x, y]) => `${100 * x}% ${100 * y}%`).join(", ")})`;

@@ -1,14 +1,23 @@
-// The mosaic: one card per camera, updated twice a second; its image is fetched when there is a new frame.
+// The mosaic: one card per camera, updated twice a second, or once where there are many. A picture is fetched when there
+// is a new frame, the one before it has come, and its card can be seen: those of a large fleet would keep a processor busy.
 
-import { ask, listed, said } from "./common.js";
-import { enlarge, open } from "./large.js";
+import { ask, listed, picture, said } from "./common.js";
+import { enlarge, open, opened } from "./large.js";
 
+const MANY = 12; // cameras: more of them begin as small tiles
 const mosaic = document.querySelector("#mosaic");
+const small = document.querySelector("#small");
 const cards = new Map();
+const watcher = new IntersectionObserver((changes) => changes.forEach(({ target, isIntersecting }) => {
+  cards.get(target.dataset.name).seen = isIntersecting;
+}), { rootMargin: "100px" });
+
+small.onchange = () => mosaic.classList.toggle("small", small.checked);
 
 function makeCard(camera) {
   const card = document.querySelector("#camera").content.firstElementChild.cloneNode(true);
-  const known = { card, camera, frame: -1, refused: "" };
+  const known = { card, camera, frame: -1, seen: false, refused: "" };
+  card.dataset.name = camera.name;
   card.querySelector("h2").textContent = camera.name;
   card.querySelector(".open").onclick = () => open(camera.name);
   const form = card.querySelector(".classes");
@@ -20,12 +29,19 @@ function makeCard(camera) {
   form.added.oninput = () => { known.refused = ""; };
   mosaic.append(card);
   cards.set(camera.name, known);
+  watcher.observe(card);
   return known;
 }
 
 // What the motion gate says: whether something moves, and how many frames need not be sent.
 function gate({ motion, still }) {
   return motion ? `${still} still · ${motion.moving ? "moving" : "nothing moves"}, ${Math.round(100 * motion.saved)} % saved · ` : "";
+}
+
+// What a camera gets of what it asks for, and whether something moves before it.
+function brief({ fps, share: { asked, got, moving } }) {
+  const rate = asked === null ? `${fps} fps` : `${got} of ${asked} fps`;
+  return moving === null ? rate : `${rate} · ${moving ? "moving" : "still"}`;
 }
 
 const names = (known) => known.camera.classes.map(({ name }) => name);
@@ -46,6 +62,10 @@ function show(camera) {
   card.querySelector(".state").classList.toggle("live", live);
   said(card.querySelector(".figures"),
     `${camera.fps} fps · ${camera.latency_ms ?? "–"} ms · ${camera.answered} answered · ${gate(camera)}${camera.dropped} dropped · ${camera.failed} failed`);
+  said(card.querySelector(".brief"), brief(camera));
+  said(card.querySelector(".why"), camera.share.why);
+  card.title = camera.share.why;
+  card.classList.toggle("below", Boolean(camera.share.why));
   said(card.querySelector(".error"), known.refused || camera.error || camera.motion?.advice || "");
   listed(card.querySelector(".chips"), "#chip", camera.classes, (chip, { name, colour }) => {
     const boxes = camera.exemplars.filter((exemplar) => exemplar.name === name).length;
@@ -61,19 +81,23 @@ function show(camera) {
   const image = card.querySelector("img");
   image.hidden = camera.frame < 0;
   image.alt = camera.detections.map(({ label, score }) => `${label} ${score}`).join(", ") || "nothing found";
-  if (camera.frame !== known.frame && camera.frame >= 0) {
+  if (known.seen && !opened() && camera.frame !== known.frame && camera.frame >= 0 && image.complete) {
     known.frame = camera.frame;
-    image.src = `api/cameras/${encodeURIComponent(camera.name)}/frame.jpg?n=${camera.frame}`;
+    image.src = picture(camera, true);
   }
-  enlarge(camera, image);
+  enlarge(camera, image.alt);
 }
 
 async function update() {
+  if (document.hidden) return;
   const total = document.querySelector("#total");
   try {
     const cameras = await (await fetch("api/cameras")).json();
+    if (!cards.size && cameras.length > MANY) small.click();
     cameras.forEach(show);
-    said(total, `${cameras.length} cameras · ${cameras.reduce((sum, { fps }) => sum + fps, 0).toFixed(1)} fps`);
+    const count = (text, which) => cameras.some(which) ? ` · ${cameras.filter(which).length} ${text}` : "";
+    said(total, `${cameras.length} cameras · ${cameras.reduce((sum, { fps }) => sum + fps, 0).toFixed(1)} fps`
+      + count("not live", ({ state }) => state !== "live") + count("below target", ({ share }) => share.why));
   } catch {
     said(total, "the dashboard does not answer");
   }
@@ -97,8 +121,8 @@ async function busy() {
 
 async function every(seconds, what) {
   await what();
-  setTimeout(every, 1000 * seconds, seconds, what);
+  setTimeout(every, 1000 * seconds(), seconds, what);
 }
 
-every(0.5, update);
-every(2, busy);
+every(() => cards.size > MANY ? 1 : 0.5, update);
+every(() => 2, busy);

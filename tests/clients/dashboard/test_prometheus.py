@@ -16,7 +16,8 @@ NAME = 'the "yard" \\ west'
 
 
 def board():
-    return Board([Camera(CameraConfig(name, "none", ("person",), (0.5,))) for name in (NAME, "gate")])
+    yard = CameraConfig(NAME, "none", ("person",), (0.5,), fps=10.0, least_fps=2.0, weight=3.0)
+    return Board([Camera(yard), Camera(CameraConfig("gate", "none", ("person",), (0.5,)))])
 
 
 def answered(board, found, captured, outcome="answered"):
@@ -38,7 +39,7 @@ def test_the_account_of_each_camera(detections):
     camera = shown.cameras[NAME]
     camera.stats.dropped = Counter(no_turn=3, late=1)
     camera.reader.replaced = camera._replaced + 2
-    camera.reader.state, camera.claim.by_floor = "live", 4
+    camera.reader.state, camera.claim.by_floor, camera.reader.read = "live", 4, 10
     told = samples(exposition(shown, began=100.0, now=110.5))
     yard = r'camera="the \"yard\" \\ west"'
     expected = {
@@ -53,6 +54,11 @@ def test_the_account_of_each_camera(detections):
         f'sam3_camera_latency_seconds{{{yard},quantile="0.5"}}': 0.25,
         f'sam3_camera_latency_seconds{{{yard},quantile="0.95"}}': 0.25,
         f"sam3_camera_live{{{yard}}}": 1,
+        f"sam3_camera_read_total{{{yard}}}": 10,
+        f"sam3_camera_target_fps{{{yard}}}": 10,
+        f"sam3_camera_floor_fps{{{yard}}}": 2,
+        f"sam3_camera_weight{{{yard}}}": 3,
+        'sam3_camera_weight{camera="gate"}': 1,
         'sam3_camera_answer_age_seconds{camera="gate"}': 10.5,
         'sam3_camera_live{camera="gate"}': 0,
     }  # fmt: skip
