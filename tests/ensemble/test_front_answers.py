@@ -3,12 +3,14 @@ fault they are."""
 
 import time
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
 from ensemble.callers import Callers
+from ensemble.ending import Ending
 from ensemble.front import TritonPythonModel
 from ensemble.handover import EngineError
 from ensemble.metrics import FrontMetrics
@@ -65,6 +67,18 @@ def test_rle_instead_of_bits(model):
     assert found["mask_rle"].shape == (1, 2)
     decoded = coco_mask.decode([{"size": [8, 8], "counts": counts} for counts in found["mask_rle"][0]])
     np.testing.assert_array_equal(decoded.transpose(2, 0, 1).astype(bool), unpack(BITS, 8))
+
+
+def test_a_server_that_is_ending_refuses_frames(model, request, tmp_path):
+    """As a server that is away, which clients try elsewhere, and counted apart from failures."""
+    ending = Ending(tmp_path)
+    model.callers = replace(model.callers, ending=ending)
+    model.engine.detect = lambda batch: batch  # an exception is its own answer
+    ending.begin()
+    (response,) = model.execute([asked()])
+    assert response.error().code == TritonError.UNAVAILABLE
+    assert response.error().message().startswith("this server is ending and takes no more frames")
+    until(lambda: MetricFamily.told.get(("sam3_frames_total", request.node.name, "refused")) == 1)
 
 
 def test_bits_instead_of_rle(model):
