@@ -14,14 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from perf import record, tables
 from perf.console import make_parser, refuse
 from perf.results import ResultsError
 from perf.scale import demand, plot, pod, settings
-from perf.scale.day import Cluster, Day, simulate
-from perf.scale.response import Response, percentile, respond
+from perf.scale.day import Cluster
+from perf.scale.study import Study, figures
 
 USE = 0.6
 """Target of the setting that scales on GPU utilisation: of 40, 50, 60 and 70 % the highest by which it grows at all."""
@@ -38,7 +36,7 @@ COLUMNS = {
 EXAMPLES = """examples:
   sam3-perf simulate                                        2,000 cameras on pods with an H100 each
   sam3-perf simulate --cameras 20 200 --resolution 1008 --start 600
-  sam3-perf simulate --sweep --output perf/results/cpu/scale.json --plot docs/scale.png"""
+  sam3-perf simulate --vary --output perf/results/cpu/scale.json --plot docs/scale.png"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=int, default=180, help="seconds until a pod is ready; default %(default)s")
     parser.add_argument("--days", type=int, default=5, help="days that are drawn; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the first day; default %(default)s")
-    parser.add_argument("--sweep", action="store_true", help="try targets and windows too: a minute more")
+    parser.add_argument("--vary", action="store_true", help="vary settings and conditions too, one at a time")
     parser.add_argument("--plot", type=Path, help="PNG of the first day; default: none")
     record.add_output(parser)
     options = parser.parse_args(argv)
@@ -67,61 +65,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         wanted = demand.measured(demand.Demand(fewest=fewest, most=most, fps=options.fps))
     except (ResultsError, settings.SettingsError) as error:
         return refuse(parser.prog, error)
-    response = respond(server, options.fps)
-    cluster = Cluster(start_s=options.start)
-    cameras = demand.connected(wanted)
-    seeds = range(options.seed, options.seed + options.days)
-    made = [demand.frames_per_second(wanted, cameras, seed) for seed in seeds]
-    losses = [tuple(np.random.default_rng(seed).uniform(7, 21, 2)) for seed in seeds]
-
-    def days(s: settings.Settings) -> list[Day]:
-        return [
-            simulate(server, response, each, s, replace(cluster, losses=hours))
-            for each, hours in zip(made, losses, strict=True)
-        ]
-
+    seeds = tuple(range(options.seed, options.seed + options.days))
+    study = Study(server, wanted, Cluster(start_s=options.start), seeds)
     worse = (settings.without_slow_down(chosen), settings.by_utilisation(chosen, USE))
-    peak = int(np.ceil(max(each.max() for each in made) / server.fps))
-    results = {s.name: days(s) for s in (chosen, *worse, settings.by_utilisation(chosen, 0.7), settings.fixed(peak))}
-    rows = [{"settings": name, **figures(found, response)} for name, found in results.items()]
+    others = (settings.by_utilisation(chosen, USE + 0.1), settings.fixed(study.peak_pods))
+    days = {s.name: study.days(s) for s in (chosen, *worse, *others)}
+    rows = [{"settings": name, **figures(found)} for name, found in days.items()]
     data: dict[str, Any] = record.new(parser.prog, argv) | {
         "note": "simulated; the machine is the one that computed it",
         "pod": asdict(server) | {"fps": round(server.fps, 1)},
         "demand": asdict(wanted),
-        "cluster": {name: value for name, value in asdict(cluster).items() if name != "losses"},
+        "cluster": {name: value for name, value in asdict(study.cluster).items() if name != "losses"},
         "chosen": asdict(chosen),
         "rows": rows,
     }
-    if options.sweep:
-        data["sweep"] = [asdict_of(s) | figures(days(s), response) for s in settings.neighbours(chosen)]
+    if options.vary:
+        data["settings"] = [varied(s) | figures(study.days(s)) for s in settings.neighbours(chosen)]
+        data["cases"] = [{"case": name, **figures(case.days(chosen))} for name, case in cases(study).items()]
     if options.plot:
-        plot.draw(options.plot, cameras, {name: results[name][0] for name in (chosen.name, *(s.name for s in worse))})
+        plot.draw(options.plot, study.cameras, {s.name: days[s.name][0] for s in (chosen, *worse)})
     record.write(options.output, data)
     print(table(rows).markdown(), file=sys.stderr)
     print(json.dumps(data))
     return 0
 
 
-def asdict_of(s: settings.Settings) -> dict[str, Any]:
-    """What a sweep varies."""
+def varied(s: settings.Settings) -> dict[str, Any]:
+    """What `settings.neighbours` varies."""
     down, up = s.behavior.down, s.behavior.up
-    return {"target": s.triggers[0].target, "down_window_s": down.window_s, "up_percent": up.policies[0].value}
-
-
-def figures(days: Sequence[Day], response: Response) -> dict[str, float]:
-    """Of all days together."""
-    ages = np.sum([response.ages_at(day.loads, day.answered) for day in days], axis=0)
-    made = sum(float(day.made.sum()) for day in days)
     return {
-        "pods_mean": round(float(np.mean([day.pods.mean() for day in days])), 1),
-        "pods_most": max(int(day.pods.max()) for day in days),
-        "gpu_hours": round(sum(float(day.pods.sum()) for day in days) / 3600 / len(days)),
-        "p95_ms": round(1e3 * percentile(ages, 0.95)),
-        "p99_ms": round(1e3 * percentile(ages, 0.99)),
-        "dropped_percent": round(100 * sum(float(day.dropped.sum()) for day in days) / made, 2),
-        "failed_percent": round(100 * sum(float(day.failed.sum()) for day in days) / made, 3),
-        "silence_s": round(max(float(day.gaps.max()) for day in days), 1),
+        "target": s.triggers[0].target,
+        "down_window_s": down.window_s,
+        "down_percent": down.policies[0].value,
+        "up_percent": up.policies[0].value,
     }
+
+
+def cases(study: Study) -> dict[str, Study]:
+    """The same settings where other things are otherwise."""
+    few = replace(study.demand, fewest=max(1, study.demand.fewest // 10), most=max(1, study.demand.most // 10))
+    starts = {
+        f"a pod starts in {seconds} s": replace(study, cluster=replace(study.cluster, start_s=seconds))
+        for seconds in (60, 600)
+    }
+    return {**starts, f"{few.fewest} to {few.most} cameras": replace(study, demand=few)}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> tables.Sheet:

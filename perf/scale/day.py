@@ -71,13 +71,10 @@ class _Pods:
     def serving(self, now: float) -> int:
         return sum(ready <= now for ready in self.ready_at)
 
-    def lose(self, now: float, cluster: Cluster) -> bool:
-        """A node with a pod that serves is gone; False where none serves."""
-        if not self.serving(now):
-            return False
+    def lose(self, now: float, cluster: Cluster) -> None:
+        """A node with one of the pods that serve is gone."""
         self.ready_at.remove(min(self.ready_at))
         self.dead_until.append((now + cluster.ready_s, now + cluster.replace_s))
-        return True
 
 
 def simulate(pod: Pod, response: Response, made: Array, settings: Settings, cluster: Cluster) -> Day:
@@ -88,7 +85,7 @@ def simulate(pod: Pod, response: Response, made: Array, settings: Settings, clus
     ready, paid = np.zeros(seconds, int), np.zeros(seconds, int)
     lost, loads = np.zeros(seconds), np.zeros(seconds)
     figures = {name: np.zeros(seconds) for name in ("answered", "wait_s", "work_s", "busy", "oldest_s", "gap_s")}
-    losses = [round(hour * 3600) for hour in cluster.losses]
+    losses = [round(hour * 3600 / SYNC_S) * SYNC_S for hour in cluster.losses]
     for now in range(0, seconds, SYNC_S):
         if now:
             seen = [(_value(t, now - cluster.lag_s, figures, made, pod), t.target) for t in settings.triggers]
@@ -97,12 +94,10 @@ def simulate(pod: Pod, response: Response, made: Array, settings: Settings, clus
             scaler.sync(now, counted, usages)
         pods.scale(now, scaler.replicas, cluster.start_s)
         block = slice(now, min(now + SYNC_S, seconds))
-        for second in range(block.start, block.stop):
-            if second in losses:
-                before = pods.serving(second)
-                if pods.lose(second, cluster):
-                    lost[second : second + cluster.notice_s] += 1 / before
-            ready[second] = pods.serving(second)
+        if now in losses and (before := pods.serving(now)):
+            pods.lose(now, cluster)
+            lost[now : now + cluster.notice_s] += 1 / before
+        ready[block] = np.searchsorted(sorted(pods.ready_at), np.arange(block.start, block.stop), side="right")
         paid[block] = len(pods.ready_at)
         there = made[block] * (1 - lost[block])
         loads[block] = there / (pod.fps * np.maximum(ready[block], 1e-3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,11 +35,12 @@ def figure(cameras: NDArray[np.int64], days: Mapping[str, Day]) -> Figure:
     made = next(iter(days.values())).made
     top.plot(hours, cameras[::EVERY_S], color="black", label="cameras connected")
     top.plot(hours, means(made), color="black", linestyle=":", label="frames a second that are sent")
-    for (name, day), colour in zip(days.items(), COLOURS, strict=False):
+    for order, ((name, day), colour) in enumerate(zip(days.items(), COLOURS, strict=False)):
+        line: dict[str, Any] = {"color": colour, "zorder": 3 - order / 10, "alpha": 0.6 if order else 1.0}
         blocks = [slice(start, start + EVERY_S) for start in starts]
-        pods.plot(np.arange(0, 24, 1 / 60), day.ready[::60], color=colour, label=name, linewidth=1)
-        ages.plot(hours, [1e3 * day.age(0.95, block) for block in blocks], color=colour)
-        dropped.plot(hours, 100 * means(day.dropped) / means(made), color=colour)
+        pods.plot(np.arange(0, 24, 1 / 60), day.ready[::60], label=name, linewidth=1, **line)
+        ages.plot(hours, [1e3 * day.age(0.95, block) for block in blocks], **line)
+        dropped.plot(hours, 100 * means(day.dropped) / means(made), **line)
     pods.set_ylabel("pods that serve")
     ages.set(ylabel="p95 of a frame's age, ms", yscale="log")
     ages.yaxis.set_major_formatter("{x:g}")

@@ -112,14 +112,22 @@ def fixed(pods: int) -> Settings:
 
 
 def neighbours(chosen: Settings) -> list[Settings]:
-    """Other targets, windows before shrinking, and steps of growing, one with each other."""
-    found = []
-    for target in (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0):
-        for window_s in (300, 600, 900):
-            for percent in (25, 50, 100):
-                wait, *guards = chosen.triggers
-                step, *steps = chosen.behavior.up.policies
-                up = replace(chosen.behavior.up, policies=(replace(step, value=percent), *steps))
-                behavior = replace(chosen.behavior, up=up, down=replace(chosen.behavior.down, window_s=window_s))
-                found.append(replace(chosen, triggers=(replace(wait, target=target), *guards), behavior=behavior))
-    return found
+    """Other targets, windows before shrinking, and per cents of growing and shrinking, one at a time."""
+    wait, *guards = chosen.triggers
+    up, down = chosen.behavior.up, chosen.behavior.down
+
+    def step(rules: Rules, percent: int) -> Rules:
+        first, *rest = rules.policies
+        return replace(rules, policies=(replace(first, value=percent), *rest))
+
+    targets = [replace(wait, target=target) for target in (0.15, 0.2, 0.25, 0.35, 0.4, 0.5, 1.0)]
+    behaviors = [
+        *(replace(chosen.behavior, down=replace(down, window_s=seconds)) for seconds in (0, 300, 900)),
+        *(replace(chosen.behavior, down=step(down, percent)) for percent in (5, 25, 100)),
+        *(replace(chosen.behavior, up=step(up, percent)) for percent in (25, 50, 400)),
+    ]
+    return [
+        chosen,
+        *(replace(chosen, triggers=(target, *guards)) for target in targets),
+        *(replace(chosen, behavior=behavior) for behavior in behaviors),
+    ]
