@@ -38,7 +38,7 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "sam3.json").read_text())
 @pytest.fixture(scope="module")
 def page():
     """The address of a page with one camera, of which a frame was answered and one was dropped."""
-    camera = Camera(CameraConfig("gate", "none", ("person",), (0.5,)))
+    camera = Camera(CameraConfig("gate", "none", ("person",), (0.5,), fps=10.0))
     camera.stats.answered, camera.stats.dropped["late"] = 1, 1
     camera.stats.latencies_ms.append(42.0)
     board = Board([camera])
