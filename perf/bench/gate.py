@@ -3,11 +3,17 @@
 An event is found where its first frame, or the one after it, is sent. With a repository each film also goes through a
 fleet and the embedded server, with the gate and without it, and average precision is taken over all frames: a frame
 that was not sent has what was found in the last one that was.
+
+With --cameras so many films are played at once, in real time, before that server instead (`quiet_cameras.py`): how long
+after its beginning is an event's first frame answered, and how busy is the server? A file that is there already keeps
+its other rows.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import logging
 import tempfile
 import time
@@ -20,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from clients.errors import Sam3ServerError
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig, FleetConfig
 from clients.fleet.fleet import open_pool, run_fleet
@@ -31,6 +38,7 @@ from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
 from export.tiny.scenes import Rendering
 from perf import record
+from perf.bench import quiet_cameras
 from perf.bench.quiet_films import FPS, TROUBLES, QuietFilm, draw
 from perf.bench.zoom import FLOOR, Comparison
 from perf.console import make_parser, refuse
@@ -41,7 +49,8 @@ DECODED = 64
 """Frames that are decoded at once."""
 EXAMPLES = """examples:
   sam3-perf bench gate
-  sam3-perf bench gate --repository build/test-repository --output perf/results/cpu/gate.json"""
+  sam3-perf bench gate --repository build/test-repository --output perf/results/cpu/gate.json
+  sam3-perf bench gate --cameras 16 --repository build/test-repository --output perf/results/cpu/gate.json"""
 log = logging.getLogger(__name__)
 
 
@@ -126,7 +135,8 @@ async def precision(film: QuietFilm, url: str, model: str, motion: Motion) -> di
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: measured, and at least 0.99 of the events found; 1: fewer; 2: the server cannot start or answer."""
+    """0: measured, and at least 0.99 of the events found, with --cameras answered in time; 1: fewer; 2: the server
+    cannot start or answer."""
     parser = make_parser("bench gate", __doc__, EXAMPLES)
     parser.add_argument("--repository", type=Path, help="as sam3-export writes it, for average precision too")
     parser.add_argument("--model", default="sam3_r140", help="front model; default %(default)s")
@@ -137,9 +147,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=2, help="films of each kind; default %(default)s")
     parser.add_argument("--scenes", nargs="+", choices=TROUBLES, default=list(TROUBLES), help="default: all")
     parser.add_argument("--sensitivity", type=float, default=Motion().sensitivity, help="default %(default)s")
+    parser.add_argument("--cameras", type=int, help="films that are played at once; needs --repository")
     record.add_output(parser)
     options = parser.parse_args(argv)
     motion = Motion(options.sensitivity)
+    if options.cameras is not None:
+        if options.cameras < 1 or options.repository is None:
+            parser.error("--cameras: expected at least one camera and a --repository")
+        return many(parser.prog, argv, options, motion)
     films: list[tuple[str, QuietFilm]] = []
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -160,8 +175,35 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return refuse(parser.prog, error)
     events = sum(one["events"] for one in rows)
     head |= {"events": events, "first_frame_recall": found_share(rows)}
-    record.publish(options.output, record.new(parser.prog, argv) | head | {"rows": rows}, f"{events} events")
+    _, kept = before(options.output, [one["scene"] for one in rows])
+    data = record.new(parser.prog, argv) | head | {"rows": rows + [one for one in kept if "cameras" in one]}
+    record.publish(options.output, data, f"{events} events")
     return 0 if head["first_frame_recall"] >= 0.99 else 1
+
+
+def many(prog: str, argv: Sequence[str] | None, options: argparse.Namespace, motion: Motion) -> int:
+    """Plays films at once and adds their row, which says by which command, to the file."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            films = quiet_cameras.films(Path(folder), options.cameras, options.seconds, options.activity)
+            watches = [quiet_cameras.Watch(film) for film in films]
+            with EmbeddedServer(options.repository) as server:
+                found = asyncio.run(quiet_cameras.play(watches, server, options.model, motion))
+    except (ServerError, Sam3ServerError) as error:
+        return refuse(prog, error)
+    made = record.new(prog, argv)
+    head, kept = before(options.output, [found["scene"]])
+    data = (head or made) | {"rows": [*kept, found | {"command": made["command"], "date": made["date"]}]}
+    record.write(options.output, data)
+    log.info("%s: %s", options.output, found)
+    print(json.dumps(found))
+    return 0 if quiet_cameras.within_limits(found) else 1
+
+
+def before(path: Path, scenes: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a result file holds already, and those of its rows that are of none of these scenes."""
+    head = json.loads(path.read_text()) if path.exists() else {}
+    return head, [row for row in head.get("rows", []) if row["scene"] not in scenes]
 
 
 def found_share(rows: Sequence[dict[str, Any]]) -> float:
