@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
 from perf.cli import main
+from perf.scale import study
+from perf.scale.response import respond
 
 
-def test_a_day_is_simulated_and_drawn(tmp_path, capsys):
+def test_a_day_is_simulated_and_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study, "respond", partial(respond, seconds=3.0))  # quick and less exact
     output, plot = tmp_path / "scale.json", tmp_path / "scale.png"
     assert main(["simulate", "--cameras", "4", "40", "--days", "1", "--output", str(output), "--plot", str(plot)]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
