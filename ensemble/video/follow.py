@@ -24,7 +24,7 @@ class Rules:
     max_objects: int = 16
     new_score: float = 0.7  # of a detection that begins an object
     nms: float = 0.1  # a detection that a better one of its class overlaps more is none
-    same: float = 0.1  # a detection that overlaps an object of its class so much begins none
+    same: float = 0.1  # a detection that overlaps an object of its class so much begins none, and corrects its mask
     confirming: float = 0.5  # a detection that overlaps an object so much confirms it
     proof: int = 3  # looks that confirm an object before it counts as proven
     hesitation: int = 3  # looks in a row that see an object without confirming it, and it is not shown until one does
@@ -198,7 +198,8 @@ class Follower:
         step: Step,
         confirmed: dict[int, np.ndarray],
     ) -> list[Object]:
-        """Detections confirm objects, show hidden ones again, or are new ones, which it returns, best first."""
+        """Detections confirm objects, correct the masks (in `bits`) of those that nothing confirms, show hidden ones
+        again, or are new ones, which it returns, best first."""
         rules, objects = self.rules, self.objects
         chosen = overlap.without_doubles(found.bits, found.scores, found.class_ids, rules.nms)
         chosen = chosen[overlap.areas(found.bits[chosen]) > 0]
@@ -215,19 +216,26 @@ class Follower:
                     self._give(known, found.bits[chosen[best]], frame, step)
             elif visible[n]:
                 known.misses += 1
-        newcomers = []
+        newcomers: list[Object] = []
         for row, n in enumerate(chosen):
-            if found.scores[n] < rules.new_score or (len(objects) and shares[row].max() >= rules.same):
+            if found.scores[n] < rules.new_score:
                 continue
-            mask = found.bits[n]
-            hidden = self._hidden_at(int(found.class_ids[n]), mask, confirmed)
-            if hidden is not None:
-                hidden.hits, hidden.misses, hidden.hidden = hidden.hits + 1, 0, 0
-                hidden.score, hidden.seen = float(found.scores[n]), mask
-                confirmed[hidden.object_id] = mask
-                self._give(hidden, mask, frame, step)
+            mask, score, class_id = found.bits[n], float(found.scores[n]), int(found.class_ids[n])
+            nearest = int(shares[row].argmax()) if len(objects) else -1
+            if nearest >= 0 and shares[row, nearest] >= rules.same:
+                corrected = objects[nearest]
+                if corrected.object_id in confirmed:
+                    continue
+                bits[nearest] = mask  # the tracker's has drifted off the object
+            elif (hidden := self._hidden_at(class_id, mask, confirmed)) is not None:
+                corrected = hidden
             else:
-                newcomers.append(Object(int(n), int(found.class_ids[n]), float(found.scores[n]), frame, frame, mask))
+                newcomers.append(Object(int(n), class_id, score, frame, frame, mask))
+                continue
+            corrected.hits, corrected.misses, corrected.hidden = corrected.hits + 1, 0, 0
+            corrected.score, corrected.seen = score, mask
+            confirmed[corrected.object_id] = mask
+            self._give(corrected, mask, frame, step)
         return newcomers
 
     def _hidden_at(self, class_id: int, mask: np.ndarray, confirmed: Mapping[int, np.ndarray]) -> Object | None:

@@ -128,6 +128,30 @@ def test_an_object_behind_another_one_keeps_its_id():
     assert states(step) == {1: CONFIRMED}
 
 
+def test_a_mask_that_has_drifted_off_its_object_is_corrected():
+    follower, _ = begun((0, 0.9, mask(0, 0)))
+    step = follower.frame(1, seen(mask(0, 0)), found((0, 0.8, mask(6, 0))))
+    assert [(s.object_id, s.state) for s in step.shown] == [(1, CONFIRMED)]
+    assert np.array_equal(step.shown[0].bits, mask(6, 0))
+    assert [(seed.object_id, seed.bits.tolist()) for seed in step.seeds] == [(1, mask(6, 0).tolist())]
+    assert (follower.objects[0].misses, follower.objects[0].score) == (0, pytest.approx(0.8))
+
+
+@pytest.mark.parametrize(
+    "detections",
+    [
+        pytest.param([(0, 0.69, mask(6, 0))], id="a detection that would begin nothing"),
+        pytest.param([(1, 0.9, mask(6, 0))], id="of another class"),
+        pytest.param([(0, 0.9, mask(0, 0)), (0, 0.8, mask(6, 0))], id="another one confirms the object"),
+    ],
+)
+def test_a_mask_stays_as_it_is(detections):
+    follower, _ = begun((0, 0.9, mask(0, 0)))
+    step = follower.frame(1, seen(mask(0, 0)), found(*detections))
+    assert np.array_equal(step.shown[0].bits, mask(0, 0))
+    assert not [seed for seed in step.seeds if seed.object_id == 1]
+
+
 def test_what_the_tracker_has_lost_and_the_detector_finds_nearby_is_the_same_object():
     follower, _ = begun((0, 0.9, mask(0, 0)))
     frame = proven(follower, mask(0, 0))
