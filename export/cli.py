@@ -161,13 +161,10 @@ def _prepare(arguments: argparse.Namespace) -> tuple[Any, list[Variant]]:
     from export.engines.registry import ready
     from export.gate.frames import read_frames
     from export.slim.int8_inputs import check_frames
-    from export.tracker import check_engine
 
     engine = find_engine(arguments.engine)
     precision = engine.exact(arguments.precision or engine.precision)
-    tool = ready(arguments.engine, tensorrt.from_arguments(arguments), arguments.precision or precision)
-    if arguments.video:
-        check_engine(tool)
+    ready(arguments.engine, tensorrt.from_arguments(arguments), arguments.precision or precision)
     if arguments.frame_count < 1:
         raise ValueError(f"frame-count must be at least 1, got {arguments.frame_count}: the gate always runs")
     if arguments.repository.exists() and not arguments.repository.is_dir():

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from ensemble.spec import Variant
 from export.checkpoint import Source, at_size
-from export.engines.engine import EngineError, Tool
+from export.engines.engine import Tool
 from export.engines.registry import ready
 from export.gate.frames import Frame
 from export.gate.reference import reference_device
 from export.gate.tracker.history import histories
 from export.gate.tracker.reference import TrackerTruth, tracker_truths
 from export.gate.tracker.verify import verify_tracker
+from export.gate.verify import GateReport
 from export.manifest import recipe
 from export.repository import VERSION, Written, is_current
 from export.staging import Facts, Job, Progress, admit, built_all, opened, staged_build
@@ -24,27 +26,17 @@ from export.sub_models.precision import torch_precision
 from export.sub_models.tracker.parts import TRACKER_PARTS, make_tracker_part
 
 
-def check_engine(tool: Tool) -> None:
-    """Raises EngineError where this machine cannot run what the engine builds: nobody measures a tracker later."""
-    if tool.open is None:
-        raise EngineError(
-            f"the tracker's sub-models are measured where they are built, and this machine cannot run what engine"
-            f" {tool.engine.spec.name} builds: export with --video on the machine that serves it, or use --engine"
-            " onnxruntime"
-        )
-
-
 def export_tracker(job: Job, progress: Progress = lambda step: None) -> list[Written]:
     """Writes the tracker's parts of the job's variant into the repository and returns what is there now.
 
     As `export_variant` does: what is current is kept; if any has to be built, all four pass the gate together before
-    anything is moved in. It comes before `export_variant`, which writes the configurations: a front model never names
-    a tracker that is not there. Raises EngineError and GateError.
+    anything is moved in, or where this machine cannot run them, wait for the gate of the one that serves them. It comes
+    before `export_variant`, which writes the configurations: a front model never names a tracker that is not there.
+    Raises EngineError and GateError.
     """
     source, variant, root = job.source, job.variant, job.root
     assert source.tracker is not None, "whoever exports a tracker has loaded it"
     tool = ready(job.engine, job.tensorrt, variant.precision)
-    check_engine(tool)
     names = {part: getattr(variant, part).name for part in TRACKER_PARTS}
     recipes = {part: recipe(source, variant, part, tool) for part in TRACKER_PARTS}
     kept = {part for part in TRACKER_PARTS if not job.force and is_current(root / names[part], recipes[part])}
@@ -60,18 +52,27 @@ def export_tracker(job: Job, progress: Progress = lambda step: None) -> list[Wri
 
         missing = [part for part in TRACKER_PARTS if part not in kept]
         built = dict(zip(missing, built_all(build, missing, tool.engine.side_by_side), strict=True))
-        progress(f"r{variant.resolution}: running transformers' tracker on {len(job.frames)} frames")
-        truths = truths_of(source, variant, job.frames)
-        progress(f"r{variant.resolution}: measuring the tracker's artifacts against it")
         folders = {part: (root if part in kept else job.staged) / names[part] / VERSION for part in TRACKER_PARTS}
-        with opened({part: (tool, folder) for part, folder in folders.items()}) as runs:
-            gate = verify_tracker(runs, variant, truths)
+        gate = measured(job, {part: (tool, folder) for part, folder in folders.items()}, progress)
         admit(job, tool, built, recipes, gate)
         for part in missing:
             shutil.rmtree(job.staged / names[part])
         if not any(job.staged.iterdir()):  # an interrupted export of the other sub-models may have left something
             job.staged.rmdir()
     return [Written.at(root / names[part], part in kept) for part in TRACKER_PARTS]
+
+
+def measured(job: Job, artifacts: Mapping[str, tuple[Tool, Path]], progress: Progress) -> GateReport | None:
+    """How near the tracker's artifacts, by part what runs each and its folder, come to transformers' tracker; None
+    where this machine runs none of them. Raises GateError where an answer has another shape than its record says."""
+    variant = job.variant
+    if not any(tool.open for tool, _ in artifacts.values()):
+        return None
+    progress(f"r{variant.resolution}: running transformers' tracker on {len(job.frames)} frames")
+    truths = truths_of(job.source, variant, job.frames)
+    progress(f"r{variant.resolution}: measuring the tracker's artifacts against it")
+    with opened(artifacts) as runs:
+        return verify_tracker(runs, variant, truths)
 
 
 def truths_of(source: Source, variant: Variant, frames: Sequence[Frame]) -> list[TrackerTruth]:

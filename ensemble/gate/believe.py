@@ -21,6 +21,7 @@ from ensemble.server.gpu import Gpu
 from ensemble.server.plans_check import ENGINE as PLANS
 from ensemble.server.repository import Artifact, Served, build_command
 from ensemble.server.requirements import ServerError
+from ensemble.server.videos import VideoServed
 
 log = logging.getLogger(__name__)
 Cards = Mapping[int, Gpu | None]
@@ -41,12 +42,12 @@ class Doubt:
         return f"{self.artifact.model} is measured before it is served: {self.why}"
 
 
-def believe(repository: Path, served: Sequence[Served], cards: Cards) -> None:
-    """Measures what is not believed yet. Raises ServerError, with sub-model, output and figures, for what fails, and
-    for what cannot be measured."""
+def believe(repository: Path, served: Sequence[Served], cards: Cards, videos: Sequence[VideoServed] = ()) -> None:
+    """Measures what is not believed yet of these front models for pictures and for `videos`. Raises ServerError, with
+    sub-model, output and figures, for what fails, and for what cannot be measured."""
     record = Record.read(repository)
     known = dict(record.files)
-    found = list(doubts(served, cards, record))
+    found = list(doubts(served, cards, record, videos))
     if record.files != known:
         record.write()
     groups: dict[tuple[str, int | None], list[Doubt]] = {}
@@ -61,15 +62,19 @@ def believe(repository: Path, served: Sequence[Served], cards: Cards) -> None:
             raise ServerError(f"not served: {result['error']}. Build again with\n{again}")
 
 
-def doubts(served: Sequence[Served], cards: Cards, record: Record) -> Iterator[Doubt]:
+def doubts(
+    served: Sequence[Served], cards: Cards, record: Record, videos: Sequence[VideoServed] = ()
+) -> Iterator[Doubt]:
     """What is not believed, each artifact once for each kind of GPU. Raises ServerError where there are no truths to
     measure by what was never run anywhere, or is not the file that passed. Artifacts of before there was a gate, whose
     manifests have no word of it, are not looked at; plans of TensorRT for RTX all have one."""
     seen: set[tuple[str, str]] = set()
-    for one in served:
+    for one, pairs in _called(served, videos):
         path = one.folder / truths.FILE
-        made_from = truths.made_from(path) if path.is_file() else None
-        for model, artifact in zip(one.variant.sub_models, one.artifacts, strict=True):
+        tracked = {model.part for model in one.variant.tracker_parts}
+        known = {tracker: truths.made_from(path, tracker) if path.is_file() else None for tracker in (False, True)}
+        for part, artifact in pairs:
+            made_from = known[part in tracked]
             manifest = artifact.manifest
             if "gate" not in manifest and artifact.engine != PLANS:
                 continue
@@ -89,7 +94,19 @@ def doubts(served: Sequence[Served], cards: Cards, record: Record) -> Iterator[D
                 seen.add((artifact.model, json.dumps(on)))
                 why = why_measure(manifest, digests, on, made_from, record.entry(artifact.model, on))
                 if why:
-                    yield Doubt(one, model.part, artifact, number, why)
+                    yield Doubt(one, part, artifact, number, why)
+
+
+def _called(
+    served: Sequence[Served], videos: Sequence[VideoServed]
+) -> Iterator[tuple[Served, list[tuple[str, Artifact]]]]:
+    """Front models, each with parts and artifacts of it that are called: a tracker's may be of another resolution."""
+    for one in served:
+        yield one, [(model.part, a) for model, a in zip(one.variant.sub_models, one.artifacts, strict=True)]
+    for video in videos:
+        variant = video.tracking.variant
+        parts = {model.name: model.part for model in (*variant.sub_models, *variant.tracker_parts)}
+        yield video.tracking, [(parts[artifact.model], artifact) for artifact in video.own]
 
 
 def measure_apart(repository: Path, front: str, models: Sequence[str], number: int | None) -> dict:

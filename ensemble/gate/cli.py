@@ -69,7 +69,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     card = cards[options.gpu] if options.gpu < len(cards) else None
     check_plans([artifact for one in fronts for _, artifact in _artifacts(one, options.models)], card)
     for one in fronts:
-        held = _truths_of(one)
+        held = _truths_of(one, options.models)
         for part, artifact in _artifacts(one, options.models):
             if artifact.model in outputs:
                 continue  # the text encoder of several front models
@@ -88,20 +88,28 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     return {"ok": True, "outputs": outputs}
 
 
-def _truths_of(one: Served) -> Truths:
+def _truths_of(one: Served, models: Sequence[str]) -> Truths:
     path = one.folder / truths.FILE
     try:
-        return replace(truths.read(path), variant=one.variant)  # they are the same for every precision
+        found = replace(truths.read(path), variant=one.variant)  # they are the same for every precision
     except FileNotFoundError:
         raise TruthsError(
             f"expected truths to measure {one.variant.front_name} by in {path}, found no such file; write the"
             " repository again with sam3-export"
         ) from None
+    tracker = [model.name for model in one.variant.tracker_parts if not models or model.name in models]
+    if tracker and not truths.holds_tracker(found.arrays):
+        raise TruthsError(
+            f"expected truths to measure {', '.join(tracker)} by in {path}, found those of a detector alone; write the"
+            " repository again with sam3-export --video, or name other sub-models with --models"
+        )
+    return found
 
 
 def _artifacts(one: Served, models: Sequence[str]) -> list[tuple[str, Artifact]]:
-    """Parts and artifacts; the text encoder's form for the CPU among them where there is one."""
-    pairs = [(m.part, a) for m, a in zip(one.variant.sub_models, one.artifacts, strict=True)]
+    """Parts and artifacts, the tracker's too; the text encoder's form for the CPU among them where there is one."""
+    every = (*one.variant.sub_models, *one.variant.tracker_parts)
+    pairs = [(m.part, a) for m, a in zip(every, (*one.artifacts, *one.tracker), strict=True)]
     if one.text_encoder_cpu.path.is_file():
         pairs.append(("text_encoder", one.text_encoder_cpu))
     return [(part, artifact) for part, artifact in pairs if not models or artifact.model in models]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ensemble.spec import Variant
 
@@ -49,6 +49,9 @@ which products a processor has. 2.5e-4 of a frame is a quarter of a pixel at 100
 encoder reached cosines of 0.9989 and more, its detections an overlap of 0.989 and scores within 0.06; random weights of
 the real size 0.9967 (16 drawn frames at 252 and 168; noise at 1008). In int8 its vision encoder and decoder reached
 0.9998 and 0.9995."""
+TRACKER_RELATIVE = 1e-5
+"""Of a tracker's sub-models in fp32: closer, since what a step is off the next one remembers. ONNX Runtime's were at
+most 2e-6 with random weights."""
 IN_INT8 = ("vision_encoder", "decoder")
 """Sub-models whose linear layers are in INT8 in a variant of that precision: nine tenths of a frame's time on a
 processor. The text encoder is run once a name, and the others have few products with constant weights."""
@@ -66,4 +69,8 @@ def part_precision(variant: Variant, part: str) -> str:
 
 def limits_of(variant: Variant, part: str | None = None) -> Limits:
     """The limits for one sub-model's artifact, or for what all of a variant's together detect."""
-    return LIMITS[variant.precision if part is None else part_precision(variant, part)]
+    precision = variant.precision if part is None else part_precision(variant, part)
+    limits = LIMITS[precision]
+    if precision == "fp32" and part in {model.part for model in variant.tracker_parts}:
+        return replace(limits, relative=TRACKER_RELATIVE)
+    return limits

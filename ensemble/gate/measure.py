@@ -13,6 +13,7 @@ import numpy as np
 from ensemble.engines import SubModel
 from ensemble.gate.compare import OutputCheck, compare, unpack
 from ensemble.gate.limits import Limits
+from ensemble.gate.tracker import measure_stored
 from ensemble.gate.truths import Arrays, Truths, chosen, feature_maps, typed
 from ensemble.spec import Variant
 
@@ -25,10 +26,16 @@ def measure(run: SubModel, part: str, name: str, truths: Truths, limits: Limits)
 
     Raises GateError where an answer has another shape than the truth, and whatever the artifact raises.
     """
+    names = [tensor.name for tensor in getattr(truths.variant, part).outputs]
+
+    def answer(feed: Arrays) -> dict[str, np.ndarray]:
+        return {n: on_host(value) for n, value in run(typed(truths.variant, part, feed), names).items()}
+
+    if part in {model.part for model in truths.variant.tracker_parts}:
+        return measure_stored(answer, part, truths)
     groups: dict[str, list[tuple[float, float]]] = {}
     for feed, wanted, counted in feeds(part, truths):
-        outputs = [tensor.name for tensor in getattr(truths.variant, part).outputs]
-        found = {n: on_host(value) for n, value in run(typed(truths.variant, part, feed), outputs).items()}
+        found = answer(feed)
         found |= {name: found[name] * mask for name, mask in counted.items()}
         for output, figures in compared(part, found, wanted, truths.variant, limits).items():
             groups.setdefault(output, []).append(figures)

@@ -10,7 +10,7 @@ same. NumPy only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ VALUES = 1 << 16
 STEP = 2_654_435_761
 """A prime, larger than any tensor here: multiples of it, modulo the size, are different places all over the tensor."""
 LEVELS = ("fpn_0", "fpn_1", "fpn_2")
+TRACKER = "tracker/"
+"""How the names of a tracker's arrays begin; `calls` is how many calls of its sub-models there are."""
 
 
 class TruthsError(ValueError):
@@ -41,7 +43,7 @@ class Truths:
 
     `pixel_values` and `input_ids` are inputs, `features/fpn_*` the small maps. Below `text/` and `boxes/` are the pairs
     of two samples, without and with exemplar boxes: their inputs, below `want/` their outputs, each as `keep` writes
-    it.
+    it. Below `tracker/` are the calls of a tracker's sub-models (`ensemble/gate/tracker.py`).
     """
 
     variant: Variant
@@ -74,14 +76,14 @@ def chosen(output: np.ndarray) -> np.ndarray:
     return flat[places(flat.size)]
 
 
-def feature_maps(small: Arrays, images: int) -> dict[str, np.ndarray]:
-    """fp32 `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p] and `fpn_2` [B,C,p,p] from maps [1,C,p,p].
+def feature_maps(small: Arrays, images: int, levels: Sequence[str] = LEVELS) -> dict[str, np.ndarray]:
+    """fp32 `fpn_0` [B,C,4p,4p], `fpn_1` [B,C,2p,2p] and `fpn_2` [B,C,p,p], or as they are called, from maps [1,C,p,p].
 
     Enlarged maps are multiplied by a pattern, so that neighbours differ and none can stand for another; every other
     image is mirrored, so that it matters which one a pair asks for.
     """
     maps = {}
-    for name, factor in zip(LEVELS, (4, 2, 1), strict=True):
+    for name, factor in zip(levels, (4, 2, 1), strict=True):
         enlarged = small[name].astype(np.float32).repeat(factor, 2).repeat(factor, 3)
         if factor > 1:
             y, x = np.indices(enlarged.shape[2:])
@@ -119,11 +121,19 @@ def read(path: Path) -> Truths:
         ) from error
 
 
-def made_from(path: Path) -> str | None:
-    """What the truths there were made from; None where there are none that can be read."""
+def holds_tracker(names: Container[str]) -> bool:
+    """Whether among these arrays are those that a tracker's sub-models are measured by."""
+    return f"{TRACKER}calls" in names
+
+
+def made_from(path: Path, tracker: bool = False) -> str | None:
+    """What the truths there were made from; None where there are none that can be read, or with `tracker` none of
+    one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             about: dict[str, Any] = json.loads(file["about"].tobytes())
+            if tracker and not holds_tracker(file.files):
+                return None
         return about["made_from"] if about["version"] == VERSION else None
     except Exception:
         return None

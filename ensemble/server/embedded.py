@@ -144,7 +144,7 @@ class EmbeddedServer:
         served, cards = self._placed()
         if self._process is None:  # what fitted once fits again; a GPU may need a moment to be free of the last server
             self._check(served, cards)
-            believe(self.repository, served, cards)
+            believe(self.repository, served, cards, self._videos(served))
         # A GPU more is work for as many front models more.
         fronts = [s.variant.front_instances * max(1, len(cards)) for s in served]
         wide = [replace(s, variant=replace(s.variant, front_instances=n)) for s, n in zip(served, fronts, strict=True)]
@@ -214,8 +214,9 @@ class EmbeddedServer:
         check_all(self.repository)
         served, cards = self._placed()
         self._check(served, cards)
-        report = start_check.report(served, cards, self._pool if self._sub_models else None, self._videos(served))
-        report["measured_first"] = [d.said for d in doubts(served, cards, Record.read(self.repository))]
+        videos = self._videos(served)
+        report = start_check.report(served, cards, self._pool if self._sub_models else None, videos)
+        report["measured_first"] = [d.said for d in doubts(served, cards, Record.read(self.repository), videos)]
         return report | {"lines": report["lines"] + report["measured_first"]}
 
     def _placed(self) -> tuple[list[Served], dict[int, gpu.Gpu | None]]:

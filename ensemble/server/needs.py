@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ensemble.server.memory import FOOTPRINTS, Need, engine_model_need, least_engine_model_need, server_need
 from ensemble.server.plans_check import scratch_mb
-from ensemble.server.repository import Served
+from ensemble.server.repository import Artifact, Served
 from ensemble.server.videos import VideoServed
 from ensemble.spec import MB, RESOLUTIONS, Variant
 
@@ -20,22 +20,27 @@ model holds the sub-models, which hand over nothing."""
 def need_of(served: Sequence[Served], pool: Pool | None, videos: Sequence[VideoServed] = ()) -> Need:
     """Megabytes of these front models together; files that several share count once."""
     weights, variants = _weights_mb(served, videos), [s.variant for s in served]
+    scratch = scratch_mb(_called(served, videos))
     if not videos:
-        return _need(variants, served[0].engine, weights, pool, scratch_mb(served))
-    need = engine_model_need(variants, weights, served[0].engine, scratch_mb(served), [v.call for v in videos])
+        return _need(variants, served[0].engine, weights, pool, scratch)
+    need = engine_model_need(variants, weights, served[0].engine, scratch, [v.call for v in videos])
     return replace(need, videos=sum(v.bank_mb for v in videos))
 
 
 def least_need_of(served: Sequence[Served], videos: Sequence[VideoServed] = ()) -> Need:
     """Of the engine model where it splits its work as far as it can."""
     weights, variants = _weights_mb(served, videos), [s.variant for s in served]
-    need = least_engine_model_need(variants, weights, served[0].engine, scratch_mb(served), [v.call for v in videos])
+    scratch = scratch_mb(_called(served, videos))
+    need = least_engine_model_need(variants, weights, served[0].engine, scratch, [v.call for v in videos])
     return replace(need, videos=sum(v.bank_mb for v in videos))
 
 
+def _called(served: Sequence[Served], videos: Sequence[VideoServed]) -> list[Artifact]:
+    return [*(a for s in served for a in s.artifacts), *(a for v in videos for a in v.own)]
+
+
 def _weights_mb(served: Sequence[Served], videos: Sequence[VideoServed]) -> float:
-    artifacts = [*(a for s in served for a in s.artifacts), *(a for v in videos for a in v.own)]
-    return files_mb({a.path for a in artifacts if a.on_gpu})
+    return files_mb({a.path for a in _called(served, videos) if a.on_gpu})
 
 
 def files_mb(paths: Iterable[Path]) -> float:

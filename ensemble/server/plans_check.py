@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ensemble.engines.plans import plan_file
 from ensemble.engines.plans.cards import why_not_built_for, why_not_here
 from ensemble.engines.plans.library import why_not_in_this_python
 from ensemble.gate.machine import engine_version
 from ensemble.server.gpu import Gpu
-from ensemble.server.repository import Artifact, Served
+from ensemble.server.repository import Artifact
 from ensemble.server.requirements import ServerError
 
 ENGINE = "tensorrt_rtx"
@@ -35,7 +35,7 @@ def check_plans(artifacts: Sequence[Artifact], card: Gpu | None) -> None:
             raise ServerError(str(error)) from None
 
 
-def scratch_mb(served: Sequence[Served]) -> float | None:
+def scratch_mb(artifacts: Iterable[Artifact]) -> float | None:
     """Megabytes that the largest of these plans computes in, as their builds noted; None where one did not."""
-    noted = [a.manifest.get("build", {}).get("scratch_mb") for s in served for a in s.artifacts if a.on_gpu]
+    noted = [a.manifest.get("build", {}).get("scratch_mb") for a in artifacts if a.on_gpu]
     return max(noted) if noted and None not in noted else None

@@ -283,7 +283,7 @@ def _options(served: Served, repository: Path) -> tuple[str, ...]:
         words = ["docker compose run --rm build"]
     else:
         words = [f"sam3-export --engine {engine} --repository {shlex.quote(str(repository))}"]
-    words.append(f"--checkpoint {shlex.quote(variant.checkpoint.name)}")
+    words.append(f"--checkpoint {shlex.quote(variant.checkpoint.name)}{' --video' if variant.tracker else ''}")
     if variant.queries != variant.checkpoint.num_queries:
         words.append(f"--queries {variant.queries}")
     if variant.precision != ENGINES[engine].precision:

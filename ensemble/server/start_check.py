@@ -52,7 +52,8 @@ def check(repository: Path, served: Sequence[Served], host: Host, pool: Pool | N
     placed = [s for s in served if s.on_gpu]
     if not placed:
         return
-    check_plans([a for s in placed for a in s.artifacts], host.card)
+    called = [*(a for s in placed for a in s.artifacts), *(a for v in host.videos for a in v.own)]
+    check_plans(called, host.card)
     if host.card:
         check_built_for(repository, placed, host.card, host.tensorrt)
     check_memory(placed, host, pool)

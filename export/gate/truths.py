@@ -22,14 +22,18 @@ from tokenizers import Tokenizer
 from transformers import Sam3Model
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
+from ensemble.gate import tracker as tracker_gate
 from ensemble.gate import truths
 from ensemble.gate.truths import LEVELS
 from ensemble.spec import Variant
 from export.checkpoint import Source, at_size
+from export.checkpoint.tracker import LoadedTracker
 from export.gate.frames import Frame
 from export.gate.reference import Sample, expected_outputs, make_sample, reference_device, scores, see
+from export.gate.tracker.truths import tracker_arrays
 from export.gate.verify import prompt_inputs, strongest
 from export.sub_models.parts import PARTS
+from export.sub_models.tracker.parts import TRACKER_PARTS
 
 MOST_PICKS = 4
 """Queries of a row of the mask head."""
@@ -38,10 +42,13 @@ MOST_PICKS = 4
 def truths_hash(source: Source, variant: Variant, frames: Sequence[Frame]) -> str:
     """Hash of what the truths depend on: weights, sizes, frames, and the code that makes them; not the engine."""
     sizes = {n: v for n, v in variant.to_dict().items() if n not in ("precision", "front_instances", "queue_delay_us")}
-    digest = hashlib.sha256(json.dumps([[source.part_sha256(part) for part in PARTS], sizes]).encode())
+    parts = (*PARTS, *TRACKER_PARTS[:1]) if variant.tracker else PARTS  # the tracker's have one fingerprint together
+    digest = hashlib.sha256(json.dumps([[source.part_sha256(part) for part in parts], sizes]).encode())
     for frame in frames:
         digest.update(frame.pixels.tobytes() + repr((frame.prompts, frame.box)).encode())
-    for file in (Path(__file__), Path(truths.__file__)):
+    own = Path(__file__).parent / "tracker"
+    tracked = (Path(tracker_gate.__file__), *sorted(own.glob("*.py"))) if variant.tracker else ()
+    for file in (Path(__file__), Path(truths.__file__), *tracked):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -51,15 +58,22 @@ def store_truths(source: Source, variant: Variant, frames: Sequence[Frame], fold
     path, made_from = folder / truths.FILE, truths_hash(source, variant, frames)
     if not force and truths.made_from(path) == made_from:
         return False
-    sized = at_size(source.model, variant.resolution, variant.queries)
-    truths.write(path, variant, made_from, make_truths(sized, frames, source.tokenizer, variant, reference_device()))
+    sized, device = at_size(source.model, variant.resolution, variant.queries), reference_device()
+    tracker = source.tracker.at_size(variant.resolution) if source.tracker and variant.tracker else None
+    truths.write(path, variant, made_from, make_truths(sized, frames, source.tokenizer, variant, device, tracker))
     return True
 
 
 def make_truths(
-    model: Sam3Model, frames: Sequence[Frame], tokenizer: Tokenizer, variant: Variant, device: str = "cpu"
+    model: Sam3Model,
+    frames: Sequence[Frame],
+    tokenizer: Tokenizer,
+    variant: Variant,
+    device: str = "cpu",
+    tracker: LoadedTracker | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays of the file, computed on `device`; afterwards the model is on the CPU again."""
+    """The arrays of the file, of a tracker's sub-models too where there is one, computed on `device`; afterwards the
+    model is on the CPU again."""
     text, boxes = _samples(frames, tokenizer, variant)
     try:
         model.to(device)  # type: ignore[arg-type]  # transformers' annotation knows no strings
@@ -83,8 +97,10 @@ def make_truths(
     }
     for name, level in zip(LEVELS, seen, strict=False):
         _want(arrays, f"want/{name}", level)
-    if variant.tracker:
-        _want(arrays, "want/hidden", vision.last_hidden_state.numpy(force=True))
+    if tracker:
+        hidden = vision.last_hidden_state.numpy(force=True)
+        _want(arrays, "want/hidden", hidden)
+        arrays |= tracker_arrays(tracker, hidden, variant, device)
     # What the text encoder answers at padding nobody reads: the truth is of real tokens, which are kept whole.
     _want(arrays, "want/text_features", outputs["text"]["text_features"])
     arrays["text_mask"] = text.text_mask

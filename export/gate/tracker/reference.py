@@ -47,7 +47,7 @@ def tracker_truths(
         for module in moved:
             module.to(device)  # type: ignore[arg-type]  # transformers' annotation knows no strings
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            reference = Reference(tracker, torch.from_numpy(hidden).to(device))
+            reference = Reference(tracker, *neck_maps(tracker, torch.from_numpy(hidden).to(device)))
             found = [reference.truth(history) for history in histories]
             found[0].inputs["tracker_neck"] = {"hidden": hidden}
             found[0].outputs["tracker_neck"] = reference.features
@@ -57,29 +57,42 @@ def tracker_truths(
             module.to("cpu")  # type: ignore[arg-type]
 
 
+def neck_maps(tracker: LoadedTracker, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The tracker's feature maps of frames with these tokens [B,p*p,width], and their positions [n,1,C]."""
+    side: int = tracker.model.backbone_feature_sizes[-1][0]
+    levels, positions = tracker.neck(hidden.transpose(1, 2).unflatten(2, (side, side)))
+    decoder = tracker.model.mask_decoder
+    maps = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), levels[2]]
+    return maps, [position[:1].flatten(2).permute(2, 0, 1) for position in positions[:3]]
+
+
 class Reference:
-    """The tracker on B frames, with a pool of maps [POOL,p*p,64] and pointers [POOL,C] that were made on them."""
+    """The tracker on B frames with these maps, and a pool of memory maps [POOL,p*p,64] and pointers [POOL,C] that were
+    made on them, unless nothing `remembers`. What one sub-model hands to the next is rounded to numbers that fp16
+    holds."""
 
-    def __init__(self, tracker: LoadedTracker, hidden: Tensor) -> None:
-        self.model, self.device = tracker.model, hidden.device
+    def __init__(
+        self, tracker: LoadedTracker, levels: list[Tensor], positions: list[Tensor], remembers: bool = True
+    ) -> None:
+        self.model, self.device = tracker.model, levels[0].device
         self.patches: int = self.model.backbone_feature_sizes[-1][0]
-        levels, positions = tracker.neck(hidden.transpose(1, 2).unflatten(2, (self.patches, self.patches)))
-        decoder = self.model.mask_decoder
-        self.levels = [decoder.conv_s0(levels[0]), decoder.conv_s1(levels[1]), levels[2]]
-        self.positions = [position[:1].flatten(2).permute(2, 0, 1) for position in positions[:3]]
+        self.levels, self.positions = levels, positions
+        self.tokens, attended = self.attended()
         named = {f"track_{i}": _array(level) for i, level in enumerate(self.levels)}
-        self.features: Arrays = {**named, "track_x": _array(self.attended())}
-        self.maps, self.pointers = self.pool()
+        self.features: Arrays = {**named, "track_x": _array(attended)}
+        self.attended_tokens = rounded(attended)
+        if remembers:
+            self.maps, self.pointers = map(rounded, self.pool())
 
-    def attended(self) -> Tensor:
-        """Tokens [B,p*p,C] behind the first self-attention of transformers' memory attention."""
+    def attended(self) -> tuple[Tensor, Tensor]:
+        """Tokens [B,p*p,C] before and behind the first self-attention of transformers' memory attention."""
         attention = self.model.memory_attention
         x = self.levels[2].flatten(2).transpose(1, 2) + 0.1 * self.positions[2].transpose(0, 1)
         layer = attention.layers[0]
         normed = layer.layer_norm1(x)[:, None]
         rotary = attention.rotary_emb(x, attention.position_ids.to(self.device))
         out, _ = layer.self_attn(normed, normed, normed, position_embeddings=rotary)
-        return x + out[:, 0]
+        return x, x + out[:, 0]
 
     def pool(self) -> tuple[Tensor, Tensor]:
         side, maps, pointers = 4 * self.patches, [], []
@@ -102,12 +115,12 @@ class Reference:
             steps.append(self.step(image, history, n, memory[n], pointers[n]))
             mask = torch.from_numpy(history.masks[n]).to(self.device).float()[None, None]
             seeds.append(self.seed(image, mask))
-        logits = torch.stack([(seeds if hard else steps)[n][0] for n, hard in enumerate(history.hard)])
+        logits = rounded(torch.stack([(seeds if hard else steps)[n][0] for n, hard in enumerate(history.hard)]))
         keep = torch.from_numpy(history.keep).to(self.device)
         kept = torch.where(keep, logits, logits.clamp(max=-10.0))
         for n, image in enumerate(history.image_index.tolist()):
             maps.append(self.encode(image, kept[n][None, None], bool(history.hard[n]), bool(history.there[n])))
-        shared: Arrays = {**self.features, "image_index": history.image_index}
+        shared: Arrays = {**self.features, "track_x": _array(self.attended_tokens), "image_index": history.image_index}
         remembered = {"memory": _array(memory), "memory_age": history.memory_age}
         remembered |= {"pointers": _array(pointers), "pointer_age": history.pointer_age}
         packed = {name: np.packbits(getattr(history, name), axis=-1) for name in ("masks", "keep")}
@@ -154,13 +167,24 @@ class Reference:
                 outputs[kind][NOW - age] = {"object_pointer": pointers[i][None], **maps.get(age, {})}
         features = [level[image : image + 1].flatten(2).permute(2, 0, 1) for level in self.levels]
         session.cache.cache_vision_features(NOW, {"vision_feats": features, "vision_pos_embeds": self.positions})
-        with heard(self.model.mask_decoder) as said:
+        with heard(self.model.mask_decoder) as said, self.first_attention(image):
             found = self.model._run_single_frame_inference(
                 session, NOW, row, 1, False, None, None, reverse=False, streaming=True
             )
         _, ious, _, _ = said[0]
         mask, pointer, score = (found[k] for k in ("pred_masks", "object_pointer", "object_score_logits"))
         return mask[0, 0], pointer.flatten(), score.flatten()[0], ious.flatten()
+
+    @contextmanager
+    def first_attention(self, image: int) -> Iterator[None]:
+        """While the block runs, the first self-attention of this frame gives what makes its tokens the rounded ones."""
+        added = (self.attended_tokens - self.tokens)[image : image + 1, None]
+        attention = self.model.memory_attention.layers[0].self_attn
+        handle = attention.register_forward_hook(lambda _module, _inputs, output: (added, *output[1:]))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def seed(self, image: int, mask: Tensor) -> tuple[Tensor, ...]:
         """Of a given mask [1,1,4p,4p] its logits [4p,4p], and the pointer [C], score [] and IoUs [3] of the decoder."""
@@ -210,6 +234,11 @@ def lead(ious: np.ndarray, score: np.ndarray) -> np.ndarray:
     score from zero."""
     first, second = np.sort(ious, 1)[:, :-3:-1].T
     return np.minimum(first - second, np.abs(score))
+
+
+def rounded(values: Tensor) -> Tensor:
+    """The nearest numbers that fp16 holds."""
+    return values.half().float()
 
 
 def _stacked(rows: Sequence[tuple[Tensor, ...]], i: int) -> np.ndarray:

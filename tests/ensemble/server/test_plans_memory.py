@@ -47,7 +47,7 @@ def test_what_the_builds_noted_is_taken(tmp_path, noted, expected):
         path = artifact.folder / "manifest.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "build": build}))
     (served,) = placement.read(tmp_path)
-    assert scratch_mb([served]) == expected
+    assert scratch_mb(served.artifacts) == expected
 
 
 def test_too_little_memory_is_said_with_the_figures_and_where_they_come_from(tmp_path):

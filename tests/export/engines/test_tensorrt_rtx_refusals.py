@@ -21,6 +21,8 @@ from export.engines.tensorrt_rtx.build import compile_onnx
 from export.engines.tensorrt_rtx.package import import_rtx
 from export.gate.frames import drawn_frames
 from export.sub_models.parts import PARTS
+from export.sub_models.tracker.parts import TRACKER_PARTS
+from export.tracker import export_tracker
 from export.variant import Job, export_variant
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason='needs pip install "sam3-triton[rtx]"')
@@ -116,6 +118,29 @@ def test_a_plan_of_other_types_than_the_graph_is_refused(types, sentence) -> Non
 
 
 # ---- the export
+def test_a_trackers_plans_wait_for_the_gate_of_the_card(checkpoint, built, tracked, tmp_path, monkeypatch) -> None:
+    """Where they are built nothing runs them; a second run keeps them."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    plans = {part: built(140, part) for part in TRACKER_PARTS}
+
+    def copied(module, model, variant, path, cards) -> dict:
+        shutil.copy(plans[model.part].plan, path)
+        return plans[model.part].info
+
+    monkeypatch.setattr(engine, "build_plan", copied)
+    source, root = load(str(checkpoint), video=True), tmp_path / "repository"
+    job = Job(source, tracked(140), "tensorrt_rtx", root, drawn_frames(1, 140))
+    first, second = export_tracker(job), export_tracker(job)
+    assert [entry.model for entry in first] == [model.name for model in job.variant.tracker_parts]
+    assert ({entry.state for entry in first}, {entry.state for entry in second}) == ({"built"}, {"kept"})
+    for entry in first:
+        data = json.loads((root / entry.model / "manifest.json").read_text())
+        assert (data["engine"], data["gate"], entry.cosine) == ("tensorrt_rtx", None, None)
+        assert data["build"]["scratch_mb"] > 0
+        plan_file.check(root / entry.artifact, trt.__version__)
+    assert not job.staged.exists()
+
+
 def test_an_export_without_a_gpu_is_marked_as_not_verified(
     checkpoint, built, small, tmp_path, caplog, capsys, monkeypatch
 ) -> None:

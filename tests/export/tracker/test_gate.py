@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from export.gate.tracker.verify import RELATIVE, verify_tracker
+from ensemble.gate.limits import TRACKER_RELATIVE
+from export.gate.tracker.verify import verify_tracker
 
 RESOLUTIONS = (140, 168, 210, 252)
 
@@ -24,7 +25,7 @@ def test_all_outputs_of_one_to_eight_objects_with_one_to_ten_maps(resolution, ca
     assert {f"{check.model}/{check.output}" for check in report.outputs} == {
         f"{model.name}/{tensor.name}" for model in of.tracker_parts for tensor in model.outputs
     }
-    assert max(check.relative for check in report.outputs) <= RELATIVE
+    assert max(check.relative for check in report.outputs) <= TRACKER_RELATIVE
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
