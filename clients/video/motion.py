@@ -94,7 +94,8 @@ class Reference:
             weighed = self._few * (np.abs(start) < most)
             found = np.linalg.solve(weighed @ self._few.T + STEADY, weighed @ few)
             start = few - found @ self._few
-        left -= (found @ self._ways).reshape(left.shape)
+        # not `@`: OpenBLAS shares it among threads, which then spin for 30 ms and take the processor from everybody
+        left -= np.einsum("i,ij->j", found, self._ways).reshape(left.shape)
         offset, gain, right, down = map(float, found)
         return left, max(abs(gain) / GAIN, abs(offset) / OFFSET), math.hypot(right, down)
 

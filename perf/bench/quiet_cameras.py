@@ -30,6 +30,8 @@ from ensemble.server.requirements import ServerError
 from ensemble.spec import DEFAULT_THRESHOLD
 from perf.bench.quiet_films import FPS, TROUBLES, QuietFilm, draw
 
+SIZE = (360, 640)
+"""Height and width of the films: the second stream of a camera. The cameras' decoders work on the server's machine."""
 LIMITS = {"first_answer_p95_ms": 1500.0, "server_cpu": 0.7}
 """What the first answers to 95 of 100 events, and the server's share of all cores, may come to."""
 log = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ def films(folder: Path, cameras: int, seconds: float, activity: float) -> list[Q
     """A film for each camera, of all kinds in turn."""
     kinds, drawn = list(TROUBLES), []
     for i in range(cameras):
-        drawn.append(draw(folder / f"{i}.mp4", TROUBLES[kinds[i % len(kinds)]], seconds, activity, 1000 + i))
+        drawn.append(draw(folder / f"{i}.mp4", TROUBLES[kinds[i % len(kinds)]], seconds, activity, 1000 + i, SIZE))
         log.info("camera %d: %s, %d events", i, kinds[i % len(kinds)], len(drawn[-1].firsts))
     return drawn
 
@@ -138,6 +140,7 @@ async def play(watches: Sequence[Watch], server: EmbeddedServer, model: str, mot
         "server_cpu": round(server_cpu / capacity, 3),
         "cameras_cpu": round(own_cpu / capacity, 3),
         "cores": cores,
+        "height": SIZE[0],
         "model": model,
     }
 

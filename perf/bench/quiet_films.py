@@ -1,8 +1,8 @@
 """Films of cameras that look at nothing most of the time, drawn with exact ground truth: a few objects that stay, now
 and then one that comes, and what else changes in a camera's picture without anything moving.
 
-A film is an H.264 file of `SIZE` at `FPS` frames a second. What happens: objects cross the picture, come, stay and
-leave, appear and vanish. What does not: noise, compression, light, a lamp, a pole in the wind.
+A film is an H.264 file, of `SIZE` unless told otherwise, at `FPS` frames a second. What happens: objects cross the
+picture, come, stay and leave, appear and vanish. What does not: noise, compression, light, a lamp, a pole in the wind.
 """
 
 from __future__ import annotations
@@ -110,20 +110,22 @@ def passages(rng: np.random.Generator, seconds: float, activity: float) -> list[
     return found
 
 
-def draw(path: Path, trouble: Trouble, seconds: float, activity: float, seed: int) -> QuietFilm:
-    """Writes a film; the same arguments give the same one."""
+def draw(
+    path: Path, trouble: Trouble, seconds: float, activity: float, seed: int, size: tuple[int, int] = SIZE
+) -> QuietFilm:
+    """Writes a film of that height and width; the same arguments give the same one."""
     rng = np.random.default_rng(seed)
     (number,) = validation_seeds(1, first=700_000 + seed)
-    scene = replace(random_scene(number, SIZE[1] / SIZE[0], count=RESTING), noise=0.0)
+    scene = replace(random_scene(number, size[1] / size[0], count=RESTING), noise=0.0)
     coming = passages(rng, seconds, activity)
     instances, moving, before = [], [], frozenset[SceneObject]()
-    large = Motion().smallest * SIZE[0] * SIZE[1]
+    large = Motion().smallest * size[0] * size[1]
     with av.open(str(path), "w") as container:
         options = {"crf": str(trouble.crf), "preset": "veryfast", "bf": "0"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size = 2 * FPS
-        for picture, visible, objects in pictures(scene, coming, round(seconds * FPS), rng, trouble):
+        for picture, visible, objects in pictures(scene, coming, round(seconds * FPS), rng, trouble, size):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             shown = frozenset(objects[i.index - 1] for i in visible if i.index > len(scene.objects) and i.area >= large)
             instances.append(visible)
@@ -135,10 +137,15 @@ def draw(path: Path, trouble: Trouble, seconds: float, activity: float, seed: in
 
 
 def pictures(
-    scene: Scene, coming: list[Passage], frames: int, rng: np.random.Generator, trouble: Trouble
+    scene: Scene,
+    coming: list[Passage],
+    frames: int,
+    rng: np.random.Generator,
+    trouble: Trouble,
+    size: tuple[int, int],
 ) -> Iterator[tuple[NDArray[np.uint8], tuple[Instance, ...], tuple[SceneObject, ...]]]:
     """Each frame, uint8 [H,W,3], what can be seen in it, and the objects that the instances' `index` counts."""
-    height, width = SIZE
+    height, width = size
     large = (height + 2 * MARGIN, width + 2 * MARGIN)
     tile = np.round(rng.normal(0, trouble.noise, (height + 64, width + 64, 3))).astype(np.float32)
     lamp = 1.0 + 0.5 * np.clip(np.linspace(-0.6, 1, width, dtype=np.float32), 0, 1)[:, None]

@@ -1,5 +1,8 @@
 """The motion gate: what it takes for movement, and what it does not."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,3 +151,21 @@ def test_regions():
     assert half[:, 12:].all()
     with pytest.raises(ValueError, match="leave a part of the frame"):
         Motion(regions=(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),))
+
+
+def test_it_takes_the_time_of_its_own_thread_only():
+    """A library whose threads wait for more to do by spinning would take thirty times as much, between the frames."""
+    code = """if True:
+        import time, numpy as np
+        from clients.video.motion import Motion, MotionGate
+        gate, rng = MotionGate(Motion()), np.random.default_rng(0)
+        frames = [rng.integers(80, 100, (360, 640, 3), np.uint8) for _ in range(20)]
+        gate.sent(gate.look(frames[0], 0.0))
+        all_threads, own = time.process_time(), time.thread_time()
+        for i, frame in enumerate(frames):
+            gate.look(frame, i / 10)
+            time.sleep(0.03)
+        print((time.process_time() - all_threads) / (time.thread_time() - own))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 2
