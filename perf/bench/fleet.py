@@ -45,6 +45,7 @@ QUIET_SHARE = 0.1
 COLUMNS = (
     "scene",
     "servers",
+    "load",
     "added_p95_ms",
     "spread",
     "fps",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import time
 from argparse import Namespace
 from collections import defaultdict
@@ -93,9 +94,7 @@ def added(
                     ask(ways[way])
                     if number >= 0:  # the first ones open connections
                         took[way].append((time.perf_counter() - start) * 1e3)
-            rows.append(
-                {"scene": "added latency", "servers": 1, "question": question, "requests": requests} | spans(took)
-            )
+            rows.append(begun("added latency", 1) | {"question": question, "requests": requests} | spans(took))
             log.info("%s", rows[-1])
     return rows
 
@@ -126,7 +125,7 @@ async def shared(
         answered = sum(await asyncio.gather(*(ask() for _ in range(at_once))))
     after = gateway.counted("servers_grpc", "rq_success")
     each = [after[server] - before[server] for server in after]
-    row = {"scene": "shared", "servers": len(each), "at_once": at_once, "answered": answered, "each": each}
+    row = begun("shared", len(each)) | {"at_once": at_once, "answered": answered, "each": each}
     row |= {"fps": round(answered / seconds, 2), "spread": round((max(each) - min(each)) / float(np.mean(each)), 4)}
     log.info("%s", row)
     return row
@@ -169,24 +168,28 @@ async def hurt(
         now = gateway.counted("sessions_grpc", "rq_total")
         most = max(now, key=lambda address: now[address] - before[address])
         log.info("%s is %s", most, trouble)
-        begun = time.monotonic()
+        hurt_at = time.monotonic()
         (one,) = (server for server in servers if server.server.grpc_url == most)
         await asyncio.to_thread(TROUBLES[trouble], one)
-        return begun
+        return hurt_at
 
     acting = asyncio.create_task(act())
     asyncio.get_running_loop().call_later(seconds, stop.set)
     pool = open_pool(FleetConfig(tuple(configs), (gateway.grpc,)))
     summary = await run_fleet([Camera(config) for config in configs], pool, watch, stop)
     end = start + seconds
-    begun = await acting
+    hurt_at = await acting
+    row = begun(trouble, len(servers)) | account(summary, watch)
+    row["usual_silence_s"] = round(watch.silence(start + BEFORE_S / 2, hurt_at), 2)
+    row["longest_silence_s"] = round(watch.silence(hurt_at, end), 2)
+    log.info("%s", row)
     await settled(gateway, len(servers))
-    row = account(summary, watch) | {
-        "usual_silence_s": round(watch.silence(start + BEFORE_S / 2, begun), 2),
-        "longest_silence_s": round(watch.silence(begun, end), 2),
-    }
-    log.info("%s: %s", trouble, row)
-    return {"scene": trouble, "servers": len(servers)} | row
+    return row
+
+
+def begun(scene: str, servers: int) -> dict[str, Any]:
+    """A row's beginning; `load` is the machine's: what else runs slows servers and cameras down."""
+    return {"scene": scene, "servers": servers, "load": round(os.getloadavg()[0], 1)}
 
 
 def account(summary: dict[str, Any], watch: Watch) -> dict[str, Any]:
