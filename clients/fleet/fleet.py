@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import signal
@@ -82,14 +83,16 @@ async def watch(
     loop = asyncio.get_running_loop()
 
     def stop_soon(*_: object) -> None:
-        loop.call_soon_threadsafe(stop.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the account is being written
+            loop.call_soon_threadsafe(stop.set)
 
     def on_signals(handler: Callable[..., None] | signal.Handlers) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):  # outside the main thread
                 signal.signal(number, handler)
 
-    on_signals(stop_soon)
+    on_signals(stop_soon)  # a handler of the loop would end with it
+    atexit.register(on_signals, signal.SIG_IGN)  # after that Python puts handlers of ours back to the default
     if seconds is not None:
         loop.call_later(seconds, stop.set)
 
@@ -104,7 +107,6 @@ async def watch(
     finally:
         if reporter is not None:
             reporter.cancel()
-        on_signals(signal.SIG_IGN)  # Python's end puts a handler of ours back to the default, but not this
 
 
 def status_line(cameras: Sequence[Camera]) -> str:
