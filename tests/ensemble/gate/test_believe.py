@@ -17,6 +17,7 @@ from ensemble.server import cli as serve
 from ensemble.server import repository as placement
 from ensemble.server.embedded import EmbeddedServer
 from ensemble.server.requirements import ServerError
+from ensemble.server.videos import videos_of
 
 ELSEWHERE = {"processor": "another machine's", "engine": "onnxruntime 1.0"}
 
@@ -100,6 +101,21 @@ def test_a_file_that_changed_since_it_passed_is_measured_again(copied, measured,
     with pytest.raises(ServerError, match="sam3_mask_head_r140_q50: mask_"):
         believe.believe(copied, placement.read(copied), {})
     assert measured == [["sam3_mask_head_r140_q50"]]
+
+
+def test_a_break_in_a_tracker_is_refused_before_videos_are_served(video_repository, tmp_path, measured):
+    root = shutil.copytree(video_repository, tmp_path / "repository")
+    known = placement.read(root)
+    videos = videos_of(known, known, None, None)
+    manifest = root / "sam3_tracker_seed_r140" / "manifest.json"
+    data = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(data | {"gate": data["gate"] | {"on": ELSEWHERE}}))
+    believe.believe(root, known, {}, videos)
+    assert measured == [["sam3_tracker_seed_r140"]]
+    spoil(root, "tracker_seed")
+    with pytest.raises(ServerError, match=r"not served: sam3_tracker_seed_r140: pointer has cosine .*\n.* --video "):
+        believe.believe(root, known, {}, videos)
+    believe.believe(root, known, {})  # pictures need no tracker
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["no truths", "cut off"])
