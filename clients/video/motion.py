@@ -85,8 +85,7 @@ class Reference:
         the largest that is no movement, and the shift in cells. They are found in brightness, in two steps: cells that
         differ from what the first explains by more than `limit`, or a shift can make of them, have no part in the
         second."""
-        if self._ways is None:
-            self._explain()
+        ways = self._explain() if self._ways is None else self._ways
         left = cells - self.mean
         few, most = left[0, ::3, ::3].reshape(-1), limit[0, ::3, ::3].reshape(-1) + self._few_edges
         start = few - few.mean()
@@ -95,11 +94,11 @@ class Reference:
             found = np.linalg.solve(weighed @ self._few.T + STEADY, weighed @ few)
             start = few - found @ self._few
         # not `@`: OpenBLAS shares it among threads, which then spin for 30 ms and take the processor from everybody
-        left -= np.einsum("i,ij->j", found, self._ways).reshape(left.shape)
+        left -= np.einsum("i,ij->j", found, ways).reshape(left.shape)
         offset, gain, right, down = map(float, found)
         return left, max(abs(gain) / GAIN, abs(offset) / OFFSET), math.hypot(right, down)
 
-    def _explain(self) -> None:
+    def _explain(self) -> NDArray[np.float32]:
         """What may explain a difference, at every cell: an offset (of brightness alone), a gain, and a shift along
         either axis."""
         mean = self.mean
@@ -113,6 +112,7 @@ class Reference:
         self._few = np.ascontiguousarray(ways[:, 0, ::3, ::3]).reshape(4, -1)
         self._few_edges = self.edges[0, ::3, ::3].reshape(-1)
         self._ways = ways.reshape(4, -1)
+        return self._ways
 
     def follow(self, residual: NDArray[np.float32]) -> None:
         """Takes a still frame into the mean."""
