@@ -13,6 +13,7 @@ import pytest
 import yaml
 from kubernetes_validate import ValidationError, latest_version, validate
 
+from clients.conversation import SESSION_HEADER
 from ensemble.server import container, probe
 from ensemble.server.start_check import stated_pool_mb
 from ensemble.server.supervision import PATIENCE, SILENCE_S
@@ -191,6 +192,16 @@ def test_the_edge_finds_its_files_and_its_servers(overlays):
     assert service["clusterIP"] == "None"
     assert re.search(rf"port_value: {envoy['ports'][0]['containerPort']}\b", text)
     assert COMPOSE["services"]["edge"]["entrypoint"] == envoy["command"]
+
+
+def test_a_video_behind_the_edge_stays_with_one_of_several_servers():
+    static = yaml.safe_load((ROOT / "deploy" / "edge.yaml").read_text())["static_resources"]
+    (chain,) = static["listeners"][0]["filter_chains"]
+    (hosts,) = (f["typed_config"]["route_config"]["virtual_hosts"] for f in chain["filters"])
+    forwarding = [route["route"] for route in hosts[0]["routes"] if "route" in route]
+    assert {route["cluster"] for route in forwarding} == {cluster["name"] for cluster in static["clusters"]}
+    assert all(route["hash_policy"] == [{"header": {"header_name": SESSION_HEADER}}] for route in forwarding)
+    assert all(cluster["lb_policy"] == "MAGLEV" for cluster in static["clusters"])
 
 
 # ---- rights
