@@ -140,8 +140,10 @@ async def serve(config: FleetConfig, load: Load, listener: socket.socket, token:
 
 
 def metrics_of(config: FleetConfig) -> list[str]:
-    """The default addresses of the servers' metrics: their hosts at Triton's usual port."""
-    return [f"{Server(url, config.protocol).address.rpartition(':')[0]}:{METRICS_PORT}" for url in config.servers]
+    """The default addresses of the servers' metrics: their hosts at Triton's usual port. What is asked over TLS stands
+    before servers, and keeps their metrics to itself."""
+    servers = [Server(url, config.protocol) for url in config.servers]
+    return [f"{server.address.rpartition(':')[0]}:{METRICS_PORT}" for server in servers if not server.encrypted]
 
 
 def is_loopback(host: str) -> bool:

@@ -213,7 +213,7 @@ class Camera:
             return Answer.now(frame, "late" if share > 1 else "answered", found.above(thresholds))
         except Sam3ServerError as error:
             if isinstance(error, ServerUnavailable):
-                pool.lost(endpoint)
+                pool.lost(endpoint, error=error)
             else:
                 self._failures += 1
             return Answer.now(frame, OUTCOMES.get(type(error), "server_error"), error=str(error))

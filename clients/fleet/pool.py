@@ -20,7 +20,7 @@ import math
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from clients.errors import RequestTimeout
+from clients.errors import RequestTimeout, ServerUnavailable
 from clients.fleet.endpoint import Endpoint, Found
 from clients.fleet.turns import Claim, Turns
 
@@ -92,15 +92,16 @@ class Pool:
                 self.lost(endpoint, "has answered nothing within the time-out")
             raise
 
-    def lost(self, endpoint: Endpoint, hangs: str = "") -> None:
-        """Nothing answers at the endpoint: it gets no more frames until it answers again. `hangs` says how it shows
-        that it hangs; then its frames in flight are given up too."""
+    def lost(self, endpoint: Endpoint, hangs: str = "", error: ServerUnavailable | None = None) -> None:
+        """Nothing answers at the endpoint: it gets no more frames until it answers again. `error` says what a request
+        met there. `hangs` says how it shows that it hangs; then its frames in flight are given up too."""
         if endpoint.away:
             return
         endpoint.away = True
         endpoint.outages += 1
         self.outages += self.away
-        logger.warning("%s %s; its cameras wait or use the other servers", endpoint.address, hangs or "does not answer")
+        what = hangs or f"does not answer ({error})"
+        logger.warning("%s %s; its cameras wait or use the other servers", endpoint.address, what)
         endpoint.search = asyncio.get_running_loop().create_task(self._probe(endpoint, bool(hangs)))
         if hangs:
             endpoint.give_up(hangs)

@@ -251,7 +251,8 @@ async def test_load_is_reported_and_missing_figures_are_named(board, closed_port
 
 
 def test_default_addresses_of_metrics():
-    assert metrics_of(FleetConfig((), ("gpu-host", "[::1]:9001"))) == ["gpu-host:8002", "[::1]:8002"]
+    config = FleetConfig((), ("gpu-host", "[::1]:9001", "grpcs://edge.example:8443"))
+    assert metrics_of(config) == ["gpu-host:8002", "[::1]:8002"]
 
 
 def test_the_command_reports_mistakes_in_the_file(tmp_path, capsys):

@@ -171,7 +171,7 @@ async def test_cameras_wait_for_a_server_that_went_away(detections, caplog):
     assert 1 <= summary["failed_by"]["unavailable"] <= 2  # the frames in flight, and not every frame of the outage
     assert servers.endpoints[0].outages == 1
     assert [r.getMessage().partition(";")[0] for r in caplog.records] == [
-        "server 0 does not answer",
+        "server 0 does not answer (away)",
         "server 0 answers again",
     ]
     indices = [a.frame.index for a in answers["camera"]]
