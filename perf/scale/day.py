@@ -20,9 +20,9 @@ class Cluster:
     """What happens to pods. Seconds: `start_s` from the wish for a pod to its readiness (a node's GPU, the container,
     its plans, a real inference); `lag_s` the age of the newest figures that the autoscaler sees (pods are scraped and
     rules evaluated every 15 s); `notice_s` until the balancer sends a dead pod's frames elsewhere (at worst two of the
-    questions of `deploy/envoy.yaml` whether it is there); `replace_s` until Kubernetes makes a new pod for one on a lost node (40 s to notice,
-    300 s that pods tolerate it), of which the pod counts as ready for `ready_s`. `losses` are the hours at which a node
-    is lost."""
+    questions of `deploy/envoy.yaml` whether it is there); `replace_s` until Kubernetes makes a new pod for one on a
+    lost node (40 s to notice, 300 s that pods tolerate it), of which the pod counts as ready for `ready_s`. `losses`
+    are the hours at which a node is lost."""
 
     start_s: int = 180
     lag_s: int = 30

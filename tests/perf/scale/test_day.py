@@ -21,7 +21,7 @@ CHOSEN = settings.deployed()
 
 def test_every_frame_is_answered_dropped_or_failed():
     made = np.linspace(10, 3 * POD.fps, 3600)
-    day = simulate(POD, RESPONSE, made, settings.fixed(2), Cluster(losses=(0.3,)))
+    day = simulate(POD, RESPONSE, made, settings.fixed(2), Cluster(notice_s=30, losses=(0.3,)))
     assert np.allclose(day.made, day.answered + day.dropped + day.failed)
     assert day.dropped.sum() > 0
     assert day.failed.sum() == pytest.approx(made[1080:1110].sum() / 2)
