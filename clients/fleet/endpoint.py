@@ -26,6 +26,8 @@ LITTLE_WAITING, MUCH_WAITING = 1.0, 2.0
 """How long frames wait at a server, in times of what they are worked on: only below the first its limit is raised,
 above the second it is lowered. One batch that waits while another is worked on keeps a server busy; what waits behind
 it gains nothing, and comes before frames of cameras whose turn it is."""
+LEAST_WORK_MS = 20.0
+"""Work below this counts as so much: networks vary by as long as a GPU needs for a frame, and that is no queue."""
 NEARER = 1.001
 """By which factor the shortest way to a server is taken for longer with each answer: networks change."""
 HEALTH_S = 1.5
@@ -100,8 +102,7 @@ class Endpoint:
         total, queue = found.stage_ms.get("total", 0.0), found.stage_ms.get("queue", 0.0)
         outside = found.latency_ms - total
         self.way_ms = min(self.way_ms * NEARER, outside)
-        worked = total - queue
-        return (queue + outside - self.way_ms) / worked if worked > 0 else 0.0
+        return (queue + outside - self.way_ms) / max(LEAST_WORK_MS, total - queue) if total > 0 else 0.0
 
     async def ask(self, question: Coroutine[Any, Any, Found]) -> Found:
         """The answer to a request to this server. Raises ServerUnavailable as soon as the server is given up; the

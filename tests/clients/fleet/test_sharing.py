@@ -106,6 +106,15 @@ async def test_no_more_frames_wait_at_a_server_than_keep_it_busy(detections, awa
     assert servers.endpoints[0].limit <= 8
 
 
+async def test_a_network_that_varies_is_no_queue(detections):
+    """A GPU that needs 6 ms for a frame, which come after 20 to 50 ms."""
+    there = Endpoint(lambda model: None, "server", limit=4.0)
+    for i in range(600):
+        found = replace(detections(), latency_ms=26.0 + 5 * (i % 7), stage_ms={"queue": 0.0, "total": 6.0})
+        there.record(0.0, 0.0, 32, found)
+    assert there.limit == 32
+
+
 async def test_a_server_that_is_far_away_gets_as_many_frames_as_it_can_answer(detections):
     """What a frame spends on its way is no waiting."""
     there = Endpoint(lambda model: None, "server", limit=4.0)
