@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 NUMPY_DTYPES = {"FP32": "float32", "FP16": "float16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8"}
 """NumPy's name of each of Triton's dtypes that a tensor of this project has; BYTES has none."""
+ITEM_BYTES = {"FP32": 4, "FP16": 2, "INT32": 4, "INT64": 8, "UINT8": 1}
+"""Bytes of one number of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,14 @@ class ModelSpec:
         """Triton's `max_batch_size`; 0 where images and pairs are separate axes."""
         axis = self.batch_axis
         return self.front_batch or (axis.maximum if axis else 0)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of all inputs and outputs of the largest call."""
+        return sum(
+            ITEM_BYTES[tensor.dtype] * math.prod(d.maximum if isinstance(d, Axis) else d for d in tensor.dims)
+            for tensor in (*self.inputs, *self.outputs)
+        )
 
     def input(self, name: str) -> TensorSpec:
         return _named(self.inputs, name, self.name)

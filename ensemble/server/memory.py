@@ -176,8 +176,9 @@ def engine_model_need(
     what the largest plan computes in, where its build noted that; `trackers` follow the objects of videos."""
     if engine in ONE_PROCESS_PLANS:
         scratch = max(_plan_scratch_mb(v) for v in variants) if scratch_mb is None else scratch_mb
-        between = max((_batch_bytes(v) + _mask_bytes(v)) / MB for v in variants)
-        return Need(weights_mb, PLANS_PROCESS.base_mb, scratch, between)
+        between = max(_batch_bytes(v) + _mask_bytes(v) for v in variants)
+        between += max((part.largest_bytes for v in trackers for part in v.tracker_parts), default=0)
+        return Need(weights_mb, PLANS_PROCESS.base_mb, scratch, between / MB)
     computed_in = [*map(_activations_mb, variants), *map(_tracker_mb, trackers)]
     return Need(weights_mb, ONE_PROCESS.base_mb, max(computed_in))
 

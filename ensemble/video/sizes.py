@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from ensemble.records import ITEM_BYTES
 from ensemble.spec import Variant
 from ensemble.tracker_interfaces import CONDITIONING_MAPS, MEMORY_WIDTH, RECENT_MAPS, RECENT_POINTERS, sizes
 
 MAPS, POINTERS = CONDITIONING_MAPS + RECENT_MAPS, CONDITIONING_MAPS + RECENT_POINTERS
 """Memory maps and pointers that a slot has room for."""
-ELEMENT_BYTES = {"FP32": 4, "FP16": 2}
 
 
 def slot_bytes(variant: Variant) -> int:
     """Bytes of one slot of the bank: what one object remembers."""
     values = MAPS * variant.patches**2 * MEMORY_WIDTH + POINTERS * sizes(variant).hidden_size
-    return ELEMENT_BYTES[variant.float_dtype] * values
+    return ITEM_BYTES[variant.float_dtype] * values

@@ -11,7 +11,7 @@ from ensemble.server import repository as placement
 from ensemble.server.memory import PLANS_PROCESS, engine_model_need, footprint_of, least_engine_model_need
 from ensemble.server.plans_check import scratch_mb
 from ensemble.server.start_check import Host, check_memory
-from ensemble.spec import Variant
+from ensemble.spec import MB, Tracker, Variant
 from tests.ensemble.server.repositories import write
 
 ENGINE = "tensorrt_rtx"
@@ -71,3 +71,12 @@ def test_plans_have_their_own_footprint_in_one_process():
     assert footprint_of(ENGINE, model_each=False) is PLANS_PROCESS
     assert footprint_of("aoti", model_each=False) is not PLANS_PROCESS
     assert footprint_of("tensorrt", model_each=True) is not PLANS_PROCESS
+
+
+def test_what_the_tracker_is_given_counts_beside_what_the_detector_is():
+    videos = Variant(672, tracker=Tracker())
+    trunk, features = 1024, 32 * 4**2 + 64 * 2**2 + 2 * 256  # numbers a patch: what the neck reads, what it makes
+    read_and_made = 8 * videos.patches**2 * (trunk + features) * 2 / MB  # of 8 frames, in fp16
+    alone = engine_model_need([Variant(672)], 1_600, ENGINE)
+    both = engine_model_need([Variant(672)], 1_600, ENGINE, trackers=[videos])
+    assert both.features - alone.features == pytest.approx(read_and_made)
