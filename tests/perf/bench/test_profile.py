@@ -27,9 +27,9 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict]:
 
 
 @pytest.mark.server  # not the server itself, but the repository that is exported for it
-def test_stages_kernels_and_a_trace(repository: Path, checkpoint: Path, tmp_path: Path, capsys):
+def test_stages_kernels_and_a_trace(repository: Path, tmp_path: Path, capsys):
     argv = ["--repository", str(repository), "--resolution", "140", "--classes", "2", "--rounds", "2"]
-    status, found = run(capsys, *argv, "--checkpoint", str(checkpoint), "--output", str(tmp_path))
+    status, found = run(capsys, *argv, "--output", str(tmp_path))
     assert status == 0, found
     stages = {row["stage"]: row for row in found["stages"]}
     assert {"decode", "text", "vision", "decoder", "masks"} <= set(stages)
