@@ -105,7 +105,7 @@ def test_three_cameras_for_some_seconds(server, tmp_path):
     ("arguments", "code", "why"),
     [
         (["--url", "127.0.0.1:9"], 2, "--url needs --model"),
-        (["--url", "http://x", "--model", "m", "--cameras", "1"], 2, "soak: url must be host:port"),
+        (["--url", "ftp://x", "--model", "m", "--cameras", "1"], 2, "soak: url must be host:port"),
     ],
     ids=["no model", "no address"],
 )
