@@ -1,6 +1,7 @@
 """A server whose processes are killed, idle or under load: it is noticed, started again on the same ports, and every
 frame of every camera gets an answer or an error."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -29,9 +30,9 @@ FRONT = "sam3_r140"
 CAMERAS = 4
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server(repository):
-    """A server of this test's own, since it is going to be hurt."""
+    """A server of these tests' own, since it is going to be hurt: each test leaves it started again and answering."""
     with EmbeddedServer(repository, resolutions=[140]) as running:
         yield running
 
@@ -43,34 +44,22 @@ def logged(caplog):
     return lambda: [r.getMessage() for r in caplog.records if r.name == "ensemble.server.supervision"]
 
 
-@pytest.fixture
-def supervised(own_server, logged):
-    """The server with a supervision that probes rarely: what it notices, it notices by the processes."""
+@contextlib.contextmanager
+def supervision_of(server, interval=PATIENCE_S):
+    """One that probes rarely unless told otherwise: what it notices, it notices by the processes. It is told to end,
+    which it does once the server's present process has ended."""
     ended = threading.Event()
-    thread = threading.Thread(target=supervise, args=(own_server, PATIENCE_S, ended), daemon=True)
-    thread.start()
-    yield own_server
-    ended.set()
-    own_server.stop()
-    thread.join()
+    threading.Thread(target=supervise, args=(server, interval, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def test_a_healthy_server_passes_the_probe(own_server):
     own_server.probe()
     assert own_server.running
     own_server.wait(0)
-
-
-@pytest.mark.parametrize("model", [FRONT, "sam3_engine"])
-def test_a_killed_process_fails_the_probe_while_triton_says_ready(own_server, model):
-    for pid in stubs(own_server, model):
-        os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ServerError, match=f"{model}: its process has ended"):
-        own_server.wait(PATIENCE_S)
-    with pytest.raises(ServerError, match="sam3_r140 does not answer"):
-        own_server.probe()
-    with urllib.request.urlopen(f"http://{own_server.http_url}/v2/health/ready") as answer:
-        assert answer.status == 200  # why the processes are watched
 
 
 def test_one_process_has_all_sub_models(own_server):
@@ -81,27 +70,31 @@ def test_one_process_has_all_sub_models(own_server):
 
 
 @pytest.mark.parametrize("model", [FRONT, "sam3_engine"])
-def test_a_broken_server_is_started_again_on_the_same_ports(supervised, logged, model):
-    with Client(supervised.grpc_url, model=FRONT) as client:
+def test_a_killed_process_fails_the_probe_and_the_server_is_started_again_on_the_same_ports(own_server, logged, model):
+    with Client(own_server.grpc_url, model=FRONT) as client:
         client.detect(FRAME, ("object",))
-        os.kill(stubs(supervised, model)[0], signal.SIGKILL)
-        until(lambda: "ready again" in logged())
+        for pid in stubs(own_server, model):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match=f"{model}: its process has ended"):
+            own_server.wait(PATIENCE_S)
+        with pytest.raises(ServerError, match="sam3_r140 does not answer"):
+            own_server.probe()
+        with urllib.request.urlopen(f"http://{own_server.http_url}/v2/health/ready") as answer:
+            assert answer.status == 200  # why the processes are watched
+        with supervision_of(own_server):
+            until(lambda: "ready again" in logged())
         assert f"{model}: its process has ended" in logged()[0]
         client.detect(FRAME, ("object",))
 
 
 def test_a_server_that_hangs_is_started_again(own_server, logged, monkeypatch):
     """A stopped process is there and answers nobody: only the probe tells."""
-    ended = threading.Event()
     monkeypatch.setattr(supervision, "SILENCE_S", 2.0)
-    thread = threading.Thread(target=supervise, args=(own_server, 0.1, ended), daemon=True)
     os.kill(stubs(own_server, "sam3_engine")[0], signal.SIGSTOP)
-    thread.start()
-    until(lambda: "ready again" in logged())
+    with supervision_of(own_server, 0.1):
+        until(lambda: "ready again" in logged())
+        monkeypatch.setattr(supervision, "SILENCE_S", PATIENCE_S)
     assert "sam3_r140 does not answer" in logged()[0]
-    monkeypatch.setattr(supervision, "SILENCE_S", PATIENCE_S)
-    ended.set()
-    thread.join()
     with Client(own_server.grpc_url, model=FRONT, timeout=PATIENCE_S) as client:
         client.detect(FRAME, ("object",))
 
@@ -126,17 +119,18 @@ class Camera(threading.Thread):
 
 
 @pytest.mark.parametrize("model", [FRONT, "sam3_engine"])
-def test_a_process_killed_under_load(supervised, logged, model):
-    cameras = [Camera(supervised.grpc_url) for _ in range(CAMERAS)]
-    for camera in cameras:
-        camera.start()
-    until(lambda: all(camera.outcomes["answered"] >= 3 for camera in cameras))
-    os.kill(stubs(supervised, model)[0], signal.SIGKILL)
-    killed = time.monotonic()
-    until(lambda: "ready again" in logged())
-    print(f"{model}: ready again after {time.monotonic() - killed:.1f} s")
-    before = [camera.outcomes["answered"] for camera in cameras]
-    until(lambda: all(c.outcomes["answered"] >= n + 3 for c, n in zip(cameras, before, strict=True)))
+def test_a_process_killed_under_load(own_server, logged, model):
+    cameras = [Camera(own_server.grpc_url) for _ in range(CAMERAS)]
+    with supervision_of(own_server):
+        for camera in cameras:
+            camera.start()
+        until(lambda: all(camera.outcomes["answered"] >= 3 for camera in cameras))
+        os.kill(stubs(own_server, model)[0], signal.SIGKILL)
+        killed = time.monotonic()
+        until(lambda: "ready again" in logged())
+        print(f"{model}: ready again after {time.monotonic() - killed:.1f} s")
+        before = [camera.outcomes["answered"] for camera in cameras]
+        until(lambda: all(c.outcomes["answered"] >= n + 3 for c, n in zip(cameras, before, strict=True)))
     for camera in cameras:
         camera.ending.set()
     for camera in cameras:
@@ -148,10 +142,11 @@ def test_a_process_killed_under_load(supervised, logged, model):
         assert camera.outcomes[InvalidRequest.__name__] == 0, "no frame is called wrong because the server was"
 
 
-def test_stopping_leaves_nothing_behind(repository):
-    with EmbeddedServer(repository, resolutions=[140]) as running:
-        identity, pid = running.identity, running.pid
-        assert list(Path("/dev/shm").glob(f"{identity}*"))
-    assert not list(Path("/dev/shm").glob(f"{identity}*"))
-    assert not Path(f"/proc/{pid}").exists()
-    running.stop()  # twice is harmless
+def test_stopping_leaves_nothing_behind(own_server):
+    """The last of this module: the server is not started again."""
+    identity, pid = own_server.identity, own_server.pid
+    assert list(Path("/dev/shm").glob(f"{identity}*"))
+    for _ in range(2):  # twice is harmless
+        own_server.stop()
+        assert not list(Path("/dev/shm").glob(f"{identity}*"))
+        assert not Path(f"/proc/{pid}").exists()
