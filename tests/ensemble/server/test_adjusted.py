@@ -38,7 +38,7 @@ def test_nothing_asked_for_changes_nothing(repository: Path) -> None:
 
 
 @pytest.mark.server
-def test_smaller_batches_on_one_instance(repository: Path) -> None:
+def test_smaller_batches_on_one_instance(server: EmbeddedServer, repository: Path) -> None:
     shown = inputs.pictures(6)
 
     async def ask(url: str) -> list[tuple[int, int]]:
@@ -47,13 +47,12 @@ def test_smaller_batches_on_one_instance(repository: Path) -> None:
             return [(answer.batch, len(answer)) for answer in answers]
 
     changed = {"max_batch": 2, "front_instances": 1, "queue_delay_us": 700}
-    with EmbeddedServer(repository, resolutions=[140], front=changed) as server:
-        written = server.root.joinpath("sam3_r140", "config.pbtxt").read_text()
+    with EmbeddedServer(repository, resolutions=[140], front=changed) as own:
+        written = own.root.joinpath("sam3_r140", "config.pbtxt").read_text()
         assert "max_batch_size: 2" in written
         assert "max_queue_delay_microseconds: 700" in written
-        small = asyncio.run(ask(server.grpc_url))
-    with EmbeddedServer(repository, resolutions=[140]) as server:
-        usual = asyncio.run(ask(server.grpc_url))
+        small = asyncio.run(ask(own.grpc_url))
+    usual = asyncio.run(ask(server.grpc_url))
     assert max(batch for batch, _ in small) == 2
     assert [found for _, found in small] == [found for _, found in usual]
     assert sum(found for _, found in small) > 0

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def processes_of(identity: str) -> list[int]:
     return found
 
 
+@pytest.fixture(scope="module")
+def own_server(repository: Path) -> Iterator[EmbeddedServer]:
+    """Started by a thread that has ended."""
+    server = EmbeddedServer(repository, resolutions=[140])
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join()
+    yield server
+    server.stop()
+
+
 def test_kill_9_leaves_no_server_behind(repository: Path):
     with subprocess.Popen([sys.executable, "-c", OWNER, str(repository)], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
@@ -51,35 +63,24 @@ def test_kill_9_leaves_no_server_behind(repository: Path):
     assert list(Path("/dev/shm").glob(f"{identity}*")) == [], "it ended in order"
 
 
-def test_a_server_that_crashed_leaves_no_model_behind(repository: Path):
-    server = EmbeddedServer(repository, resolutions=[140]).start()
-    try:
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGKILL)
-        until(lambda: not server.running)
-        assert len(processes_of(server.identity)) >= 2, "the engine model and a front model go on without it"
-        server.stop()
-        until(lambda: processes_of(server.identity) == [])
-        server.start()
-        server.probe()
-    finally:
-        server.stop()
+def test_a_thread_may_start_the_server_and_end(own_server: EmbeddedServer):
+    own_server.probe()
+    with Client(own_server.grpc_url, model="sam3_r140") as client:
+        client.detect(np.zeros((28, 28, 3), np.uint8), ("object",))
+    assert os.getpgid(own_server.pid or 0) == own_server.pid
+    with pytest.raises(Exception, match="sam3_r252"), Client(own_server.grpc_url, model="sam3_r252") as other:
+        other.detect(np.zeros((28, 28, 3), np.uint8), ("object",))
 
 
-def test_a_thread_may_start_the_server_and_end(repository: Path):
-    server = EmbeddedServer(repository, resolutions=[140])
-    thread = threading.Thread(target=server.start)
-    thread.start()
-    thread.join()
-    try:
-        server.probe()
-        with Client(server.grpc_url, model="sam3_r140") as client:
-            client.detect(np.zeros((28, 28, 3), np.uint8), ("object",))
-        assert os.getpgid(server.pid or 0) == server.pid
-        with pytest.raises(Exception, match="sam3_r252"), Client(server.grpc_url, model="sam3_r252") as other:
-            other.detect(np.zeros((28, 28, 3), np.uint8), ("object",))
-    finally:
-        server.stop()
+def test_a_server_that_crashed_leaves_no_model_behind(own_server: EmbeddedServer):
+    assert own_server.pid is not None
+    os.kill(own_server.pid, signal.SIGKILL)
+    until(lambda: not own_server.running)
+    assert len(processes_of(own_server.identity)) >= 2, "the engine model and a front model go on without it"
+    own_server.stop()
+    until(lambda: processes_of(own_server.identity) == [])
+    own_server.start()
+    own_server.probe()
 
 
 def test_a_resolution_that_is_not_there(repository: Path):
