@@ -20,6 +20,7 @@ from clients.errors import (
     RequestTimeout,
     Sam3ServerError,
     ServerUnavailable,
+    WrongVersion,
 )
 from clients.video.frames import Frame, SourceError
 from clients.video.sources import open_source
@@ -37,5 +38,6 @@ __all__ = [
     "ServerUnavailable",
     "SourceError",
     "Tracks",
+    "WrongVersion",
     "open_source",
 ]

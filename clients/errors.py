@@ -1,4 +1,4 @@
-"""The exceptions of the clients: five kinds of failure and their base, `Sam3ServerError`.
+"""The exceptions of the clients: six kinds of failure and their base, `Sam3ServerError`.
 
 tritonclient, gRPC, aiohttp and sockets each raise their own exceptions; `translate` turns all of them into one of
 these. Callers catch by kind and not by transport: each kind is also the built-in exception that a Python programmer
@@ -35,6 +35,9 @@ TOO_LARGE: Final = "Payload Too Large"
 OF_ANOTHER: Final = "incomplete string data for inference input"
 """Triton's python backend tells this to every request of a batch in which one request's text is broken off. Those of
 this package never are."""
+OTHER_VERSION: Final = ("expected number of inputs", "unexpected inference", "data-type is")
+"""Triton's words for a model with other inputs or outputs than the client's; also part of what an older one says."""
+VERSIONS: Final = "client and server are of different versions: install the same one on both"
 TRIES: Final = 5
 """How often a request that another one has spoilt is sent."""
 
@@ -55,6 +58,10 @@ class InvalidRequest(Sam3ServerError, ValueError):  # noqa: N818 - the name says
 
 class ModelNotFound(Sam3ServerError, LookupError):  # noqa: N818 - the name says what happened
     """The server does not serve that model; the message lists the front models that it serves."""
+
+
+class WrongVersion(Sam3ServerError):  # noqa: N818 - the name says what happened
+    """The server's model has other inputs or outputs than this client's version knows. Retrying does not help."""
 
 
 class ServerUnavailable(Sam3ServerError, ConnectionError):  # noqa: N818 - the name says what happened
@@ -100,6 +107,8 @@ def translate(error: BaseException, *, where: str, model: str | None, timeout: f
         )
     if _is_unknown_model(status, message):
         return ModelNotFound(f"{where} does not serve {model!r} ({message})")
+    if status in INVALID_STATUS and any(words in message for words in OTHER_VERSION):
+        return WrongVersion(f"{model!r} at {where} has other inputs or outputs ({message}); {VERSIONS}")
     if status in INVALID_STATUS:
         return InvalidRequest(message)
     from_transport = type(error).__module__.partition(".")[0] in TRANSPORTS or isinstance(error, OSError)

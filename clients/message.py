@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from tritonclient.utils import triton_to_np_dtype
 
 from clients.detections import Detections
-from clients.errors import InvalidRequest, Sam3ServerError
+from clients.errors import VERSIONS, InvalidRequest, WrongVersion
 from ensemble.records import Axis, ModelSpec, TensorSpec
 from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, STAGES, Variant
 
@@ -91,21 +91,18 @@ def parse_response(
     """`Detections` from the arrays of one response. `output(name)` returns the array with its leading 1, or None if the
     response lacks it.
 
-    Raises Sam3ServerError where an output is missing: then the model is not a front model of this version.
+    Raises WrongVersion where an output is missing: then the model is not a front model of this version.
     """
     return Detections(**fields_of(outputs_of(FRONT, output, model), classes, STAGES, model, latency_ms))
 
 
-VERSIONS = "client and server are of different versions: install the same one on both"
-
-
 def outputs_of(front: ModelSpec, output: Callable[[str], NDArray[Any] | None], model: str) -> dict[str, NDArray[Any]]:
-    """All outputs of a front model's response, without their leading 1. Raises Sam3ServerError where one is missing."""
+    """All outputs of a front model's response, without their leading 1. Raises WrongVersion where one is missing."""
     arrays: dict[str, NDArray[Any]] = {}
     for tensor in front.outputs:
         array = output(tensor.name)
         if array is None:
-            raise Sam3ServerError(f"the answer of {model!r} lacks the output {tensor.name!r}; {VERSIONS}")
+            raise WrongVersion(f"the answer of {model!r} lacks the output {tensor.name!r}; {VERSIONS}")
         # over HTTP tritonclient returns zero-size outputs as float64, so the specification's dtype is applied
         arrays[tensor.name] = np.asarray(array).astype(triton_to_np_dtype(tensor.dtype), copy=False)[0]
     return arrays
@@ -114,9 +111,9 @@ def outputs_of(front: ModelSpec, output: Callable[[str], NDArray[Any] | None], m
 def fields_of(
     arrays: Mapping[str, NDArray[Any]], classes: Sequence[str], stages: Sequence[str], model: str, latency_ms: float
 ) -> dict[str, Any]:
-    """The fields of `Detections`. Raises Sam3ServerError where the stages are not as many as expected."""
+    """The fields of `Detections`. Raises WrongVersion where the stages are not as many as expected."""
     if len(arrays["stage_ms"]) != len(stages):
-        raise Sam3ServerError(
+        raise WrongVersion(
             f"the answer of {model!r} has {len(arrays['stage_ms'])} stage times, expected {len(stages)}; {VERSIONS}"
         )
     height, width = (int(side) for side in arrays["frame_size"])

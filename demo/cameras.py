@@ -22,7 +22,7 @@ from ensemble.spec import DEFAULT_THRESHOLD
 
 SCORE_FLOOR = 0.1
 """Average precision counts low scores too; the mosaic shows only detections above the usual threshold."""
-FATAL = ("unavailable", "no_model")
+FATAL = ("unavailable", "no_model", "other_version")
 """Outcomes after which no frame can be answered."""
 
 

@@ -22,7 +22,14 @@ from dataclasses import replace
 import numpy as np
 
 from clients.conversation import Tracks
-from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, Sam3ServerError, ServerUnavailable
+from clients.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    RequestTimeout,
+    Sam3ServerError,
+    ServerUnavailable,
+    WrongVersion,
+)
 from clients.fleet.config import CameraConfig
 from clients.fleet.endpoint import Endpoint
 from clients.fleet.following import Following
@@ -50,6 +57,7 @@ OUTCOMES = {
     ServerUnavailable: "unavailable",
     InvalidRequest: "refused",
     ModelNotFound: "no_model",
+    WrongVersion: "other_version",
 }
 """The outcome of a frame by the exception; `server_error` for any other."""
 
@@ -216,6 +224,8 @@ class Camera:
                 pool.lost(endpoint, error=error)
             else:
                 self._failures += 1
+            if isinstance(error, WrongVersion):
+                pool.of_another_version(endpoint, error)
             return Answer.now(frame, OUTCOMES.get(type(error), "server_error"), error=str(error))
         except Exception as error:  # an answer that makes no sense must not end the camera
             self._failures += 1

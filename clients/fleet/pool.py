@@ -20,7 +20,7 @@ import math
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from clients.errors import RequestTimeout, ServerUnavailable
+from clients.errors import RequestTimeout, ServerUnavailable, WrongVersion
 from clients.fleet.endpoint import Endpoint, Found
 from clients.fleet.turns import Claim, Turns
 
@@ -92,7 +92,13 @@ class Pool:
                 self.lost(endpoint, "has answered nothing within the time-out")
             raise
 
-    def lost(self, endpoint: Endpoint, hangs: str = "", error: ServerUnavailable | None = None) -> None:
+    def of_another_version(self, endpoint: Endpoint, error: WrongVersion) -> None:
+        """The endpoint answers, but not what its clients ask. Others take its cameras until it does; where there are
+        none it is asked on, since behind one address there may be servers of both versions."""
+        if self._others(endpoint):
+            self.lost(endpoint, error=error)
+
+    def lost(self, endpoint: Endpoint, hangs: str = "", error: ServerUnavailable | WrongVersion | None = None) -> None:
         """Nothing answers at the endpoint: it gets no more frames until it answers again. `error` says what a request
         met there. `hangs` says how it shows that it hangs; then its frames in flight are given up too."""
         if endpoint.away:
@@ -100,9 +106,10 @@ class Pool:
         endpoint.away = True
         endpoint.outages += 1
         self.outages += self.away
-        what = hangs or f"does not answer ({error})"
+        other = isinstance(error, WrongVersion)
+        what = hangs or (f"is of another version ({error})" if other else f"does not answer ({error})")
         logger.warning("%s %s; its cameras wait or use the other servers", endpoint.address, what)
-        endpoint.search = asyncio.get_running_loop().create_task(self._probe(endpoint, bool(hangs)))
+        endpoint.search = asyncio.get_running_loop().create_task(self._probe(endpoint, bool(hangs) or other))
         if hangs:
             endpoint.give_up(hangs)
 

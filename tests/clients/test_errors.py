@@ -16,6 +16,7 @@ from clients import (
     RequestTimeout,
     Sam3ServerError,
     ServerUnavailable,
+    WrongVersion,
 )
 from clients.errors import translate
 from clients.transport import CHANNEL_ARGUMENTS, DEFAULT_TIMEOUT_S
@@ -86,6 +87,17 @@ def test_ready_is_false_and_raises_nothing(protocol, closed_port):
 STATUS = {
     "grpc invalid": ("StatusCode.INVALID_ARGUMENT", "threshold: expected 0 to 1, got 7", InvalidRequest),
     "http invalid": ("400", "threshold: expected 0 to 1, got 7", InvalidRequest),
+    "grpc other inputs": (
+        "StatusCode.INVALID_ARGUMENT",
+        "expected number of inputs between 0 and 9 but got 10 inputs for model 'x'",
+        WrongVersion,
+    ),
+    "http other outputs": ("400", "unexpected inference output 'new' for model 'x'", WrongVersion),
+    "http other type": (
+        "400",
+        "inference input 'threshold' data-type is 'FP64', but model 'x' expects 'FP32'",
+        WrongVersion,
+    ),
     "grpc not found": ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' is not found", ModelNotFound),
     "http not found": ("404", "Request for unknown model: 'x' is not found", ModelNotFound),
     "no version left": (

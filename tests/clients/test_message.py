@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import triton_to_np_dtype
 
-from clients.errors import InvalidRequest, Sam3ServerError
+from clients.errors import InvalidRequest, WrongVersion
 from clients.message import FRONT, build_request, parse_response
 from clients.transport import front_models
 from ensemble.records import Axis
@@ -118,16 +118,14 @@ def test_boxes_alone_are_called_visual(response):
 
 
 def test_a_server_of_another_version_is_named(response):
-    with pytest.raises(
-        Sam3ServerError, match=r"1 stage times, expected \d+; client and server are of different versions"
-    ):
+    with pytest.raises(WrongVersion, match=r"1 stage times, expected \d+; client and server are of different versions"):
         parse_response(response(stage_ms=np.zeros(1, np.float32)).get, ["a", "b"], model="m")
 
 
 def test_a_missing_output_is_named(response):
     arrays = response()
     del arrays["presence"]
-    with pytest.raises(Sam3ServerError, match="presence"):
+    with pytest.raises(WrongVersion, match="presence"):
         parse_response(arrays.get, ["a", "b"], model="other")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout
+from clients.errors import InvalidRequest, ModelNotFound, RequestTimeout, WrongVersion
 from clients.fleet.camera import Camera
 from clients.fleet.config import CameraConfig
 from clients.fleet.endpoint import FRAME, HEALTH_S, Endpoint
@@ -236,3 +236,36 @@ async def test_a_model_that_is_not_there_does_not_keep_a_server_away(detections)
     summary, got = await run(fleet, servers, 60)
     assert set(summary["each"][0]["failed"]) == {"no_model"}
     assert [a.outcome for t, a in got["c1"] if t > 30].count("answered") > 100
+
+
+class Newer(Server):
+    """Of another version, until it is upgraded."""
+
+    upgraded = False
+
+    async def detect(self, image, classes, **options):
+        if not self.upgraded:
+            self.tried.append(asyncio.get_running_loop().time())
+            raise WrongVersion("other inputs")
+        return await super().detect(image, classes, **options)
+
+
+async def test_a_server_of_another_version_gets_no_frames_until_it_is_of_ours(detections, caplog):
+    ours, newer = Server(detections()), Newer(detections())
+    asyncio.get_running_loop().call_later(30, setattr, newer, "upgraded", True)
+    summary, got = await run(cameras(4), pool(ours, newer), 120)
+    assert sum(each["failed"].get("other_version", 0) for each in summary["each"]) <= 4 * CONFIG.in_flight
+    assert {a.outcome for t, a in itertools.chain(*got.values()) if 5 < t < 30} == {"answered"}
+    assert newer.answered > 100
+    assert "is of another version (other inputs); its cameras wait or use the other servers" in caplog.text
+
+
+async def test_alone_a_server_of_another_version_is_asked_on(detections):
+    """Behind its address there may be others."""
+    newer = Newer(detections())
+    asyncio.get_running_loop().call_later(30, setattr, newer, "upgraded", True)
+    servers = pool(newer)
+    _, got = await run(cameras(1), servers, 60)
+    assert {a.outcome for t, a in got["c0"] if t < 30} == {"other_version"}
+    assert servers.endpoints[0].outages == 0
+    assert [a.outcome for t, a in got["c0"] if t > 35].count("answered") > 100
