@@ -48,6 +48,7 @@ COLUMNS = (
     "load",
     "added_p95_ms",
     "spread",
+    "spread_full",
     "fps",
     "read",
     "answered",
@@ -138,7 +139,7 @@ def scenes(
     for count in range(2, len(servers) + 1):
         with running(servers[:count]) as gateway:
             asyncio.run(settled(gateway, count))
-            rows.append(asyncio.run(shared(gateway, front, jpeg, film.classes, options.seconds, 4 * count)))
+            rows += asyncio.run(shared(gateway, front, jpeg, film.classes, options.seconds, 4 * count))
             configs = cameras_of(films, front, options)
             for trouble in options.troubles:
                 rows.append(asyncio.run(hurt(trouble, gateway, servers[:count], configs, options.seconds)))
@@ -165,7 +166,7 @@ def parser() -> argparse.ArgumentParser:
     add("--videos", type=int, default=3, help="cameras whose objects the servers follow (default: %(default)s)")
     add("--fps", type=float, default=2.0, help="of each camera (default: %(default)s)")
     add("--seconds", type=float, default=45.0, help="of each scene (default: %(default)s)")
-    add("--troubles", nargs="+", choices=TROUBLES, default=list(TROUBLES), help="default: all")
+    add("--troubles", nargs="*", choices=TROUBLES, default=list(TROUBLES), help="default: all; none for no scenes")
     add("--requests", type=int, default=400, help="of each way, for the latency (default: %(default)s)")
     add("--resolution", type=int, default=140, help="of the small checkpoint (default: %(default)s)")
     add("--films", type=Path, default=Path("build/soak/films"), help="drawn where missing (default: %(default)s)")

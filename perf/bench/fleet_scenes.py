@@ -10,7 +10,7 @@ import os
 import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ TROUBLES: Mapping[str, Callable[[FailingServer], None]] = {
 }
 BEFORE_S = 8.0
 """Of a scene, until a server is hurt."""
+SHARED_LOAD, SHARED_TIMES = 0.6, 4
+"""Part of the frames a second that full servers answer, with which sharing is measured, and for how many times as long:
+Envoy chooses by chance among servers with equally many frames under way, which a few hundred frames would show."""
 BACK_S = 120.0
 """A server that was hurt is waited for so long."""
 log = logging.getLogger(__name__)
@@ -109,24 +112,40 @@ def spans(took: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 async def shared(
     gateway: Gateway, model: str, jpeg: bytes, classes: Sequence[str], seconds: float, at_once: int
-) -> dict[str, Any]:
-    """How many frames each server answered while `at_once` of them were under way over one connection all the time.
-    `spread` is the most of a server less the fewest, over their mean."""
-    before, stop = gateway.counted("servers_grpc", "rq_success"), time.monotonic() + seconds
+) -> list[dict[str, Any]]:
+    """How many frames each server answered over one connection, as two rows: "full" with `at_once` of them under way
+    all the time, then "shared" with `SHARED_LOAD` of the frames a second that this gave, in `SHARED_TIMES` the time.
+    `spread` is the most of a server less the fewest, over their mean; that of servers that are full also tells how
+    unlike the processor ran them, and is `spread_full`."""
     async with AsyncClient(gateway.grpc, model=model) as client:
+        stop = time.monotonic() + seconds
 
-        async def ask() -> int:
-            count = 0
+        async def ask_on() -> None:
             while time.monotonic() < stop:
                 await client.detect(jpeg, classes)
-                count += 1
-            return count
 
-        answered = sum(await asyncio.gather(*(ask() for _ in range(at_once))))
+        async def ask_at(when: float) -> None:
+            await asyncio.sleep(when - time.monotonic())
+            await client.detect(jpeg, classes)
+
+        full = await counted(gateway, "full", seconds, [ask_on() for _ in range(at_once)])
+        fps, start, longer = full["fps"] * SHARED_LOAD, time.monotonic(), seconds * SHARED_TIMES
+        at = [ask_at(start + number / fps) for number in range(int(longer * fps))]
+        part = await counted(gateway, "shared", longer, at)
+    full["spread_full"] = full.pop("spread")
+    return [full | {"at_once": at_once}, part]
+
+
+async def counted(
+    gateway: Gateway, scene: str, seconds: float, questions: Sequence[Coroutine[Any, Any, None]]
+) -> dict[str, Any]:
+    """The row of these questions, asked side by side."""
+    before = gateway.counted("servers_grpc", "rq_success")
+    await asyncio.gather(*questions)
     after = gateway.counted("servers_grpc", "rq_success")
     each = [after[server] - before[server] for server in after]
-    row = begun("shared", len(each)) | {"at_once": at_once, "answered": answered, "each": each}
-    row |= {"fps": round(answered / seconds, 2), "spread": round((max(each) - min(each)) / float(np.mean(each)), 4)}
+    row = begun(scene, len(each)) | {"answered": sum(each), "each": each, "fps": round(sum(each) / seconds, 2)}
+    row["spread"] = round((max(each) - min(each)) / float(np.mean(each)), 4)
     log.info("%s", row)
     return row
 
