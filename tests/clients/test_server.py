@@ -275,7 +275,7 @@ def test_clients_outlive_their_server(repository, picture):
             return await found(client)
 
     async def go():
-        with EmbeddedServer(repository, arguments=brief) as first:
+        with EmbeddedServer(repository, resolutions=[252], arguments=brief) as first:
             ports = (first.http_port, first.grpc_port, first.metrics_port)
             clients = [
                 kind(url_of(first, protocol), protocol=protocol, model=MODEL)
@@ -286,7 +286,7 @@ def test_clients_outlive_their_server(repository, picture):
         for client in clients:
             with pytest.raises(ServerUnavailable):
                 await found(client)
-        with EmbeddedServer(repository, *ports, arguments=brief):
+        with EmbeddedServer(repository, *ports, resolutions=[252], arguments=brief):
             for client in clients:
                 while (count := await found_again(client)) is None:
                     await asyncio.sleep(0.1)

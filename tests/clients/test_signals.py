@@ -20,13 +20,14 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids
 CAMERA, PAGE = "clients.camera", "clients.dashboard.app"
 
 
-@pytest.fixture
-def film(tmp_path):
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
     """Longer than any of these tests."""
-    with VideoWriter(tmp_path / "film.mp4", 20) as writer:
+    path = tmp_path_factory.mktemp("films") / "film.mp4"
+    with VideoWriter(path, 20) as writer:
         for i in range(3000):
             writer.write(np.full((48, 64, 3), i % 250, np.uint8))
-    return tmp_path / "film.mp4"
+    return path
 
 
 class Program:
@@ -109,15 +110,14 @@ def test_the_account_is_always_written(server, film, tmp_path, number):
         assert account["outputs"] == [{"output": str(folder / "yard.jsonl"), "written": len(lines), "lost": 0}]
 
 
-@SIGNALS
-def test_without_a_server(film, tmp_path, closed_port, number):
+def test_without_a_server(film, tmp_path, closed_port):
     """Every frame failed: the camera's status says so, the page's owner was told by the page."""
     config = cameras(tmp_path, film, f"127.0.0.1:{closed_port}")
     fleet = Program(tmp_path, CAMERA, "--config", config)
     page, address = dashboard(tmp_path / "page", cameras(tmp_path / "page", film, f"127.0.0.1:{closed_port}"))
     page.wait_for(lambda: figures(address)["failed"])
     fleet.wait_for(lambda: (tmp_path / "yard.jsonl").exists() and (tmp_path / "yard.jsonl").stat().st_size)
-    (status, account), (page_status, shown) = fleet.end(number), page.end(number)
+    (status, account), (page_status, shown) = fleet.end(signal.SIGTERM), page.end(signal.SIGINT)
     assert (status, page_status) == (1, 0)
     assert adds_up(account)
     assert adds_up(shown)

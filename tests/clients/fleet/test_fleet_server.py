@@ -182,7 +182,7 @@ async def test_cameras_continue_after_the_server_was_killed(repository, film):
     def answered(count):
         return all(sum(a.outcome == "answered" for a in each) >= count for each in answers.values())
 
-    with EmbeddedServer(repository) as first:
+    with EmbeddedServer(repository, resolutions=[140]) as first:
         cameras = [Camera(config) for config in configs]
         pool = open_pool(FleetConfig(configs, (first.grpc_url,), timeout_s=10))
         fleet = asyncio.create_task(
