@@ -9,10 +9,11 @@ import pytest
 from tests.fuzz.configs import main
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, 17])
 def test_spoilt_configurations(capsys, seed):
-    assert main(["--cases", "150", "--seed", str(seed)]) == 0
+    assert main(["--cases", "200", "--seed", str(seed)]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["problems"] == []
-    assert told["read"] + told["refused"] == 150
-    assert min(told["read"], told["refused"]) > 0
+    assert told["read"] + told["refused"] == 200
+    assert told["read"] > 10
+    assert told["refused"] > 75

@@ -10,7 +10,6 @@ import yaml
 
 from clients.fleet.config import read_config
 from clients.fleet.yaml_lines import ConfigError, Entry, load
-from tests.fuzz import configs
 
 
 def plain(entry: Entry):
@@ -122,11 +121,3 @@ def test_a_password_is_in_no_message(file):
         with pytest.raises(ConfigError) as error:
             read_config(file(data))
         assert "Tr0ub4dor" not in str(error.value)
-
-
-def test_hundreds_of_spoilt_configurations(tmp_path):
-    """Each is a configuration, or a ConfigError with a line; thousands more are a command's."""
-    account = configs.run(400, 17, tmp_path)
-    assert account["problems"] == []
-    assert account["refused"] > 150
-    assert account["read"] > 20
