@@ -72,7 +72,11 @@ def built(
 
     def module_of(resolution: int, part: str) -> nn.Module:
         if part not in TRACKER_PARTS:
-            return make_part(part, at_size(source.model, resolution, 50), engine.ENGINE.style, "fp16")
+            model = at_size(source.model, resolution, 50)
+            if part == "decoder":  # from the second on, layers are alike, and each takes seconds to trace
+                for layers in (model.detr_encoder.layers, model.detr_decoder.layers):
+                    del layers[2:]
+            return make_part(part, model, engine.ENGINE.style, "fp16")
         assert source.tracker is not None
         sized = source.tracker.at_size(resolution)
         return make_tracker_part(part, sized.model, sized.neck, engine.ENGINE.style, "fp16")
