@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,8 @@ from export.sub_models.parts import PARTS
 from export.tiny.tokenizer import build_tokenizer
 from export.variant import Job, export_variant
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Most tensors here are small, on which threads only wait for each other; and other tests run beside these.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 WORDS = (
     "red circle",
@@ -129,16 +130,20 @@ class Export:
     variant: Variant
     model: Sam3Model
     runs: dict[str, Run]
-    written: list[Written]
+    written: Sequence[Written]
 
 
 def export(source: checkpoint.Source, root: Path, resolution: int, precision: str = "fp32") -> Export:
     queries = source.record.num_queries
     variant = Variant(resolution, queries, precision, max_pairs=16, checkpoint=source.record)
     written = export_variant(Job(source, variant, "onnxruntime", root, drawn_frames(2, resolution)))
+    return opened(source, root, variant, written)
+
+
+def opened(source: checkpoint.Source, root: Path, variant: Variant, written: Sequence[Written] = ()) -> Export:
     artifact = ENGINES["onnxruntime"].artifact
     runs = {part: onnx_session(root / getattr(variant, part).name / "1" / artifact) for part in PARTS}
-    return Export(root, variant, checkpoint.at_size(source.model, resolution, queries), runs, written)
+    return Export(root, variant, checkpoint.at_size(source.model, variant.resolution, variant.queries), runs, written)
 
 
 @pytest.fixture(scope="session")
@@ -195,13 +200,10 @@ def export_fresh(source: checkpoint.Source) -> Callable[..., Export]:
     return lambda root, resolution, precision="fp32", other=None: export(other or source, root, resolution, precision)
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """For tests of many small tensors, on which threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def open_export() -> Callable[..., Export]:
+    """(source, root, variant) -> an export for ONNX Runtime that is in that repository."""
+    return opened
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread: None) -> None:
-    """All tests here are of many small tensors."""
-
-
 @pytest.fixture
 def bare_folder(folder: Path, tmp_path: Path) -> Path:
     """The small checkpoint without weights."""

@@ -11,8 +11,6 @@ from export.checkpoint import load
 from export.slim.blocks import bridged, search, without_blocks
 from export.slim.cli import main
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def features(model):
     torch.manual_seed(0)

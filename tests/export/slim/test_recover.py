@@ -17,8 +17,6 @@ from export.slim.distil import distillation
 from export.slim.lessons import Lessons, frames_in, loader
 from export.slim.recover import Recipe, Sized, recover
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZE = 56  # pixels a side; enough to learn from, and quick
 
 

@@ -14,8 +14,6 @@ from export.checkpoint.random_weights import random_source
 from export.slim.cli import main
 from export.slim.shrink import Architecture, dispensable, planned, shrink, spread
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_channels_and_layers_are_the_whole_models(source):
     wanted = Architecture(width=48, depth=3, mlp=80, encoder_layers=1, decoder_layers=1)

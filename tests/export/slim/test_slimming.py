@@ -22,8 +22,6 @@ from export.slim.slimming import Job, SlimError, slim
 from export.sub_models.parts import Style, make_part
 from tests.export.checkpoint.meta_files import meta_state
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 TEXT = ("text_encoder.", "text_projection.")
 
 

@@ -24,7 +24,7 @@ def tokens_and_masks(video, resolution, frames, seed=11):
     return tokens.numpy(), clip.maps[0][:, None, ::2, ::2] == objects[:, None, None]
 
 
-def test_masks_and_presence_are_those_of_transformers(video, case, runs, variant, one_thread):
+def test_masks_and_presence_are_those_of_transformers(video, case, runs, variant):
     """Of objects that begin on different frames; one is given again."""
     of, own = variant(140), case(140)
     hidden, masks = tokens_and_masks(video, 140, FRAMES)

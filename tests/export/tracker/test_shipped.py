@@ -32,7 +32,7 @@ def shipped() -> checkpoint.Source:
     return checkpoint.load(str(CHECKPOINT), video=True)
 
 
-def test_a_trained_tracker_follows_as_transformers_does(shipped, runs, one_thread):
+def test_a_trained_tracker_follows_as_transformers_does(shipped, runs):
     of = Variant(RESOLUTION, 50, "fp32", checkpoint=shipped.record, tracker=shipped.tracker.record)
     video, tracker = held_out_video(VIDEO, FRAMES), shipped.tracker.at_size(RESOLUTION)
     video.frames[AWAY] = held_out_video(OTHER, AWAY.stop).frames[AWAY]
