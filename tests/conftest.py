@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,10 @@ from pathlib import Path
 import pytest
 
 from ensemble.server.embedded import EmbeddedServer
+
+# PyTorch's threads wait for each other by spinning: where other processes keep the cores busy too, as the servers and
+# the other half of `make test` do, two of them take up to ten times the processor time of one. Read when it is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "export" / "tiny" / "checkpoint"
