@@ -4,13 +4,13 @@ in fp16."""
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ensemble.gate.limits import LIMITS
+from ensemble.server.repository import read_variant
 from export.checkpoint import load
 from export.gate.detections import check_detections
 from export.gate.frames import to_pixels
@@ -28,10 +28,21 @@ def trained(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def trained_export(trained, export_fresh):
-    """(resolution, precision) -> the trained checkpoint's export, kept between runs while it is current."""
-    root = Path(__file__).parents[3] / "build" / "test-export"
-    return cache(lambda resolution, precision="fp32": export_fresh(root / precision, resolution, precision, trained))
+def served(trained, repository, open_export):
+    """Resolution -> the export in fp32 that the server's tests use."""
+
+    @cache
+    def read(resolution):
+        variant = read_variant(repository / f"sam3_r{resolution}" / "config.pbtxt")
+        return open_export(trained, repository, variant)
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def half(trained, export_fresh, tmp_path_factory):
+    """The export at 140 in fp16, which processors are slow at."""
+    return export_fresh(tmp_path_factory.mktemp("half") / "repository", 140, "fp16", trained)
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +69,16 @@ def scenes(trained):
 
 
 @pytest.fixture(scope="module")
-def truths(trained_export, scenes):
-    return cache(lambda resolution: all_expected_outputs(trained_export(resolution).model, scenes(resolution)))
+def truths(served, scenes):
+    return cache(lambda resolution: all_expected_outputs(served(resolution).model, scenes(resolution)))
 
 
 @pytest.mark.parametrize("with_boxes", [pytest.param(0, id="text"), pytest.param(1, id="text and boxes")])
 @pytest.mark.parametrize(
-    "resolution", [pytest.param(252, id="252 whole windows"), pytest.param(210, id="210 padded windows")]
+    "resolution", [pytest.param(252, id="252 whole windows"), pytest.param(140, id="140 padded windows")]
 )
-def test_detections_are_identical(trained_export, scenes, truths, resolution, with_boxes):
-    export, sample, truth = trained_export(resolution), scenes(resolution)[with_boxes], truths(resolution)[with_boxes]
+def test_detections_are_identical(served, scenes, truths, resolution, with_boxes):
+    export, sample, truth = served(resolution), scenes(resolution)[with_boxes], truths(resolution)[with_boxes]
     picks = strongest(scores(truth), export.variant.max_picks)
     found = check_detections(
         run_chain(export.runs, export.variant, sample, picks), truth, picks, threshold=0.5, margin=0.0
@@ -80,18 +91,17 @@ def test_detections_are_identical(trained_export, scenes, truths, resolution, wi
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_every_output_is_within_the_limits(trained_export, scenes, truths, precision):
-    export = trained_export(210, precision)
-    report = verify(export.runs, export.variant, scenes(210), truths(210))
+def test_every_output_is_within_the_limits(request, served, scenes, truths, precision):
+    export = served(140) if precision == "fp32" else request.getfixturevalue("half")
+    report = verify(export.runs, export.variant, scenes(140), truths(140))
     assert report.failures == ()
     numbers = [c for c in report.outputs if c.output != "mask_bits"]
     assert min(c.cosine for c in numbers) >= LIMITS[precision].cosine
     assert max(c.relative for c in numbers) <= LIMITS[precision].relative
 
 
-def test_fp16_answers_keep_their_dtypes(trained_export):
-    variant = trained_export(210, "fp16").variant
-    dtypes = {t.name: t.dtype for t in variant.decoder.outputs}
+def test_fp16_answers_keep_their_dtypes(half):
+    dtypes = {t.name: t.dtype for t in half.variant.decoder.outputs}
     assert dtypes == {
         **dict.fromkeys(("pred_logits", "pred_boxes", "presence_logits"), "FP32"),
         **dict.fromkeys(("query_features", "memory"), "FP16"),
