@@ -17,7 +17,7 @@ from clients.message import Image, as_tensors, fields_of, image_and_frame, outpu
 from ensemble.records import ModelSpec
 from ensemble.spec import DEFAULT_MAX_DETECTIONS, DEFAULT_THRESHOLD, Variant
 from ensemble.spec import Tracker as TrackerSizes
-from ensemble.video.variant import DEFAULT_DETECT_EVERY, DEFAULT_OBJECTS, STAGES, VideoVariant
+from ensemble.video.variant import DEFAULT_DETECT_EVERY, DEFAULT_OBJECTS, STAGES, VideoVariant, is_video_name
 
 _ANY = Variant(tracker=TrackerSizes())
 FRONT: ModelSpec = VideoVariant(_ANY, _ANY).front
@@ -87,6 +87,11 @@ class Conversation:
         objects: Tracks | None = None,
     ) -> None:
         self.look_for(classes)
+        if model is not None and not is_video_name(model):
+            raise InvalidRequest(
+                f"a session needs a video front model, whose name begins with sam3_video_r, got {model!r}; pictures by"
+                " themselves are asked with detect"
+            )
         self.model, self.restarts = model, 0
         self._settings: dict[str, Any] = {
             "threshold": [DEFAULT_THRESHOLD if threshold is None else threshold],
