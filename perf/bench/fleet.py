@@ -86,7 +86,7 @@ async def soak(
                 "answered": sum(done),
                 "fewest": min(done),
                 "load": os.getloadavg()[0],
-                "client_mb": sum(memory_mb(os.getpid()).values()) - behind - proxy,
+                "client_mb": sum(memory_mb(os.getpid(), {*pids, gateway.pid}).values()),
                 "envoy_mb": proxy,
                 "server_mb": behind,
             }

@@ -101,7 +101,7 @@ async def soak(
                 "answered": sum(done),
                 "fewest": min(done),
                 "load": os.getloadavg()[0],
-                "client_mb": sum(memory_mb(os.getpid()).values()) - server,
+                "client_mb": sum(memory_mb(os.getpid(), pids).values()),
                 "server_mb": server,
             }
             samples.append(

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import math
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ EXAMPLES = """examples:
 log = logging.getLogger(__name__)
 
 
-def memory_mb(pid: int) -> dict[str, float]:
+def memory_mb(pid: int, without: Collection[int | None] = ()) -> dict[str, float]:
     """Resident memory in MB of a process and its descendants, by the model that each serves (Triton runs each python
-    model in processes of its own) or its program. Shared pages count in each process that has touched them.
+    model in processes of its own) or its program; the processes `without` are left out with their descendants. Shared
+    pages count in each process that has touched them.
     """
     found: dict[str, float] = {}
     todo = [pid]
@@ -67,9 +69,11 @@ def memory_mb(pid: int) -> dict[str, float]:
         try:
             pages = int((process / "statm").read_text().split()[1])
             command = (process / "cmdline").read_text().split("\0")
-            todo += [int(child) for file in process.glob("task/*/children") for child in file.read_text().split()]
         except (OSError, IndexError):  # it has ended meanwhile
             continue
+        for file in process.glob("task/*/children"):
+            with contextlib.suppress(OSError):  # the thread has ended meanwhile
+                todo += [child for child in map(int, file.read_text().split()) if child not in without]
         models = [Path(word).parent.parent.name for word in command if word.endswith("/model.py")]
         name = models[0] if models else Path(command[0]).name
         found[name] = found.get(name, 0.0) + pages * PAGE / MB

@@ -46,17 +46,18 @@ def test_a_short_run_says_nothing_of_memory():
 
 def test_memory_is_that_of_the_descendants_too():
     """A process whose child fills 64 MB; its model's name is on its command line, as Triton's python backend has it."""
-    child = "x = b'1' * 64_000_000; print('there', flush=True); input()"
+    child = "import os; x = b'1' * 64_000_000; print(os.getpid(), flush=True); input()"
     parent = (
         f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}, '/models/sam3_r252/1/model.py'])"
     )
     with subprocess.Popen(
         [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout.readline() == "there\n"
-        found = soak.memory_mb(process.pid)
+        below = int(process.stdout.readline())
+        found, without = soak.memory_mb(process.pid), soak.memory_mb(process.pid, {below})
         process.communicate("\n", timeout=10)
     assert 64 < found.pop("sam3_r252") < 64 + 50
+    assert without.keys() == found.keys()
     assert 0 < sum(found.values()) < 50
     assert soak.memory_mb(process.pid) == {}
 
