@@ -1,8 +1,8 @@
 """The exceptions of the clients: six kinds of failure and their base, `Sam3ServerError`.
 
 tritonclient, gRPC, aiohttp and sockets each raise their own exceptions; `translate` turns all of them into one of
-these. Callers catch by kind and not by transport: each kind is also the built-in exception that a Python programmer
-expects. Messages name the address or the model, and the remedy.
+these. Callers catch by kind and not by transport: where a built-in exception is what a Python programmer expects, the
+kind is also that. Messages name the address or the model, and the remedy.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ TOO_LARGE: Final = "Payload Too Large"
 OF_ANOTHER: Final = "incomplete string data for inference input"
 """Triton's python backend tells this to every request of a batch in which one request's text is broken off. Those of
 this package never are."""
-OTHER_VERSION: Final = ("expected number of inputs", "unexpected inference", "data-type is")
-"""Triton's words for a model with other inputs or outputs than the client's; also part of what an older one says."""
-VERSIONS: Final = "client and server are of different versions: install the same one on both"
 TRIES: Final = 5
 """How often a request that another one has spoilt is sent."""
+OTHER_VERSION: Final = ("expected number of inputs", "unexpected inference", "data-type is")
+"""Triton's words for a model with other inputs or outputs than the client's."""
+VERSIONS: Final = "client and server are of different versions: install the same one on both"
 
 
 class Sam3ServerError(Exception):

@@ -99,8 +99,8 @@ class Pool:
             self.lost(endpoint, error=error)
 
     def lost(self, endpoint: Endpoint, hangs: str = "", error: ServerUnavailable | WrongVersion | None = None) -> None:
-        """Nothing answers at the endpoint: it gets no more frames until it answers again. `error` says what a request
-        met there. `hangs` says how it shows that it hangs; then its frames in flight are given up too."""
+        """The endpoint gets no more frames until it answers again. `error` says what a request met there: nobody, or a
+        server of another version. `hangs` says how it shows that it hangs; then its frames in flight are given up."""
         if endpoint.away:
             return
         endpoint.away = True
