@@ -232,17 +232,20 @@ def test_package_runs_at_every_size(
     assert np.array_equal(np.packbits(found["mask_logits"] > 0, axis=-1), found["mask_bits"])
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "geometry_encoder"])
 def test_package_runs_in_a_process_without_the_export(
-    sized: Callable[[int], Sam3Model], error: Callable[..., float], tmp_path: Path
+    part: str, sized: Callable[[int], Sam3Model], error: Callable[..., float], tmp_path: Path
 ) -> None:
-    """The geometry encoder has one output, which the compiled function returns bare; and a process that has imported
-    nothing but the runner: no operator of torchvision's is left."""
-    module = make_fused_part("geometry_encoder", sized(56), "fp32", "plain")
-    build_package(module, variant(56).geometry_encoder, tmp_path / "model.pt2", "cpu")
-    arguments = inputs("geometry_encoder", 56, images=2, pairs=3) | {
-        "boxes": torch.rand(3, 8, 4) * 0.3 + 0.3,
-        "box_labels": torch.tensor([[1] * 4 + [-10] * 4] * 3, dtype=torch.int32),
-    }
+    """One output, which the compiled function returns bare; and a process that has imported nothing but the runner:
+    no operator of torchvision's is left."""
+    module = make_fused_part(part, sized(56), "fp32", "plain")
+    build_package(module, getattr(variant(56), part), tmp_path / "model.pt2", "cpu")
+    arguments = inputs(part, 56, images=2, pairs=3, prompts=3)
+    if "boxes" in arguments:
+        arguments |= {
+            "boxes": torch.rand(3, 8, 4) * 0.3 + 0.3,
+            "box_labels": torch.tensor([[1] * 4 + [-10] * 4] * 3, dtype=torch.int32),
+        }
     (wanted,) = outputs(module, arguments)
     torch.save(arguments, tmp_path / "inputs.pt")
     script = (
